@@ -1,0 +1,1 @@
+"""Vocabulary and mechanisms shared by Hushtune's processes."""

@@ -1,0 +1,1 @@
+"""From adapter weights to few bytes and back."""

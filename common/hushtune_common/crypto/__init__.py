@@ -1,0 +1,1 @@
+"""Keys, agreement and envelopes."""

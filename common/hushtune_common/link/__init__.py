@@ -1,0 +1,1 @@
+"""The wiretap link: physics, coding points and secrecy designs."""

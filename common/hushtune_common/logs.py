@@ -1,0 +1,98 @@
+"""One JSON object per event: past participles with fields, secrets masked by type."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from typing import IO, Any
+
+from hushtune_common.clock import Clock
+from hushtune_common.messages import Digest, UpdateKey
+
+_FIELDS = "hushtune_fields"
+
+
+def log_event(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: object) -> None:
+    """Log ``event`` (a past participle, such as ``update_sealed``) with fields whose names carry their units."""
+    logger.log(level, event, extra={_FIELDS: fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """Renders a record as one JSON line, with ``bound`` context in every line."""
+
+    def __init__(self, *, clock: Clock, bound: Mapping[str, object]) -> None:
+        """Take the ``clock`` for timestamps and the ``bound`` fields (role, run, name)."""
+        super().__init__()
+        self._clock = clock
+        self._bound = dict(bound)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its newline."""
+        body: dict[str, object] = {
+            "time": self._clock.wall().isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **self._bound,
+            **getattr(record, _FIELDS, {}),
+        }
+        if record.name and not record.name.startswith("hushtune"):
+            body["logger"] = record.name
+        if record.exc_info:
+            body["exception"] = self.formatException(record.exc_info)
+        return json.dumps(body, default=_plain, ensure_ascii=False)
+
+
+class ReadableFormatter(logging.Formatter):
+    """Renders a record for a terminal: time, role, event, ``key=value`` pairs."""
+
+    def __init__(self, *, clock: Clock, bound: Mapping[str, object]) -> None:
+        """Take the ``clock`` and the ``bound`` context, of which the name is shown."""
+        super().__init__()
+        self._clock = clock
+        self._who = str(bound.get("name", bound.get("role", "")))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        fields: Mapping[str, object] = getattr(record, _FIELDS, {})
+        pairs = " ".join(f"{k}={_shown(v)}" for k, v in fields.items())
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname} "
+        line = f"{self._clock.wall():%H:%M:%S} {self._who:<12} {mark}{record.getMessage()} {pairs}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure(*, clock: Clock, stream: IO[str] | None = None, json_lines: bool | None = None, **bound: object) -> None:
+    """Send every record to ``stream`` (standard output): JSON unless it is a terminal. Called by composition roots only."""
+    target = sys.stdout if stream is None else stream
+    as_json = not target.isatty() if json_lines is None else json_lines
+    handler = logging.StreamHandler(target)
+    handler.setFormatter((JsonFormatter if as_json else ReadableFormatter)(clock=clock, bound=bound))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def _plain(value: Any) -> object:
+    match value:
+        case Digest():
+            return value.hex
+        case UpdateKey():
+            return value.text
+        case bytes() | bytearray() | memoryview():
+            return f"<{len(value)} bytes>"
+        case Enum():
+            return value.value
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return asdict(value)
+        case _ if hasattr(value, "item"):
+            return value.item()
+        case _:
+            return repr(value)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, default=_plain, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

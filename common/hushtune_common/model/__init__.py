@@ -1,0 +1,1 @@
+"""Language models, split into adapter blocks and middle."""

@@ -1,0 +1,1 @@
+"""Owner, coordinator, air, eavesdropper and the testbed."""

@@ -1,0 +1,1 @@
+"""The air: one transmission, two receivers."""

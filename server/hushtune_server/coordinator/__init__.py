@@ -1,0 +1,1 @@
+"""The coordinator: rounds and resource allocation."""

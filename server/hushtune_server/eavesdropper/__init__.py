@@ -1,0 +1,1 @@
+"""The eavesdropper on the wiretap link."""

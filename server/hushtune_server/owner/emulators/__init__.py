@@ -1,0 +1,1 @@
+"""Methods that turn a model into an emulator."""

@@ -1,0 +1,1 @@
+"""Runs and reports a whole experiment on one machine."""
