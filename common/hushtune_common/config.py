@@ -28,7 +28,7 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the scenario."""
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, frozen=True):
     """The owner's model and its adapter blocks."""
 
     source: str
@@ -39,7 +39,7 @@ class ModelConfig(Section):
     """Torch threads per process that trains or evaluates."""
 
 
-class DataConfig(Section):
+class DataConfig(Section, frozen=True):
     """Private text of the clients, the referee's held-out test, and the owner's public text."""
 
     private: str
@@ -55,7 +55,7 @@ class DataConfig(Section):
     """Windows of public text on which the owner judges a plug-in."""
 
 
-class EmulatorConfig(Section):
+class EmulatorConfig(Section, frozen=True):
     """How the owner compresses its model."""
 
     method: Literal["ablation", "uniform"] = "ablation"
@@ -65,7 +65,7 @@ class EmulatorConfig(Section):
     profile_tokens: Count = 768
 
 
-class GateConfig(Section):
+class GateConfig(Section, frozen=True):
     """What the owner accepts back."""
 
     norm_max: Positive = 1.0
@@ -74,14 +74,14 @@ class GateConfig(Section):
     """Roll back when the plug-in's loss on public text rises by more than this."""
 
 
-class OwnerConfig(Section):
+class OwnerConfig(Section, frozen=True):
     """The owner."""
 
     emulator: EmulatorConfig = EmulatorConfig()
     gate: GateConfig = GateConfig()
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Section, frozen=True):
     """How a client fine-tunes the adapter blocks: AdamW, linear warm-up and decay, clipping at 1."""
 
     learning_rate: Positive = 2e-4
@@ -91,7 +91,7 @@ class TrainingConfig(Section):
     final_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
 
 
-class CodecConfig(Section):
+class CodecConfig(Section, frozen=True):
     """How the adapter delta becomes bytes."""
 
     bits: Literal[4, 8] = 8
@@ -100,14 +100,14 @@ class CodecConfig(Section):
     """Zstandard level of the entropy coder."""
 
 
-class Position(Section):
+class Position(Section, frozen=True):
     """A place on the map, in metres; the owner's receiver stands at the origin."""
 
     x_m: float
     y_m: float
 
 
-class ClientConfig(Section):
+class ClientConfig(Section, frozen=True):
     """One data owner: its device and its place."""
 
     id: Name
@@ -119,7 +119,7 @@ class ClientConfig(Section):
     """kappa of ``power = kappa * clock**3``; 1e-36 gives 8 W at 2 TFLOP/s."""
 
 
-class AirConfig(Section):
+class AirConfig(Section, frozen=True):
     """Physics of the wiretap link. ``abstract`` is the fidelity of this version; bytes are handed over, block errors are drawn."""
 
     fidelity: Literal["abstract"] = "abstract"
@@ -131,7 +131,7 @@ class AirConfig(Section):
     """Coherence blocks that a codeword is interleaved over, with ``rayleigh_block``."""
 
 
-class SecrecyConfig(Section):
+class SecrecyConfig(Section, frozen=True):
     """What the secrecy gate demands and assumes."""
 
     log2_delta: Annotated[float, Meta(le=-1.0, ge=-512.0)] = -64.0
@@ -147,7 +147,7 @@ class SecrecyConfig(Section):
     codewords: Annotated[int, Meta(ge=1, le=16)] = 4
 
 
-class AllocatorConfig(Section):
+class AllocatorConfig(Section, frozen=True):
     """How resources are shared."""
 
     kind: Literal["equal_share"] = "equal_share"
@@ -155,7 +155,7 @@ class AllocatorConfig(Section):
     """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""
 
 
-class StragglersConfig(Section):
+class StragglersConfig(Section, frozen=True):
     """When a round closes."""
 
     kind: Literal["quorum", "deadline", "everyone"] = "quorum"
@@ -163,7 +163,7 @@ class StragglersConfig(Section):
     wait_after_s: NotNegative = 20.0
 
 
-class CoordinatorConfig(Section):
+class CoordinatorConfig(Section, frozen=True):
     """The coordinator."""
 
     allocator: AllocatorConfig = AllocatorConfig()
@@ -171,7 +171,7 @@ class CoordinatorConfig(Section):
     rounds: Count = 1
 
 
-class TimingConfig(Section):
+class TimingConfig(Section, frozen=True):
     """The three timeouts; every other wait is derived from them."""
 
     connect_s: Positive = 20.0
@@ -179,7 +179,7 @@ class TimingConfig(Section):
     round_s: Positive = 900.0
 
 
-class LimitsConfig(Section):
+class LimitsConfig(Section, frozen=True):
     """Bounds on everything a peer can make us hold."""
 
     clients_max: Count = 64
@@ -188,7 +188,7 @@ class LimitsConfig(Section):
     attempts_max: Count = 8
 
 
-class Scenario(Section):
+class Scenario(Section, frozen=True):
     """One experiment."""
 
     name: Name
