@@ -1,0 +1,110 @@
+"""Which counterparts does a client talk to, and what may it ask of each?
+
+Ports carry our own values only. The adapter over gRPC is ``gateway``; tests use one in process. Both pass the same suite.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hushtune_common.config import TimingConfig
+from hushtune_common.messages import (
+    Beat,
+    ClientReport,
+    Completion,
+    Digest,
+    Directive,
+    EmulatorManifest,
+    RunId,
+    Transmission,
+    UpdateKey,
+    Verdict,
+)
+from hushtune_common.units import PowerRatio, Second
+
+Progress = Callable[[int, int], None]
+"""Called with ``(bytes_done, bytes_total)``; the first number never falls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Welcome:
+    """The coordinator's answer to ``join``: which run this is, and the timeouts that the server owns."""
+
+    run: RunId
+    timing: TimingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameOutcome:
+    """The owner's receipt for one transmission: time on air, and the update's blocks that are still missing."""
+
+    airtime: Second
+    missing: tuple[int, ...]
+
+
+class OwnerPort(Protocol):
+    """The model owner.
+
+    Laws: ``fetch`` returns a file whose SHA-256 is the manifest's emulator digest or raises ``DigestMismatch``; fetching twice
+    gives the same content; ``verdict`` waits until the owner has judged and always returns the caller's own verdict.
+    """
+
+    async def manifest(self) -> EmulatorManifest:
+        """Return what the owner publishes for this scenario; ``ScenarioMismatch`` if it runs another one."""
+        ...
+
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
+        """Return the path of the emulator bundle, downloaded at most once; resumes where an earlier try stopped."""
+        ...
+
+    async def verdict(self, run: RunId, round_id: int) -> Verdict:
+        """Wait for the owner's judgement of this client's update; ``DeadlineExceeded`` after the round's time."""
+        ...
+
+
+class CoordinatorPort(Protocol):
+    """The coordinator.
+
+    Laws: ``follow`` yields directives in rising ``seq``, each above the ``last_seen_seq`` of the beat that opened the stream,
+    and misses none across reconnects; repeating ``report`` or ``complete`` with the same value has no second effect.
+    """
+
+    async def join(self) -> Welcome:
+        """Enter the run; ``ScenarioMismatch`` or ``VersionMismatch`` when this process does not belong there."""
+        ...
+
+    def follow(self, beat: Callable[[], Beat]) -> AsyncIterator[Directive]:
+        """Yield directives while sending ``beat()`` every sixth of ``idle_s``; ``PeerLost`` when reconnecting is hopeless."""
+        ...
+
+    async def report(self, report: ClientReport) -> None:
+        """Tell what this device can do; ``StaleRound`` when the round no longer gathers reports."""
+        ...
+
+    async def complete(self, completion: Completion) -> None:
+        """Say that the update is out, or that none will come."""
+        ...
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye before the process ends."""
+        ...
+
+
+class AirPort(Protocol):
+    """The air.
+
+    Laws: ``write_frame`` returns the digest of the bytes given; transmitting the same attempt twice gives the same outcome.
+    """
+
+    async def sound(self, round_id: int) -> PowerRatio:
+        """Return this client's own channel gain to the owner's receiver in that round (linear)."""
+        ...
+
+    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
+        """Hand over the frame of one attempt; resumable."""
+        ...
+
+    async def transmit(self, transmission: Transmission) -> FrameOutcome:
+        """Send a frame that was written, and wait for the owner's receipt."""
+        ...

@@ -1,0 +1,460 @@
+"""Where is this client in its round, and what does it have to do next?
+
+::
+
+    Idle --opened--> Reported --assigned, granted--> Assigned --started--> Training --sealed--> Uploading(attempt)
+    Reported --assigned, refused by the gate--> Completed
+    Uploading --blocks missing--> Uploading(attempt + 1)      Uploading --all received, or attempts spent--> Completed
+    Reported ... Uploading --failed--> Completed              any of a round --closed--> Closed --verdict--> Idle | Finished
+
+``advance`` is pure: a state and an event give the next state and the commands to carry out. The journal holds the events, so a
+restart folds them again and asks ``resume`` what was left undone. Events that come late, twice or for another round change
+nothing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from hushtune_common.messages import (
+    Assignment,
+    ClientId,
+    Completion,
+    Directive,
+    DirectiveKind,
+    GateDecision,
+    RunId,
+    UpdateKey,
+)
+from hushtune_common.units import Joule, Second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What does not change during a run: whose rounds these are, and how often a frame may be sent."""
+
+    run: RunId
+    client: ClientId
+    attempts_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What the client's part of a round has cost so far."""
+
+    bytes_raw: int
+    bytes_uploaded: int
+    airtime: Second
+    train_seconds: Second
+    energy: Joule
+
+
+_NOTHING = Tally(bytes_raw=0, bytes_uploaded=0, airtime=Second(0.0), train_seconds=Second(0.0), energy=Joule(0.0))
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """Between rounds; ``closed_round`` is the last one that ended (0 before the first)."""
+
+    closed_round: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """The round is open; the device reports and waits for its assignment."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """Granted; the trainer has not started yet."""
+
+    assignment: Assignment
+
+    @property
+    def round_id(self) -> int:
+        """The round of the assignment."""
+        return self.assignment.round_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The trainer is at work."""
+
+    assignment: Assignment
+
+    @property
+    def round_id(self) -> int:
+        """The round of the assignment."""
+        return self.assignment.round_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploading:
+    """The sealed update is on its way; ``only`` are the blocks of this attempt, ``None`` for all."""
+
+    assignment: Assignment
+    attempt: int
+    only: tuple[int, ...] | None
+    tally: Tally
+
+    @property
+    def round_id(self) -> int:
+        """The round of the assignment."""
+        return self.assignment.round_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """This client's part is done, well or badly; the round is still open for others."""
+
+    completion: Completion
+
+    @property
+    def round_id(self) -> int:
+        """The round that was completed."""
+        return self.completion.key.round_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The round is over and the owner's verdict is awaited; ``last`` if no round follows."""
+
+    round_id: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is over."""
+
+    round_id: int
+
+
+State = Idle | Reported | Assigned | Training | Uploading | Completed | Closed | Finished
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOpened:
+    """The coordinator opened a round."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentReceived:
+    """The coordinator said what this client may use, and whether it may send at all."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStarted:
+    """The trainer accepted the order."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSealed:
+    """Training is done and the sealed update is safe on disk."""
+
+    round_id: int
+    bytes_raw: int
+    train_seconds: Second
+    energy: Joule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameAnswered:
+    """One attempt went over the air and the owner named the blocks still ``missing``."""
+
+    round_id: int
+    attempt: int
+    frame_bytes: int
+    airtime: Second
+    energy: Joule
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundFailed:
+    """This client cannot finish the round."""
+
+    round_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundClosed:
+    """The coordinator closed the round; ``accepted`` if this client's update was among those accepted."""
+
+    round_id: int
+    accepted: bool
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictReached:
+    """The owner's verdict has arrived, or it is certain that none will."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    """The coordinator is going away."""
+
+
+Event = (
+    RoundOpened
+    | AssignmentReceived
+    | TrainingStarted
+    | UpdateSealed
+    | FrameAnswered
+    | RoundFailed
+    | RoundClosed
+    | VerdictReached
+    | Drained
+)
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Get the emulator, sound the channel, report."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Fine-tune at the assigned clock, then encode and seal."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Cut the sealed update into a frame of these blocks and put it on air."""
+
+    assignment: Assignment
+    attempt: int
+    only: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclude:
+    """Tell the coordinator how this client's part ended."""
+
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskVerdict:
+    """Fetch the owner's verdict."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon:
+    """Stop whatever is still being done for this round."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """End the process."""
+
+
+Command = Measure | Train | Send | Conclude | AskVerdict | Abandon | Stop
+Step = tuple[State, tuple[Command, ...]]
+
+
+def event_of(directive: Directive, *, client: ClientId) -> Event:
+    """Return what a directive means to ``client``. Raises ``ValueError`` for an assignment without content."""
+    match directive.kind:
+        case DirectiveKind.ROUND_OPENED:
+            return RoundOpened(round_id=directive.round_id)
+        case DirectiveKind.ASSIGNED:
+            if directive.assignment is None or directive.assignment.client != client:
+                raise ValueError(f"directive {directive.seq} assigns nothing to {client}")
+            return AssignmentReceived(assignment=directive.assignment)
+        case DirectiveKind.ROUND_CLOSED:
+            return RoundClosed(round_id=directive.round_id, accepted=client in directive.accepted, last=directive.last)
+        case DirectiveKind.DRAIN:
+            return Drained()
+
+
+def advance(state: State, event: Event, *, terms: Terms) -> Step:
+    """Return the next state and what to do now. Late, repeated and foreign events return the same state and nothing to do."""
+    match event:
+        case RoundOpened():
+            return _opened(state, event)
+        case AssignmentReceived():
+            return _assigned(state, event, terms=terms)
+        case TrainingStarted():
+            if isinstance(state, Assigned) and state.round_id == event.round_id:
+                return Training(assignment=state.assignment), ()
+            return state, ()
+        case UpdateSealed():
+            return _sealed(state, event)
+        case FrameAnswered():
+            return _answered(state, event, terms=terms)
+        case RoundFailed():
+            return _failed(state, event, terms=terms)
+        case RoundClosed():
+            return _closed(state, event)
+        case VerdictReached():
+            if isinstance(state, Closed) and state.round_id == event.round_id:
+                return _after(state.round_id, last=state.last)
+            return state, ()
+        case Drained():
+            return _drained(state)
+        case _:
+            assert_never(event)
+
+
+def resume(state: State) -> tuple[Command, ...]:
+    """Return the commands that a restarted process repeats; each is idempotent towards its peer."""
+    match state:
+        case Idle():
+            return ()
+        case Reported():
+            return (Measure(round_id=state.round_id),)
+        case Assigned() | Training():
+            return (Train(assignment=state.assignment),)
+        case Uploading():
+            return (Send(assignment=state.assignment, attempt=state.attempt, only=state.only),)
+        case Completed():
+            return (Conclude(completion=state.completion),)
+        case Closed():
+            return (AskVerdict(round_id=state.round_id),)
+        case Finished():
+            return (Stop(),)
+        case _:
+            assert_never(state)
+
+
+def _opened(state: State, event: RoundOpened) -> Step:
+    newer = Reported(round_id=event.round_id), (Measure(round_id=event.round_id),)
+    match state:
+        case Idle():
+            return newer if event.round_id > state.closed_round else (state, ())
+        case Finished():
+            return state, ()
+        case Closed():
+            # The verdict of the round before is no reason to miss this one; it stays readable at the owner.
+            return newer if event.round_id > state.round_id else (state, ())
+        case Reported() | Assigned() | Training() | Uploading() | Completed():
+            if event.round_id <= state.round_id:
+                return state, ()
+            return newer[0], (Abandon(round_id=state.round_id), *newer[1])
+        case _:
+            assert_never(state)
+
+
+def _assigned(state: State, event: AssignmentReceived, *, terms: Terms) -> Step:
+    assignment = event.assignment
+    if not isinstance(state, Reported) or state.round_id != assignment.round_id:
+        return state, ()
+    if assignment.gate.decision is GateDecision.GRANTED:
+        return Assigned(assignment=assignment), (Train(assignment=assignment),)
+    reason = f"gate {assignment.gate.decision}: {assignment.gate.reason}"
+    return _conclude(terms, round_id=assignment.round_id, attempt=1, uploaded=False, reason=reason, tally=_NOTHING)
+
+
+def _sealed(state: State, event: UpdateSealed) -> Step:
+    if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
+        return state, ()
+    tally = replace(_NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
+    sending = Uploading(assignment=state.assignment, attempt=1, only=None, tally=tally)
+    return sending, resume(sending)
+
+
+def _answered(state: State, event: FrameAnswered, *, terms: Terms) -> Step:
+    if not isinstance(state, Uploading) or (state.round_id, state.attempt) != (event.round_id, event.attempt):
+        return state, ()
+    tally = replace(
+        state.tally,
+        bytes_uploaded=state.tally.bytes_uploaded + event.frame_bytes,
+        airtime=Second(state.tally.airtime + event.airtime),
+        energy=Joule(state.tally.energy + event.energy),
+    )
+    if not event.missing:
+        return _conclude(terms, round_id=state.round_id, attempt=state.attempt, uploaded=True, reason="", tally=tally)
+    if state.attempt >= terms.attempts_max:
+        reason = f"channel outage: {len(event.missing)} blocks missing after {state.attempt} attempts"
+        return _conclude(terms, round_id=state.round_id, attempt=state.attempt, uploaded=False, reason=reason, tally=tally)
+    again = Uploading(assignment=state.assignment, attempt=state.attempt + 1, only=event.missing, tally=tally)
+    return again, resume(again)
+
+
+def _failed(state: State, event: RoundFailed, *, terms: Terms) -> Step:
+    if not isinstance(state, Reported | Assigned | Training | Uploading) or state.round_id != event.round_id:
+        return state, ()
+    attempt, tally = (state.attempt, state.tally) if isinstance(state, Uploading) else (1, _NOTHING)
+    return _conclude(terms, round_id=state.round_id, attempt=attempt, uploaded=False, reason=event.reason, tally=tally)
+
+
+def _conclude(terms: Terms, *, round_id: int, attempt: int, uploaded: bool, reason: str, tally: Tally) -> Step:
+    key = UpdateKey(run=terms.run, round_id=round_id, client=terms.client, attempt=attempt)
+    completion = Completion(
+        key=key,
+        uploaded=uploaded,
+        reason=reason,
+        bytes_raw=tally.bytes_raw,
+        bytes_uploaded=tally.bytes_uploaded,
+        airtime=tally.airtime,
+        train_seconds=tally.train_seconds,
+        energy=tally.energy,
+    )
+    return Completed(completion=completion), (Conclude(completion=completion),)
+
+
+def _closed(state: State, event: RoundClosed) -> Step:
+    match state:
+        case Idle():
+            if event.round_id <= state.closed_round:
+                return state, ()
+            return _after(event.round_id, last=event.last)
+        case Closed() | Finished():
+            return state, ()
+        case Reported() | Assigned() | Training() | Uploading() | Completed():
+            if event.round_id != state.round_id:
+                return state, ()
+        case _:
+            assert_never(state)
+    abandoned = () if isinstance(state, Completed) else (Abandon(round_id=event.round_id),)
+    uploaded = isinstance(state, Completed) and state.completion.uploaded
+    if uploaded or event.accepted:
+        return Closed(round_id=event.round_id, last=event.last), (*abandoned, AskVerdict(round_id=event.round_id))
+    # Nothing was sent in full, so the owner has nothing to judge.
+    after, commands = _after(event.round_id, last=event.last)
+    return after, (*abandoned, *commands)
+
+
+def _drained(state: State) -> Step:
+    match state:
+        case Closed():
+            return replace(state, last=True), ()
+        case Finished():
+            return state, ()
+        case Idle():
+            return _after(state.closed_round, last=True)
+        case Reported() | Assigned() | Training() | Uploading() | Completed():
+            return Finished(round_id=state.round_id), (Abandon(round_id=state.round_id), Stop())
+        case _:
+            assert_never(state)
+
+
+def _after(round_id: int, *, last: bool) -> Step:
+    return (Finished(round_id=round_id), (Stop(),)) if last else (Idle(closed_round=round_id), ())
