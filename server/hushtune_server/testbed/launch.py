@@ -1,0 +1,254 @@
+"""Runs a scenario: every role as its own process, supervised to the end, then the referee and the report."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from hushtune_common.clock import Clock
+from hushtune_common.config import Scenario
+from hushtune_common.errors import DeadlineExceeded, HushtuneError, PeerLost
+from hushtune_common.messages import Role
+from hushtune_server import pki
+from hushtune_server.testbed import report, rundir
+from hushtune_server.testbed.processes import Child, address_of, start, stop_all
+from hushtune_server.testbed.rundir import RunDirectory
+from hushtune_server.testbed.view import View
+
+SERVER = "hushtune_server"
+CLIENT = "hushtune_client"
+ANY_PORT = "127.0.0.1:0"
+_TICK_S = 0.2
+_SETUP_S = 900.0
+_REFEREE_S = 3600.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run an experiment."""
+
+    runs: Path
+    cache: Path
+    live: bool = True
+    bound: bool = False
+    keep_state: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an experiment ended: its directory, exit code and, when something failed, why."""
+
+    run: RunDirectory
+    code: int
+    problem: str = ""
+
+
+class _Interrupted(Exception):
+    """The person at the keyboard wants to stop."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    """The processes of one experiment and what is shown of them."""
+
+    run: RunDirectory
+    clock: Clock
+    view: View
+    started_s: float
+    live: Live | None
+    children: list[Child] = field(default_factory=list[Child])
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _reported: set[str] = field(default_factory=set[str])
+
+    async def add(self, name: str, module: str, arguments: Sequence[str]) -> Child:
+        child = await start(self.run, name, module, arguments)
+        self.children.append(child)
+        pids = self.run.facts().get("pids", {})
+        self.run.update(pids={**pids, name: child.process.pid})
+        self.tick()
+        return child
+
+    async def address(self, child: Child) -> str:
+        waiting = asyncio.ensure_future(address_of(child, clock=self.clock, within_s=_SETUP_S))
+        while not waiting.done():
+            await asyncio.wait([waiting], timeout=_TICK_S)
+            self._check_stop(waiting)
+            self.tick(except_for=child)
+            self.view.apply(child.name, _take(child))
+        return waiting.result()
+
+    def tick(self, *, except_for: Child | None = None) -> None:
+        for child in self.children:
+            if child is not except_for:
+                self.view.apply(child.name, [*_take(child), *child.poll()])
+            child.measure()
+            if child.code is not None and child.name not in self._reported:
+                self._reported.add(child.name)
+                self.view.apply(child.name, [{"event": "process_ended", "code": child.code}])
+        if self.live is not None:
+            self.live.update(self.view.render(elapsed_s=self.clock.monotonic() - self.started_s))
+
+    async def until_ended(self, watched: Sequence[Child], *, essential: Sequence[Child], within_s: float) -> None:
+        """Wait for all of ``watched``; typed errors when an essential process fails first or time runs out."""
+        limit = self.clock.monotonic() + within_s
+        while any(child.code is None for child in watched):
+            self._check_stop()
+            for child in essential:
+                if child.code not in (None, 0, 9):
+                    raise PeerLost(f"{child.name} ended with code {child.code}: {child.last_words() or 'see its log'}")
+            if self.clock.monotonic() > limit:
+                raise DeadlineExceeded(f"{', '.join(c.name for c in watched if c.code is None)}: not done after {within_s:.0f} s")
+            await self.clock.sleep(_TICK_S)
+            self.tick()
+        self.tick()
+
+    def _check_stop(self, pending: "asyncio.Future[str] | None" = None) -> None:
+        if self.stop.is_set():
+            if pending is not None:
+                pending.cancel()
+            raise _Interrupted
+
+
+def _take(child: Child) -> list[dict[str, object]]:
+    taken, child.events_seen[:] = list(child.events_seen), []
+    return taken
+
+
+async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, console: Console) -> Outcome:
+    """Run ``scenario`` and return how it ended. All children have stopped when this returns, whatever happened."""
+    run = rundir.create(options.runs, scenario, now=clock.wall())
+    started_s = clock.monotonic()
+    run.update(
+        id=run.id,
+        status=rundir.RUNNING,
+        started=clock.wall().isoformat(timespec="seconds"),
+        seed=scenario.seed,
+        scenario=scenario.name,
+        scenario_digest=scenario.digest.hex,
+        versions=versions(),
+        command=sys.argv[1:],
+    )
+    view = View(f"{run.id}  fidelity: {scenario.air.fidelity}")
+    screen = Live(console=console, refresh_per_second=4, transient=False) if options.live else None
+    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, live=screen)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals(stage.stop))
+        if screen is not None:
+            stack.enter_context(screen)
+        status, code, problem = await _supervised(stage, scenario, options)
+    wall_s = clock.monotonic() - started_s
+    peaks = {label: rss for child in stage.children for label, rss in child.peak_rss_bytes.items()}
+    run.update(status=status, wall_s=round(wall_s, 1), peak_rss_bytes=peaks, problem=problem)
+    report.write(run, scenario)
+    if not options.keep_state:
+        run.forget_secrets()
+        run.prune_blobs()
+    return Outcome(run=run, code=code, problem=problem)
+
+
+async def _supervised(stage: _Stage, scenario: Scenario, options: Options) -> tuple[str, int, str]:
+    try:
+        code = await _play(stage, scenario, options)
+    except _Interrupted:
+        return rundir.INTERRUPTED, 130, "stopped from the keyboard"
+    except HushtuneError as error:
+        return rundir.FAILED, error.exit_code, str(error)
+    finally:
+        await stop_all(stage.children)
+        stage.tick()
+    return (rundir.FINISHED, 0, "") if code == 0 else (rundir.FAILED, code, "the round failed; see the report")
+
+
+async def _play(stage: _Stage, scenario: Scenario, options: Options) -> int:
+    run = stage.run
+    names = ["coordinator", "air", "owner", "eavesdropper", *(c.id for c in scenario.clients)]
+    _issue_kits(run, scenario, clock=stage.clock)
+    home = {name: ["--kit", str(run.kit(name)), "--state", str(run.state(name))] for name in names}
+    full = str(run.scenario)
+    coordinator = await stage.add(
+        "coordinator", SERVER, ["coordinator", "serve", full, "--run", run.id, "--listen", ANY_PORT, *home["coordinator"]]
+    )
+    air = await stage.add("air", SERVER, ["air", "serve", full, "--listen", ANY_PORT, *home["air"]])
+    at_coordinator = ["--coordinator", await stage.address(coordinator)]
+    at_air = ["--air", await stage.address(air)]
+    tap = await stage.add("eavesdropper", SERVER, ["eavesdropper", "listen", str(run.scenario_for_tap), *at_air, *home["eavesdropper"]])
+    owner = await stage.add(
+        "owner",
+        SERVER,
+        ["owner", "serve", full, "--listen", ANY_PORT, "--cache", str(options.cache), *at_coordinator, *at_air, *home["owner"]],
+    )
+    at_owner = ["--owner", await stage.address(owner)]
+    clients = [
+        await stage.add(c.id, CLIENT, ["run", full, "--client", c.id, *at_owner, *at_coordinator, *at_air, *home[c.id]])
+        for c in scenario.clients
+    ]
+    servers = [coordinator, air, owner, tap]
+    rounds_s = scenario.coordinator.rounds * scenario.timing.round_s + _SETUP_S
+    await stage.until_ended([coordinator, owner], essential=servers, within_s=rounds_s)
+    await _let_end(stage, clients, within_s=10.0)
+    await stop_all([tap, air])
+    if coordinator.code != 0:
+        return coordinator.code or 0
+    flags = ["--bound"] if options.bound else []
+    referee = await stage.add("referee", SERVER, ["testbed", "referee", str(run.path), "--cache", str(options.cache), *flags])
+    await stage.until_ended([referee], essential=[referee], within_s=_REFEREE_S)
+    return referee.code or 0
+
+
+async def _let_end(stage: _Stage, children: Sequence[Child], *, within_s: float) -> None:
+    limit = stage.clock.monotonic() + within_s
+    while any(c.code is None for c in children) and stage.clock.monotonic() < limit:
+        await stage.clock.sleep(_TICK_S)
+        stage.tick()
+
+
+def _issue_kits(run: RunDirectory, scenario: Scenario, *, clock: Clock) -> None:
+    authority = run.path / "pki"
+    pki.init(authority, clock=clock)
+    for role in (Role.OWNER, Role.COORDINATOR, Role.AIR, Role.EAVESDROPPER):
+        pki.issue(authority, role=role, name=role.value, out=run.kit(role.value), clock=clock)
+    for client in scenario.clients:
+        pki.issue(authority, role=Role.CLIENT, name=client.id, out=run.kit(client.id), clock=clock)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event):  # noqa: ANN202 - a context manager without a value
+    """Turn SIGINT and SIGTERM into an orderly stop; a second one changes nothing."""
+    loop = asyncio.get_running_loop()
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(kind, stop.set)
+    try:
+        yield
+    finally:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(kind)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, the source revision included when there is one."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("hushtune-server", "torch", "transformers", "numpy", "grpcio", "protobuf", "cryptography", "zstandard"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        source = Path(__file__).resolve().parent
+        found["revision"] = subprocess.run(  # noqa: S603 - a fixed command
+            ["git", "-C", str(source), "describe", "--always", "--dirty"],  # noqa: S607 - git from the user's path
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        ).stdout.strip()
+    return found

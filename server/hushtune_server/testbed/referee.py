@@ -1,0 +1,145 @@
+"""The referee: scores every setting on held-out private text. Exists in a testbed only, because it sees both sides."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hushtune_common.adapter import AdapterState, load_adapter
+from hushtune_common.clock import Clock
+from hushtune_common.config import Scenario
+from hushtune_common.logs import log_event
+from hushtune_common.model.bundle import read_bundle, write_bundle
+from hushtune_common.model.data import load_records, share_out
+from hushtune_common.model.finetune import Progress, Unpaced, finetune
+from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.sources import ModelSource, open_source
+from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
+
+_logger = logging.getLogger(__name__)
+
+Windows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the referee looks at: both sides' results and the text nobody trained on."""
+
+    source: ModelSource
+    bundle: Path
+    adapters: Mapping[str, Path]
+    test: Windows
+    train: Windows
+    scenario: Scenario
+
+
+def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, clock: Clock) -> dict[str, Any]:
+    """Score all settings of a finished run, write ``referee.json`` and return it.
+
+    Perplexities are on the held-out test windows, which neither the owner nor any client has read. ``bound`` adds the adapter
+    blocks trained in the full model and full fine-tuning, both on the pooled training text (slow).
+    """
+    evidence = _gather(run, scenario, cache=cache)
+    result: dict[str, Any] = {"test_windows": int(len(evidence.test)), "settings": {}, "clients": {}}
+    log_event(_logger, "phase_changed", phase="scoring on held-out text")
+
+    def record(setting: str, loss: float, *, client: str | None = None) -> None:
+        score = {"perplexity": exp(loss), "loss_nats": loss}
+        if client is None:
+            result["settings"][setting] = score
+        else:
+            result["clients"].setdefault(client, {})[setting] = score
+        name = setting if client is None else f"{setting} of {client}"
+        log_event(_logger, "setting_evaluated", setting=name, perplexity=exp(loss))
+
+    _score_emulator(evidence, record)
+    _score_full(evidence, record)
+    if bound:
+        _score_bounds(evidence, record, work=run.state("referee"), clock=clock)
+    write_json(run.path / "referee.json", result)
+    return result
+
+
+def _gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
+    owner = run.state("owner")
+    bundle = Path(read_json(owner / "owner.json")["bundle"])
+    tokens = read_bundle(bundle).tokens
+    clients = [c.id for c in scenario.clients]
+    shares = share_out(
+        load_records(scenario.data.private), clients=clients, how=scenario.data.split, seeds=SeedTree(scenario.seed).child("data")
+    )
+    length, per_client = scenario.data.window_tokens, scenario.data.train_windows
+    return Evidence(
+        source=open_source(scenario.model.source, cache=cache),
+        bundle=bundle,
+        adapters={p.stem: p for p in sorted((owner / "adapters").glob("*.safetensors"))},
+        test=tokens.windows(shares.test, length=length, limit=scenario.data.test_windows),
+        train=np.concatenate([tokens.windows(shares.train[c], length=length, limit=per_client) for c in clients]),
+        scenario=scenario,
+    )
+
+
+Record = Callable[..., None]
+
+
+def _score_emulator(evidence: Evidence, record: Record) -> None:
+    bundle = read_bundle(evidence.bundle)
+    emulator = bundle.load()
+    record("emulator_zero_shot", emulator.loss(evidence.test))
+    if "aggregate" in evidence.adapters:
+        emulator.set_adapter(load_adapter(evidence.adapters["aggregate"], bundle.schema).tensors)
+        record("emulator_fine_tuned", emulator.loss(evidence.test))
+
+
+def _score_full(evidence: Evidence, record: Record) -> None:
+    schema = read_bundle(evidence.bundle).schema
+    model = evidence.source.load()
+    record("full_zero_shot", model.loss(evidence.test))
+    for name, path in evidence.adapters.items():
+        score = _plugged(model, load_adapter(path, schema), evidence.test)
+        record("plug_in", score, client=None if name == "aggregate" else name)
+
+
+def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> float:
+    model.set_adapter(adapter.tensors)
+    return model.loss(windows)
+
+
+def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Clock) -> None:
+    blocks = tuple(range(evidence.source.block_count))
+    adapter = read_bundle(evidence.bundle).plan.adapter
+    for setting, trained in (("bound", adapter), ("full_fine_tuned", blocks)):
+        log_event(_logger, "phase_changed", phase=f"training {setting}")
+        work.mkdir(parents=True, exist_ok=True)
+        path = work / f"{setting}.safetensors"
+        write_bundle(path, source=evidence.source, plan=Plan.keep_all(evidence.source, adapter=trained))
+        state = finetune(
+            path,
+            evidence.train,
+            config=evidence.scenario.training,
+            threads=evidence.scenario.model.threads,
+            seeds=SeedTree(evidence.scenario.seed).child("referee", setting),
+            governor=Unpaced(clock=clock),
+            report=_tell,
+        )
+        model = evidence.source.load()
+        record(setting, _plugged(model, state, evidence.test))
+        path.unlink()
+
+
+def _tell(progress: Progress) -> None:
+    log_event(
+        _logger,
+        "training_progressed",
+        step=progress.step,
+        steps=progress.steps,
+        loss=progress.loss,
+        tokens_per_s=progress.tokens / max(progress.wall_s, 1e-9),
+    )

@@ -1,0 +1,165 @@
+"""A run directory: where an experiment keeps its scenario, logs, states and report, and how to find it again.
+
+::
+
+    runs/<id>/
+      run.json            id, status, seed, versions, command line
+      scenario.toml       resolved, defaults included;  scenario-tap.toml: the same without the seed
+      logs/<name>.jsonl   one JSON object per event;  logs/<name>.stderr: anything else a process printed
+      state/<name>/       each process's own state
+      report.json         the result
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from hushtune_common.config import Scenario, to_toml_tree, without_seed
+from hushtune_common.errors import ConfigError
+
+FINISHED = "finished"
+INTERRUPTED = "interrupted"
+FAILED = "failed"
+RUNNING = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """One run's directory."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id, which is the directory's name."""
+        return self.path.name
+
+    def log(self, name: str) -> Path:
+        """The JSON lines of process ``name``."""
+        return self.path / "logs" / f"{name}.jsonl"
+
+    def errors(self, name: str) -> Path:
+        """What process ``name`` printed beside its log."""
+        return self.path / "logs" / f"{name}.stderr"
+
+    def state(self, name: str) -> Path:
+        """The state directory of process ``name``."""
+        return self.path / "state" / name
+
+    def kit(self, name: str) -> Path:
+        """The certificate kit of process ``name``."""
+        return self.path / "kits" / name
+
+    @property
+    def scenario(self) -> Path:
+        """The resolved scenario."""
+        return self.path / "scenario.toml"
+
+    @property
+    def scenario_for_tap(self) -> Path:
+        """The resolved scenario without its seed."""
+        return self.path / "scenario-tap.toml"
+
+    @property
+    def report(self) -> Path:
+        """The result."""
+        return self.path / "report.json"
+
+    def facts(self) -> dict[str, Any]:
+        """Return ``run.json``; an empty mapping when it is not there yet."""
+        return read_json(self.path / "run.json")
+
+    def update(self, **facts: object) -> None:
+        """Merge ``facts`` into ``run.json``."""
+        write_json(self.path / "run.json", {**self.facts(), **facts})
+
+    def forget_secrets(self) -> None:
+        """Delete the run's certificate authority and keys; they were made for this run only."""
+        for name in ("pki", "kits"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def prune_blobs(self) -> None:
+        """Delete the big blobs (emulators, frames, receptions); adapters, journals and evidence stay."""
+        for blobs in (self.path / "state").glob("*/blobs"):
+            shutil.rmtree(blobs, ignore_errors=True)
+
+
+def create(root: Path, scenario: Scenario, *, now: datetime) -> RunDirectory:
+    """Make a new run directory below ``root`` and write the resolved scenario into it."""
+    stamp = f"{scenario.name[:32]}-{now:%Y%m%d-%H%M%S}-s{scenario.seed}"
+    for suffix in ("", *(f"-{k}" for k in range(2, 100))):
+        run = RunDirectory(root / f"{stamp}{suffix}".lower())
+        if not run.path.exists():
+            break
+    try:
+        for folder in ("logs", "state", "kits"):
+            (run.path / folder).mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError("--runs", f"cannot create {run.path} ({error}); give a writable folder") from error
+    run.scenario.write_text(tomli_w.dumps(to_toml_tree(scenario)), encoding="utf-8")
+    run.scenario_for_tap.write_text(tomli_w.dumps(to_toml_tree(without_seed(scenario))), encoding="utf-8")
+    return run
+
+
+def find(root: Path, run_id: str) -> RunDirectory:
+    """Return the run called ``run_id``, or the newest for ``latest``; a unique beginning is enough."""
+    runs = list(all_runs(root))
+    if not runs:
+        raise ConfigError("--runs", f"no runs in {root}; start one with: hushtune testbed run scenarios/demo.toml")
+    if run_id == "latest":
+        return runs[-1]
+    matches = [r for r in runs if r.id == run_id] or [r for r in runs if r.id.startswith(run_id)]
+    if len(matches) != 1:
+        known = ", ".join(r.id for r in (matches or runs)[-5:])
+        problem = "fits several runs" if matches else "no such run"
+        raise ConfigError(run_id, f"{problem} in {root}; for example: {known}")
+    return matches[0]
+
+
+def all_runs(root: Path) -> Iterator[RunDirectory]:
+    """Yield the runs below ``root``, oldest first."""
+    found = [RunDirectory(p.parent) for p in root.glob("*/run.json")]
+    yield from sorted(found, key=lambda r: (str(r.facts().get("started", "")), r.id))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from ``path``; empty when the file is missing or cut short."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Replace ``path`` atomically by ``value``, so that a reader never sees half of it."""
+    fresh = path.with_suffix(path.suffix + ".new")
+    fresh.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a JSON lines file; a line cut short by a crash is left out."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(value, dict):
+                    yield cast(dict[str, Any], value)
+    except OSError:
+        return
+
+
+def default_root() -> Path:
+    """``runs`` in the current folder."""
+    return Path(os.curdir) / "runs"

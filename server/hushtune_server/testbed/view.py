@@ -1,0 +1,140 @@
+"""What every process is doing right now: a fold over their log events, and its rendering."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_QUIET = {"transfer_progressed", "training_progressed", "phase_changed"}
+
+
+@dataclass(slots=True)
+class ProcessView:
+    """One line of the live view."""
+
+    name: str
+    phase: str = "starting"
+    done: float = 0.0
+    total: float = 0.0
+    detail: str = ""
+    ended: bool = False
+
+    def apply(self, event: Mapping[str, Any]) -> None:
+        """Fold one log event; unknown events change nothing."""
+        match event.get("event"):
+            case "phase_changed":
+                self.phase, self.done, self.total = str(event.get("phase", "")), 0.0, 0.0
+            case "training_progressed":
+                self.phase = "training"
+                self.done, self.total = _number(event, "step"), _number(event, "steps")
+                self.detail = f"loss {_number(event, 'loss'):.3f}  {_number(event, 'tokens_per_s'):.0f} tok/s"
+            case "transfer_progressed":
+                self.phase = f"{event.get('kind', 'blob')} transfer"
+                self.done, self.total = _number(event, "bytes_done"), _number(event, "bytes_total")
+                self.detail = f"{self.done / 1e6:.1f} / {self.total / 1e6:.1f} MB"
+            case "profile_progressed" | "evaluation_progressed":
+                self.done, self.total = _number(event, "done"), _number(event, "total")
+            case "training_finished":
+                self.done = self.total = 0.0
+                self.detail = f"loss {_number(event, 'loss_first'):.3f} -> {_number(event, 'loss_last'):.3f}"
+            case "process_ended":
+                code = event.get("code")
+                self.ended, self.done, self.total = True, 0.0, 0.0
+                self.phase = "done" if code == 0 else f"ended with code {code}"
+            case _:
+                pass
+
+
+@dataclass(slots=True)
+class View:
+    """All processes and the latest notable events."""
+
+    title: str
+    processes: dict[str, ProcessView] = field(default_factory=dict[str, ProcessView])
+    news: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def apply(self, name: str, events: Iterable[Mapping[str, Any]]) -> None:
+        """Fold the events of process ``name``."""
+        process = self.processes.setdefault(name, ProcessView(name))
+        for event in events:
+            process.apply(event)
+            told = headline(event)
+            if told:
+                self.news.append((name, told))
+        del self.news[:-12]
+
+    def render(self, *, elapsed_s: float) -> RenderableType:
+        """Return the screen: a table of processes above the latest events."""
+        table = Table(title=f"{self.title}   {elapsed_s:.0f} s", title_justify="left", expand=False, box=None, padding=(0, 2, 0, 0))
+        for heading in ("process", "doing", "progress", ""):
+            table.add_column(heading, style="bold" if heading == "process" else "")
+        for process in self.processes.values():
+            bar: RenderableType = ProgressBar(total=process.total, completed=process.done, width=24) if process.total > 0 else ""
+            phase = Text(process.phase, style="dim" if process.ended else "")
+            table.add_row(process.name, phase, bar, Text(process.detail, style="dim"))
+        news = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, told in self.news:
+            news.add_row(Text(name, style="cyan"), Text(told))
+        return Group(table, Text(""), news)
+
+
+def headline(event: Mapping[str, Any]) -> str:
+    """Return what a person wants to read of an event, or nothing."""
+    kind = str(event.get("event", ""))
+    if kind in _QUIET:
+        return ""
+    if str(event.get("level", "info")) in {"warning", "error", "critical"}:
+        return f"{kind} {event.get('reason', '') or event.get('message', '')}".strip()
+    teller = _HEADLINES.get(kind)
+    return teller(event) if teller else ""
+
+
+def _number(event: Mapping[str, Any], key: str) -> float:
+    value = event.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _mb(event: Mapping[str, Any], key: str) -> str:
+    return f"{_number(event, key) / 1e6:.2f} MB"
+
+
+def _gate(event: Mapping[str, Any]) -> str:
+    return (
+        f"secrecy gate for {event.get('client')}: {str(event.get('decision')).upper()}  "
+        f"owner hears {_number(event, 'snr_main_db'):.1f} dB, tap at most {_number(event, 'snr_tap_bound_db'):.1f} dB, "
+        f"{_number(event, 'rate_coded'):.2f} secret bit/symbol"
+    )
+
+
+_HEADLINES = {
+    "round_opened": lambda e: f"round {e.get('round_id', '')} opened",
+    "gate_decided": _gate,
+    "training_finished": lambda e: (
+        f"trained {e.get('steps')} steps in {_number(e, 'train_s'):.0f} s at clock share {_number(e, 'clock_share'):.2f}, "
+        f"{_number(e, 'energy_j'):.0f} J (modelled)"
+    ),
+    "update_encoded": lambda e: f"adapter {_mb(e, 'bytes_raw')} -> {_mb(e, 'bytes_encoded')}",
+    "update_sealed": lambda e: f"sealed {_mb(e, 'bytes_sealed')}, digest {str(e.get('digest', ''))[:12]}",
+    "frame_transmitted": lambda e: (
+        f"attempt {e.get('attempt')}: {e.get('blocks')} blocks on air for {_number(e, 'airtime_s'):.1f} s, "
+        f"{e.get('missing')} to repeat ({e.get('fidelity')})"
+    ),
+    "update_accepted": lambda e: f"accepted the adapter of {e.get('client')}",
+    "update_refused": lambda e: f"refused the adapter of {e.get('client')}: {e.get('reason')}",
+    "plugin_evaluated": lambda e: (
+        f"plug-in of {e.get('client')}: public perplexity {_number(e, 'perplexity_public_before'):.1f} -> "
+        f"{_number(e, 'perplexity_public'):.1f}"
+    ),
+    "plugin_kept": lambda _: "kept the plug-in",
+    "plugin_rolled_back": lambda e: f"rolled back: {e.get('reason', '')}",
+    "reception_attacked": lambda e: (
+        f"heard {e.get('blocks_heard')} of {e.get('blocks')} blocks of {e.get('client')} ({e.get('fidelity')})"
+    ),
+    "round_closed": lambda e: f"round {e.get('round_id', '')} closed, accepted {e.get('accepted')}, missing {e.get('missing')}",
+    "client_died": lambda e: f"client {e.get('client')} died ({_number(e, 'silent_s'):.0f} s silent)",
+    "setting_evaluated": lambda e: f"{e.get('setting')}: perplexity {_number(e, 'perplexity'):.1f}",
+}
