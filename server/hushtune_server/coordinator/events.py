@@ -1,0 +1,157 @@
+"""What can happen to a run, as values that a journal can hold.
+
+Every event carries ``at``: seconds of *run time*, which stands still while the coordinator is down. A run is the fold of its
+events and of nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import NewType, cast
+
+import msgspec
+
+from hushtune_common.errors import ConfigError
+from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Settlement
+from hushtune_common.units import Second
+
+Member = NewType("Member", str)
+"""Somebody who takes part: a client by its id, or the owner."""
+OWNER = Member("@owner")
+"""The owner; the at-sign keeps it apart from every client, whose names cannot hold one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What an allocator answered: one assignment per report, the method, and its certificate (``gap`` is ``None`` without one)."""
+
+    assignments: tuple[Assignment, ...]
+    method: str
+    violation: float
+    gap: float | None
+    solve_s: Second
+
+    def __post_init__(self) -> None:
+        """Refuse two answers for one client."""
+        clients = [a.client for a in self.assignments]
+        if len(set(clients)) != len(clients):
+            raise ValueError("a solution assigns to each client once")
+        if not (isfinite(self.violation) and self.violation >= 0.0):
+            raise ValueError(f"violation: must be finite and not negative, got {self.violation}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A member entered the run, or came back."""
+
+    at: Second
+    member: Member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A member said goodbye."""
+
+    at: Second
+    member: Member
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """A member gave no sign of life for ``silent_s``, or its stream broke and did not come back."""
+
+    at: Second
+    member: Member
+    silent_s: Second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """A client told what its device can do."""
+
+    at: Second
+    report: ClientReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solved:
+    """The allocator answered for ``round_id``."""
+
+    at: Second
+    round_id: int
+    solution: Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolvingFailed:
+    """The allocator gave up on ``round_id``."""
+
+    at: Second
+    round_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A client is through with its part of a round, with or without an upload."""
+
+    at: Second
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The owner accepted or refused a client's update."""
+
+    at: Second
+    settlement: Settlement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """Time passed."""
+
+    at: Second
+
+
+Event = Joined | Left | Died | Reported | Solved | SolvingFailed | Completed | Settled | Ticked
+
+_KINDS: Mapping[str, type[Event]] = {
+    "joined": Joined,
+    "left": Left,
+    "died": Died,
+    "reported": Reported,
+    "solved": Solved,
+    "solving_failed": SolvingFailed,
+    "completed": Completed,
+    "settled": Settled,
+    "ticked": Ticked,
+}
+_NAMES: Mapping[type[Event], str] = {made: kind for kind, made in _KINDS.items()}
+
+
+def kind_of(event: Event) -> str:
+    """Return the name under which a journal keeps this kind of event."""
+    return _NAMES[type(event)]
+
+
+def to_body(event: Event) -> dict[str, object]:
+    """Return the event's fields as plain JSON values."""
+    return cast(dict[str, object], msgspec.to_builtins(event))
+
+
+def from_body(kind: str, body: Mapping[str, object]) -> Event:
+    """Return the event that ``to_body`` took apart. Raises ``ConfigError``: a journal that does not fold is not ours to mend."""
+    made = _KINDS.get(kind)
+    if made is None:
+        raise ConfigError("state_dir", f"the journal holds an unknown kind of event {kind!r}; start with an empty directory")
+    try:
+        return msgspec.convert(body, made)
+    except msgspec.ValidationError as error:
+        raise ConfigError("state_dir", f"the journal holds a damaged {kind!r} event ({error}); start with an empty directory") from error
+
+
+def member_of(client: ClientId) -> Member:
+    """Return the client as a member."""
+    return Member(client)
