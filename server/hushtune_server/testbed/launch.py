@@ -183,7 +183,9 @@ async def _play(stage: _Stage, scenario: Scenario, options: Options) -> int:
     air = await stage.add("air", SERVER, ["air", "serve", full, "--listen", ANY_PORT, *home["air"]])
     at_coordinator = ["--coordinator", await stage.address(coordinator)]
     at_air = ["--air", await stage.address(air)]
-    tap = await stage.add("eavesdropper", SERVER, ["eavesdropper", "listen", str(run.scenario_for_tap), *at_air, *home["eavesdropper"]])
+    tap = await stage.add(
+        "eavesdropper", SERVER, ["eavesdropper", "listen", str(run.scenario_for_tap), *at_air, *home["eavesdropper"]]
+    )
     owner = await stage.add(
         "owner",
         SERVER,
@@ -224,7 +226,7 @@ def _issue_kits(run: RunDirectory, scenario: Scenario, *, clock: Clock) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event):  # noqa: ANN202 - a context manager without a value
+def _signals(stop: asyncio.Event):
     """Turn SIGINT and SIGTERM into an orderly stop; a second one changes nothing."""
     loop = asyncio.get_running_loop()
     for kind in (signal.SIGINT, signal.SIGTERM):

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hushtune_common.model.bundle import read_bundle, write_bundle
+from hushtune_common.model.finetune import Progress, Unpaced, finetune
+from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.sources import ModelSource, open_source
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.logs import log_event
-from hushtune_common.model.bundle import read_bundle, write_bundle
 from hushtune_common.model.data import load_records, share_out
-from hushtune_common.model.finetune import Progress, Unpaced, finetune
-from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
-from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
@@ -47,7 +47,7 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
     blocks trained in the full model and full fine-tuning, both on the pooled training text (slow).
     """
     evidence = _gather(run, scenario, cache=cache)
-    result: dict[str, Any] = {"test_windows": int(len(evidence.test)), "settings": {}, "clients": {}}
+    result: dict[str, Any] = {"test_windows": len(evidence.test), "settings": {}, "clients": {}}
     log_event(_logger, "phase_changed", phase="scoring on held-out text")
 
     def record(setting: str, loss: float, *, client: str | None = None) -> None:

@@ -94,13 +94,11 @@ class RunDirectory:
 def create(root: Path, scenario: Scenario, *, now: datetime) -> RunDirectory:
     """Make a new run directory below ``root`` and write the resolved scenario into it."""
     stamp = f"{scenario.name[:32]}-{now:%Y%m%d-%H%M%S}-s{scenario.seed}"
-    for suffix in ("", *(f"-{k}" for k in range(2, 100))):
-        run = RunDirectory(root / f"{stamp}{suffix}".lower())
-        if not run.path.exists():
-            break
+    taken = sum(1 for _ in root.glob(f"{stamp}*"))
+    run = RunDirectory(root / (f"{stamp}-{taken + 1}" if taken else stamp))
     try:
         for folder in ("logs", "state", "kits"):
-            (run.path / folder).mkdir(parents=True)
+            (run.path / folder).mkdir(parents=True, exist_ok=False)
     except OSError as error:
         raise ConfigError("--runs", f"cannot create {run.path} ({error}); give a writable folder") from error
     run.scenario.write_text(tomli_w.dumps(to_toml_tree(scenario)), encoding="utf-8")

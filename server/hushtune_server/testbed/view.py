@@ -1,6 +1,6 @@
 """What every process is doing right now: a fold over their log events, and its rendering."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,9 @@ class View:
 
     def render(self, *, elapsed_s: float) -> RenderableType:
         """Return the screen: a table of processes above the latest events."""
-        table = Table(title=f"{self.title}   {elapsed_s:.0f} s", title_justify="left", expand=False, box=None, padding=(0, 2, 0, 0))
+        table = Table(
+            title=f"{self.title}   {elapsed_s:.0f} s", title_justify="left", expand=False, box=None, padding=(0, 2, 0, 0)
+        )
         for heading in ("process", "doing", "progress", ""):
             table.add_column(heading, style="bold" if heading == "process" else "")
         for process in self.processes.values():
@@ -110,7 +112,7 @@ def _gate(event: Mapping[str, Any]) -> str:
     )
 
 
-_HEADLINES = {
+_HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "round_opened": lambda e: f"round {e.get('round_id', '')} opened",
     "gate_decided": _gate,
     "training_finished": lambda e: (
