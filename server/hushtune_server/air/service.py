@@ -1,0 +1,299 @@
+"""What may each caller ask of the air? Clients send, the two receivers listen, the owner acknowledges."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from hushtune_common.config import ClientConfig, Scenario
+from hushtune_common.errors import DeadlineExceeded, HushtuneError, LimitExceeded, MalformedUpdate, NotYours, PeerLost
+from hushtune_common.link.channel import Frame
+from hushtune_common.logs import log_event
+from hushtune_common.messages import Caller, ClientId, Digest, Listener, Receipt, Role, Transmission, UpdateKey
+from hushtune_common.seeding import SeedTree
+from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_common.store.journal import Journal
+from hushtune_common.units import PowerRatio
+from hushtune_common.wire import convert
+from hushtune_common.wire.interceptors import caller_of
+from hushtune_common.wire.transfer import BlobsService
+from hushtune_common.wire.v1 import air_pb2 as pb
+from hushtune_common.wire.v1 import air_pb2_grpc, blobs_pb2
+from hushtune_server.air.fading import Geography
+from hushtune_server.air.ledger import ACKNOWLEDGED, TRANSMITTED, Heard, Ledger, Sent
+from hushtune_server.air.medium import Medium, Overheard
+
+_log = logging.getLogger(__name__)
+_ROUNDING = 1.0 + 1e-9
+_LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Bell:
+    """Wakes everyone who waits, each time it is rung. What they wait for is looked at again by each of them."""
+
+    def __init__(self) -> None:
+        """Start silent."""
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait now; later ones wait for the next ring."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait for the next ring."""
+        await self._event.wait()
+
+
+class Sky:
+    """What the servicers share: carries frames once, remembers outcomes, wakes listeners."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        medium: Medium,
+        geography: Geography,
+        store: BlobStore,
+        journal: Journal,
+        seeds: SeedTree,
+    ) -> None:
+        """Fold the journal: outcomes of an earlier life of this process stay what they were."""
+        self.scenario = scenario
+        self.geography = geography
+        self.ledger = Ledger()
+        self.bell = Bell()
+        self.draining = False
+        self._medium = medium
+        self._store = store
+        self._journal = journal
+        self._seeds = seeds
+        self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
+        self._commit = asyncio.Lock()
+        for event in journal.events():
+            self.ledger.apply(event.kind, event.body)
+
+    def client(self, caller: Caller) -> ClientConfig:
+        """Return the scenario's entry of a calling client; `NotYours` for anyone else."""
+        known = {c.id: c for c in self.scenario.clients}
+        if caller.role is not Role.CLIENT or caller.name not in known:
+            raise NotYours(f"{caller.uri} is no client of scenario {self.scenario.name!r}")
+        return known[caller.name]
+
+    async def send(self, transmission: Transmission) -> Sent:
+        """Put a written frame on air, once: the same key again returns the stored outcome, also while it is being carried."""
+        known = self.ledger.find(transmission)
+        if known is not None:
+            return known
+        task = self._carrying.get(transmission.key)
+        if task is None:
+            task = asyncio.create_task(self._carry(transmission))
+            self._carrying[transmission.key] = task
+            task.add_done_callback(lambda _: self._carrying.pop(transmission.key, None))
+        # Shielded: a client that hangs up must not undo a transmission that a listener may already have heard.
+        await asyncio.shield(task)
+        sent = self.ledger.find(transmission)
+        if sent is None:
+            raise MalformedUpdate(f"{transmission.key.text} was not carried")
+        return sent
+
+    async def answered(self, key: UpdateKey) -> Receipt:
+        """Wait for the owner's receipt, at most the time of a round."""
+        try:
+            async with asyncio.timeout(self.scenario.timing.round_s):
+                while (receipt := self.ledger.receipt(key)) is None:
+                    self.require_open()
+                    await self.bell.wait()
+                return receipt
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the owner has not acknowledged {key.text}") from error
+
+    async def acknowledge(self, receipt: Receipt) -> None:
+        """Record the owner's receipt, wake the sender, and forget what only the owner would have read."""
+        self.ledger.require_sent(receipt.key)
+        missing = list(receipt.missing)
+        await self._record(ACKNOWLEDGED, {"key": _key_body(receipt.key), "missing": missing}, key=f"ack/{receipt.key.text}")
+        self._store.discard(f"receptions/main/{receipt.key.text}")
+        self.bell.ring()
+
+    def heard_by_tap(self, name: BlobName) -> None:
+        """Forget the tap's receptions before ``name``: she reads in order, so a later one says that she has the earlier."""
+        for sent in self.ledger.sent:
+            prefix = f"receptions/tap/{sent.transmission.key.text}"
+            if prefix == name.prefix:
+                return
+            self._store.discard(prefix)
+
+    def drain(self) -> None:
+        """End every waiting call."""
+        self.draining = True
+        self.bell.ring()
+
+    def require_open(self) -> None:
+        """Raise `PeerLost` once the process is stopping, so that callers reconnect elsewhere or give up."""
+        if self.draining:
+            raise PeerLost("the air is stopping")
+
+    async def _carry(self, transmission: Transmission) -> Sent:
+        name = BlobName(prefix=f"frames/{transmission.key.text}", digest=transmission.frame, size=transmission.frame_bytes)
+        if not self._store.complete(name):
+            raise MalformedUpdate(f"{name.text}: no such frame was written; write it before transmitting")
+        frame, overheard = await asyncio.to_thread(self._overhear, transmission, self._store.path(name))
+        key = transmission.key.text
+        main = await keep(self._store, f"receptions/main/{key}", await asyncio.to_thread(overheard.main.to_bytes))
+        tap = await keep(self._store, f"receptions/tap/{key}", await asyncio.to_thread(overheard.tap.to_bytes))
+        sent = Sent(
+            transmission=transmission,
+            main=Heard(digest=main.digest, size=main.size, snr_db=overheard.snr_main_db),
+            tap=Heard(digest=tap.digest, size=tap.size, snr_db=overheard.snr_tap_db),
+            blocks=len(frame.indices),
+            airtime=overheard.airtime,
+            fidelity=str(frame.fidelity),
+        )
+        async with self._commit:
+            await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{transmission.key.text}")
+        self._store.discard(name.prefix)
+        self.bell.ring()
+        log_event(
+            _log,
+            "frame_carried",
+            client=transmission.key.client,
+            round_id=transmission.key.round_id,
+            attempt=transmission.key.attempt,
+            blocks=sent.blocks,
+            airtime_s=sent.airtime,
+            fidelity=sent.fidelity,
+        )
+        return sent
+
+    def _overhear(self, transmission: Transmission, path: Path) -> tuple[Frame, Overheard]:
+        key = transmission.key
+        frame = Frame.from_bytes(path.read_bytes())
+        gains = self.geography.gains(key.client, key.round_id)
+        return frame, self._medium.carry(frame, transmission=transmission, gains=gains, seeds=self._seeds)
+
+    async def _record(self, kind: str, body: dict[str, Any], *, key: str) -> None:
+        event = await self._journal.append(kind, body, key=key)
+        self.ledger.apply(event.kind, event.body)
+
+
+class AirService(air_pb2_grpc.AirServicer):
+    """The calls of ``hushtune.v1.Air``."""
+
+    def __init__(self, sky: Sky) -> None:
+        """Serve what ``sky`` holds."""
+        self._sky = sky
+
+    async def Sound(self, request: pb.SoundRequest, context: Context) -> pb.SoundResponse:
+        """Tell a client its own gain to the owner's receiver, as a pilot would."""
+        client = self._sky.client(caller_of(context))
+        if not 1 <= request.round_id <= self._sky.scenario.coordinator.rounds:
+            raise MalformedUpdate(f"round_id: {request.round_id} is not a round of this scenario")
+        gain: PowerRatio = self._sky.geography.gain_main(ClientId(client.id), request.round_id)
+        return pb.SoundResponse(gain_main=gain)
+
+    async def Transmit(self, request: pb.TransmitRequest, context: Context) -> AsyncIterator[pb.TransmitResponse]:
+        """Carry the caller's frame, say how long it was on air, and end with the owner's receipt."""
+        client = self._sky.client(caller_of(context))
+        transmission = convert.transmission_from_wire(request.transmission)
+        _require_allowed(transmission, client, self._sky.scenario)
+        sent = await self._sky.send(transmission)
+        yield pb.TransmitResponse(airtime_s=sent.airtime)
+        receipt = await self._sky.answered(transmission.key)
+        yield pb.TransmitResponse(airtime_s=sent.airtime, acknowledged=True, missing=receipt.missing)
+
+    async def Listen(self, request: pb.ListenRequest, context: Context) -> AsyncIterator[pb.ListenResponse]:
+        """Announce receptions: main to the owner, tap to the eavesdropper, by certificate."""
+        caller = caller_of(context)
+        listener = _LISTENERS.get(caller.role)
+        if listener is None:
+            raise NotYours(f"{caller.uri} has no receiver; the owner and the eavesdropper have")
+        seen = request.last_seen_seq
+        while not self._sky.draining:
+            notices = self._sky.ledger.notices_after(seen, listener)
+            for notice in notices:
+                yield convert.notice_to_wire(notice)
+                seen = notice.seq
+            if not notices:
+                await self._sky.bell.wait()
+
+    async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Context) -> pb.AcknowledgeResponse:
+        """Take the owner's receipt for one transmission."""
+        caller_of(context, Role.OWNER)
+        await self._sky.acknowledge(convert.receipt_from_ack(request))
+        return pb.AcknowledgeResponse()
+
+
+class AirBlobs(BlobsService):
+    """The blobs of the air: clients write frames of their own, each receiver reads its own receptions."""
+
+    def __init__(self, sky: Sky, store: BlobStore) -> None:
+        """Serve ``store`` under the rules of ``may_read`` and ``may_write``."""
+        super().__init__(store, may_read=may_read, may_write=may_write, size_max=sky.scenario.limits.update_bytes_max)
+        self._sky = sky
+
+    async def Read(self, request: blobs_pb2.ReadRequest, context: Context) -> AsyncIterator[blobs_pb2.ReadResponse]:
+        """Download from an offset; what the tap has read to its end makes room for later receptions."""
+        async for part in super().Read(request, context):
+            yield part
+        if caller_of(context).role is Role.EAVESDROPPER:
+            self._sky.heard_by_tap(BlobName.parse(request.resource_name))
+
+
+def may_write(caller: Caller, name: BlobName) -> bool:
+    """Clients write frames below their own name, ``frames/RUN/ROUND/CLIENT/ATTEMPT``; nobody writes anything else."""
+    match name.prefix.split("/"):
+        case ["frames", _, _, client, _]:
+            return caller.role is Role.CLIENT and caller.name == client
+        case _:
+            return False
+
+
+def may_read(caller: Caller, name: BlobName) -> bool:
+    """Each receiver reads its own receptions; nobody reads frames back."""
+    match name.prefix.split("/"):
+        case ["receptions", listener, _, _, _, _]:
+            return _LISTENERS.get(caller.role) == listener
+        case _:
+            return False
+
+
+async def keep(store: BlobStore, prefix: str, data: bytes) -> BlobName:
+    """Store ``data`` without blocking the loop; a part that an earlier life left is continued, not repeated."""
+    name = BlobName(prefix=prefix, digest=await asyncio.to_thread(Digest.of, data), size=len(data))
+    if not store.complete(name):
+        writer = store.writer(name)
+        start = writer.committed_size
+        await writer.write(start, data[start:])
+        await writer.finish()
+    return name
+
+
+def register_air(service: AirService) -> Callable[[grpc.aio.Server], None]:
+    """Return the function that adds ``service`` to a server."""
+
+    def register(server: grpc.aio.Server) -> None:
+        air_pb2_grpc.add_AirServicer_to_server(service, server)
+
+    return register
+
+
+def _require_allowed(transmission: Transmission, client: ClientConfig, scenario: Scenario) -> None:
+    key = transmission.key
+    if key.client != client.id:
+        raise NotYours(f"{client.id} cannot transmit as {key.client}")
+    if key.attempt > scenario.limits.attempts_max:
+        raise LimitExceeded(f"attempt {key.attempt} is above limits.attempts_max = {scenario.limits.attempts_max}")
+    if transmission.power > client.power_max_w * _ROUNDING:
+        raise LimitExceeded(f"power {transmission.power:g} W is above this device's {client.power_max_w:g} W")
+    if transmission.bandwidth > scenario.air.bandwidth_hz * _ROUNDING:
+        raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is above the air's {scenario.air.bandwidth_hz:g} Hz")
+
+
+def _key_body(key: UpdateKey) -> dict[str, Any]:
+    return {"run": key.run, "round_id": key.round_id, "client": key.client, "attempt": key.attempt}

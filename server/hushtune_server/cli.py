@@ -1,0 +1,319 @@
+"""What can a person type after ``hushtune``? Roles, keys, plans and checks; testbed and runs join where they are installed.
+
+Each command imports its application inside its own branch: the coordinator's machine needs no torch, and help is instant.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from hushtune_common.errors import HushtuneError, MissingPackage
+
+if TYPE_CHECKING:
+    from hushtune_common.clock import Clock
+    from hushtune_common.config import Scenario
+    from hushtune_common.seeding import SeedTree
+
+_log = logging.getLogger(__name__)
+_USAGE = 2
+_DEFECT = 70
+_INTERRUPTED = 130
+
+_Start = Callable[["Scenario", "Clock", "SeedTree"], Coroutine[Any, Any, int]]
+_ScenarioFile = Annotated[Path, Parameter(help="The scenario file, the same for every process.")]
+_Listen = Annotated[str, Parameter(help="Address to listen on; port 0 takes a free one, which is logged as `serving_started`.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RoleOptions:
+    """What every role needs."""
+
+    kit: Annotated[Path, Parameter(help="Folder with this process's certificate and key (`hushtune pki issue`).")]
+    state: Annotated[Path, Parameter(help="Folder for everything this process must remember; made if missing.")]
+    set: Annotated[tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())] = ()
+    json_logs: Annotated[bool | None, Parameter(help="Log JSON lines; the default is to do so unless on a terminal.")] = None
+
+
+app = App(
+    name="hushtune",
+    help="Fine-tune a language model across parties that trust each other with neither model nor data.",
+    version="0.1.0",
+    result_action="return_value",
+)
+_owner = App(name="owner", help="The model owner: publishes an emulator, judges what comes back.")
+_coordinator = App(name="coordinator", help="The coordinator: who takes part, with which resources. Never weights, keys or scores.")
+_air = App(name="air", help="The air: carries each frame to two receivers, the owner's and the eavesdropper's.")
+_eavesdropper = App(name="eavesdropper", help="The eavesdropper: hears what the tap hears and tries to make something of it.")
+_pki = App(name="pki", help="A tiny certificate authority: who is who.")
+_emulator = App(name="emulator", help="Emulator plans and bundles.")
+for _group in (_owner, _coordinator, _air, _eavesdropper, _pki, _emulator):
+    app.command(_group)
+
+
+@_owner.command(name="serve")
+def owner_serve(
+    scenario: _ScenarioFile,
+    *,
+    coordinator: Annotated[str, Parameter(help="Address of the coordinator.")],
+    air: Annotated[str, Parameter(help="Address of the air.")],
+    options: RoleOptions,
+    listen: _Listen = "127.0.0.1:0",
+    cache: Annotated[Path | None, Parameter(help="Folder for converted models; inside the state folder unless given.")] = None,
+) -> int:
+    """Serve the owner of a scenario until its last round is over.
+
+    Example: `hushtune owner serve scenarios/demo.toml --kit kits/owner --state state/owner
+    --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002`
+    """
+
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+        from hushtune_server.owner.app import OwnerOptions, serve
+
+        chosen = OwnerOptions(
+            scenario=resolved,
+            listen=listen,
+            kit=options.kit,
+            state_dir=options.state,
+            cache_dir=options.state / "cache" if cache is None else cache,
+            coordinator=coordinator,
+            air=air,
+        )
+        return serve(chosen, clock=clock, seeds=seeds)
+
+    return _run_role("owner", scenario, options, start)
+
+
+@_coordinator.command(name="serve")
+def coordinator_serve(
+    scenario: _ScenarioFile,
+    *,
+    options: RoleOptions,
+    run: Annotated[str, Parameter(help="Name of this run; part of every update's key.")] = "run-1",
+    listen: _Listen = "127.0.0.1:0",
+) -> int:
+    """Serve the coordinator of a scenario until its last round is over.
+
+    Example: `hushtune coordinator serve scenarios/demo.toml --kit kits/coordinator --state state/coordinator
+    --listen 0.0.0.0:7001`
+    """
+
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+        from hushtune_common.messages import RunId
+        from hushtune_server.coordinator.app import CoordinatorOptions, serve
+
+        chosen = CoordinatorOptions(
+            scenario=resolved, run=RunId(run), listen=listen, kit=options.kit, state_dir=options.state
+        )
+        return serve(chosen, clock=clock, seeds=seeds)
+
+    return _run_role("coordinator", scenario, options, start)
+
+
+@_air.command(name="serve")
+def air_serve(scenario: _ScenarioFile, *, options: RoleOptions, listen: _Listen = "127.0.0.1:0") -> int:
+    """Serve the air of a scenario until told to stop.
+
+    Example: `hushtune air serve scenarios/demo.toml --kit kits/air --state state/air --listen 0.0.0.0:7002`
+    """
+
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+        from hushtune_server.air.app import AirOptions, serve
+
+        chosen = AirOptions(scenario=resolved, listen=listen, kit=options.kit, state_dir=options.state)
+        return serve(chosen, clock=clock, seeds=seeds)
+
+    return _run_role("air", scenario, options, start)
+
+
+@_eavesdropper.command(name="listen")
+def eavesdropper_listen(
+    scenario: _ScenarioFile, *, air: Annotated[str, Parameter(help="Address of the air.")], options: RoleOptions
+) -> int:
+    """Listen on the tap and attack every reception until told to stop. The scenario's seed is set to zero first.
+
+    Example: `hushtune eavesdropper listen scenarios/demo.toml --kit kits/eavesdropper --state state/eavesdropper
+    --air 127.0.0.1:7002`
+    """
+
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+        from hushtune_server.eavesdropper.app import EavesdropperOptions, listen
+
+        chosen = EavesdropperOptions(scenario=resolved, kit=options.kit, state_dir=options.state, air=air)
+        return listen(chosen, clock=clock, seeds=seeds)
+
+    return _run_role("eavesdropper", scenario, options, start)
+
+
+@_pki.command(name="init")
+def pki_init(directory: Annotated[Path, Parameter(help="Folder for `ca.crt` and `ca.key`; the key never leaves it.")]) -> None:
+    """Make a certificate authority.
+
+    Example: `hushtune pki init authority`
+    """
+    with _extra("pki"):
+        from hushtune_server import pki
+    pki.init(directory)
+    print(f"authority made in {directory}; next: hushtune pki issue {directory} --role client --name c1 --out kits/c1")
+
+
+@_pki.command(name="issue")
+def pki_issue(
+    authority: Annotated[Path, Parameter(help="The folder made by `hushtune pki init`.")],
+    *,
+    role: Annotated[
+        Literal["owner", "coordinator", "air", "eavesdropper", "client", "operator"], Parameter(help="What the process is.")
+    ],
+    name: Annotated[str, Parameter(help="Its name; a client's is its id in the scenario.")],
+    out: Annotated[Path, Parameter(help="Folder of the new kit.")],
+    host: Annotated[
+        tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.", negative=())
+    ] = (),
+) -> None:
+    """Issue a kit: the folder that one process needs to prove who it is. Valid for 90 days.
+
+    Example: `hushtune pki issue authority --role air --name air --out kits/air --host air.example --host 10.0.0.7`
+    """
+    with _extra("pki"):
+        from hushtune_server import pki
+    from hushtune_common.messages import Role
+
+    pki.issue(authority, role=Role(role), name=name, out=out, hosts=("localhost", "127.0.0.1", *host))
+    print(f"kit of {role} {name} written to {out}")
+
+
+@_pki.command(name="show")
+def pki_show(kit: Annotated[Path, Parameter(help="A folder written by `hushtune pki issue`.")]) -> None:
+    """Show whom a kit identifies and until when.
+
+    Example: `hushtune pki show kits/c1`
+    """
+    with _extra("pki"):
+        from hushtune_server import pki
+    _print_pairs(pki.show(kit))
+
+
+@app.command(name="health")
+def health(
+    address: Annotated[str, Parameter(help="Host and port of the server.")],
+    *,
+    role: Annotated[Literal["owner", "coordinator", "air"], Parameter(help="What its certificate must say it is.")],
+    kit: Annotated[Path, Parameter(help="The kit of the side that asks.")],
+) -> int:
+    """Ask a server whether it serves; exit code 0 says yes, 1 says no.
+
+    Example: `hushtune health 127.0.0.1:7002 --role air --kit kits/operator`
+    """
+    from hushtune_common.config import TimingConfig
+    from hushtune_common.messages import Role
+    from hushtune_common.wire import endpoint, preflight
+
+    asked = preflight.health(address, role=Role(role), kit=endpoint.Kit.load(kit), timing=TimingConfig())
+    serving = asyncio.run(asked)
+    print(f"{role} at {address}: {'serving' if serving else 'not serving'}")
+    return 0 if serving else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a known fault is one line on standard error and its class's code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not tokens or tokens[0] in {"testbed", "runs"} or tokens[0].startswith("-"):
+            _add_testbed()
+        result = app(tokens, exit_on_error=False)
+    except CycloptsError:
+        return _USAGE  # already explained on standard error
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except HushtuneError as error:
+        return _failed(error)
+    return result if isinstance(result, int) else 0
+
+
+def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) -> int:
+    """Configure the log, resolve the scenario, run the role's event loop, then end without waiting for worker threads."""
+    from hushtune_common import config, logs
+    from hushtune_common.clock import SystemClock
+    from hushtune_common.seeding import SeedTree
+
+    clock = SystemClock()
+    logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)
+    try:
+        resolved = config.load(scenario, overrides=options.set)
+        options.state.mkdir(parents=True, exist_ok=True)
+        with _extra(role):
+            work = start(resolved, clock, SeedTree(resolved.seed).child(role))
+        code = asyncio.run(work)
+    except HushtuneError as error:
+        code = _failed(error)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except Exception:  # the edge of the process: anything not typed is a defect of ours, told with its trace
+        _log.exception("process_crashed")
+        print(f"hushtune {role}: a defect of ours; its trace is in the log under process_crashed", file=sys.stderr)
+        code = _DEFECT
+    _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End now: a worker thread may still be inside torch, and joining it would keep a stopped process alive for minutes."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _failed(error: HushtuneError) -> int:
+    if logging.getLogger().handlers:
+        from hushtune_common.logs import log_event
+
+        fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
+        log_event(_log, "process_failed", level=logging.ERROR, **fields)
+    print(f"hushtune: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Turn a missing third-party package into the command that installs it; a missing module of ours stays a defect."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package.startswith("hushtune"):
+            raise
+        raise MissingPackage(package, f"not installed; run: pip install 'hushtune-server[{name}]'") from error
+
+
+def _print_pairs(pairs: Mapping[str, str]) -> None:
+    width = max((len(key) for key in pairs), default=0)
+    for key, value in pairs.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _add_testbed() -> None:
+    """Register ``testbed`` and ``runs``; a machine that only runs a role lacks rich and psutil and gets a hint instead."""
+    try:
+        with _extra("testbed"):
+            from hushtune_server.testbed import commands
+    except MissingPackage as missing:
+        for name in ("testbed", "runs"):
+            app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
+        return
+    commands.register(app)
+
+
+def _refusal(missing: MissingPackage) -> Callable[..., None]:
+    def refuse(*_arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+        raise missing
+
+    return refuse
