@@ -12,7 +12,7 @@ from typing import NewType, cast
 import msgspec
 
 from hushtune_common.errors import ConfigError
-from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Settlement
+from hushtune_common.messages import Assignment, ClientReport, Completion, Settlement
 from hushtune_common.units import Second
 
 Member = NewType("Member", str)
@@ -23,7 +23,7 @@ OWNER = Member("@owner")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """What an allocator answered: one assignment per report, the method, and its certificate (``gap`` is ``None`` without one)."""
+    """What an allocator answered: one assignment per report, the method, and its certificate (``gap``, if it has one)."""
 
     assignments: tuple[Assignment, ...]
     method: str
@@ -149,9 +149,6 @@ def from_body(kind: str, body: Mapping[str, object]) -> Event:
     try:
         return msgspec.convert(body, made)
     except msgspec.ValidationError as error:
-        raise ConfigError("state_dir", f"the journal holds a damaged {kind!r} event ({error}); start with an empty directory") from error
-
-
-def member_of(client: ClientId) -> Member:
-    """Return the client as a member."""
-    return Member(client)
+        raise ConfigError(
+            "state_dir", f"the journal holds a damaged {kind!r} event ({error}); start with an empty directory"
+        ) from error

@@ -1,0 +1,210 @@
+"""What does a run look like at one moment? Nothing here moves; ``rounds`` does.
+
+Every value is bounded: a map has at most one entry per client (and owner), the outbox keeps the current round's directives and
+the end of the round before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hushtune_common.config import Scenario
+from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId
+from hushtune_common.units import Second
+from hushtune_server.coordinator.events import OWNER, Member, Solution
+from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
+
+_START = Second(0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What does not change during a run.
+
+    ``report_s`` bounds the wait for reports, ``start_wait_s`` the wait for latecomers once a quorum and the owner are there,
+    both from the round's time; ``tick_s`` is how much run time may pass without an event.
+    """
+
+    run: RunId
+    clients: tuple[ClientId, ...]
+    rounds: int
+    policy: StragglerPolicy
+    round_s: Second
+    report_s: Second
+    start_wait_s: Second
+    tick_s: Second
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.clients or len(set(self.clients)) != len(self.clients) or self.rounds < 1:
+            raise ValueError("a run needs at least one client, each once, and at least one round")
+        if not 0.0 < self.report_s <= self.round_s or not self.start_wait_s >= 0.0 or not self.tick_s > 0.0:
+            raise ValueError("a run needs 0 < report_s <= round_s, start_wait_s >= 0 and tick_s > 0")
+
+    @staticmethod
+    def of(scenario: Scenario, *, run: RunId) -> "Rules":
+        """Derive the rules of a run from its scenario."""
+        timing, stragglers = scenario.timing, scenario.coordinator.stragglers
+        return Rules(
+            run=run,
+            clients=tuple(ClientId(c.id) for c in scenario.clients),
+            rounds=scenario.coordinator.rounds,
+            policy=POLICIES[stragglers.kind](stragglers),
+            round_s=Second(timing.round_s),
+            report_s=Second(timing.round_s / 3),
+            start_wait_s=Second(timing.idle_s),
+            tick_s=Second(timing.round_s / 20),
+        )
+
+    @property
+    def needed(self) -> int:
+        """How many clients a round cannot do without."""
+        return self.policy.needed(len(self.clients))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """Who entered, when, and who has gone since, with the reason."""
+
+    joined_at: Mapping[Member, Second] = field(default_factory=dict[Member, Second])
+    gone: Mapping[Member, str] = field(default_factory=dict[Member, str])
+
+    def alive(self, member: Member | ClientId) -> bool:
+        """Whether the member entered and has not gone."""
+        return member in self.joined_at and member not in self.gone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What is known about the round in progress; of two words on the same thing the first counts."""
+
+    opened_at: Second
+    reports: Mapping[ClientId, ClientReport] = field(default_factory=dict[ClientId, ClientReport])
+    solution: Solution | None = None
+    completions: Mapping[ClientId, Completion] = field(default_factory=dict[ClientId, Completion])
+    accepted_at: Mapping[ClientId, Second] = field(default_factory=dict[ClientId, Second])
+    refused: frozenset[ClientId] = frozenset()
+
+    def assignment(self, client: ClientId) -> Assignment | None:
+        """Return what the client was assigned, if anything."""
+        assignments = () if self.solution is None else self.solution.assignments
+        return next((a for a in assignments if a.client == client), None)
+
+    def granted(self, client: ClientId) -> bool:
+        """Whether the client may upload in this round."""
+        assignment = self.assignment(client)
+        return assignment is not None and assignment.gate.decision is GateDecision.GRANTED
+
+    def settled(self, client: ClientId) -> bool:
+        """Whether the owner has judged the client's update."""
+        return client in self.accepted_at or client in self.refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathering:
+    """Waiting for members; ``since`` is when the wait began (``None`` before the first one came)."""
+
+    since: Second | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Clients measure and report."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solving:
+    """The allocator works on ``round.reports``."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """Clients train; nobody is through."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settling:
+    """At least one client is through, or was judged."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The round is over; ``missing`` gives the reason for every client that was not accepted."""
+
+    round: Round
+    closed_at: Second
+    accepted: tuple[ClientId, ...]
+    missing: Mapping[ClientId, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The run is over, because this round had no result; ``round`` is absent if it never opened."""
+
+    round: Round | None
+    failed_at: Second
+    reason: str
+    missing: Mapping[ClientId, str]
+
+
+Phase = Gathering | Open | Solving | Assigned | Settling | Closed | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """An effect: this directive goes to one member, or to all (``to`` is ``None``)."""
+
+    to: Member | None
+    directive: Directive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solve:
+    """An effect: the allocator is asked for an answer to these reports, now."""
+
+    round_id: int
+    reports: tuple[ClientReport, ...]
+
+
+Effect = Post | Solve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A run at one moment: the phase of round ``round_id``, who takes part, and what has been posted.
+
+    ``at`` is the run time of the last event that changed anything.
+    """
+
+    phase: Phase = Gathering()
+    at: Second = _START
+    round_id: int = 1
+    roster: Roster = Roster()
+    next_seq: int = 1
+    outbox: tuple[Post, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The phase's name in lower case."""
+        return type(self.phase).__name__.lower()
+
+    def posted(self, member: Member, *, after: int) -> tuple[Directive, ...]:
+        """Return the member's directives numbered above ``after``, in order."""
+        return tuple(p.directive for p in self.outbox if p.to in (None, member) and p.directive.seq > after)
+
+
+def is_over(state: State, *, rules: Rules) -> bool:
+    """Whether no further round follows."""
+    return isinstance(state.phase, Failed) or (isinstance(state.phase, Closed) and state.round_id >= rules.rounds)
+
+
+def is_member(member: Member, *, rules: Rules) -> bool:
+    """Whether the scenario knows the member."""
+    return member == OWNER or member in rules.clients

@@ -1,0 +1,352 @@
+"""How does a run go on after an event? A pure state machine; the journal of its events is the run.
+
+::
+
+    Gathering --owner and all clients, or a quorum and a wait--> Open --all reported, or deadline with quorum--> Solving
+    Solving --solved--> Assigned --first completion or judgement--> Settling --straggler policy--> Closed --> Gathering ...
+    any but Closed --quorum out of reach, round_s over, owner gone, infeasible--> Failed
+
+Laws: late, repeated, stale and foreign events return the very same state and no effects; the fold of the events that changed
+something is the live state; directives are numbered without gaps; a client is accepted at most once per round, and only if it
+was granted an upload in that round; a phase that is over never changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+from hushtune_common.messages import Assignment, ClientId, Directive, DirectiveKind
+from hushtune_common.units import Second
+from hushtune_server.coordinator.events import (
+    OWNER,
+    Completed,
+    Died,
+    Event,
+    Joined,
+    Left,
+    Member,
+    Reported,
+    Settled,
+    Solved,
+    SolvingFailed,
+    Ticked,
+)
+from hushtune_server.coordinator.phases import (
+    Assigned,
+    Closed,
+    Effect,
+    Failed,
+    Gathering,
+    Open,
+    Phase,
+    Post,
+    Roster,
+    Round,
+    Rules,
+    Settling,
+    Solve,
+    Solving,
+    State,
+    is_member,
+    is_over,
+)
+from hushtune_server.coordinator.stragglers import Close, Fail, RoundView, Wait
+
+Step = tuple[State, tuple[Effect, ...]]
+
+
+def advance(state: State, event: Event, *, rules: Rules) -> Step:
+    """Return the next state and its effects; the same state object when the event changes nothing."""
+    at = Second(max(state.at, event.at))
+    taken = _take_in(state, event, at=at, rules=rules)
+    ticked = isinstance(event, Ticked)
+    if taken is state and (not ticked or _stands_still(state, rules=rules)):
+        return state, ()
+    moved = _move_on(taken, at=at, ticked=ticked, rules=rules)
+    if moved is state and at - state.at < rules.tick_s:
+        return state, ()
+    after = replace(moved, at=at)
+    return after, _effects(state, after)
+
+
+def fold(events: Iterable[Event], *, rules: Rules) -> State:
+    """Return the state that the events lead to."""
+    state = State()
+    for event in events:
+        state, _ = advance(state, event, rules=rules)
+    return state
+
+
+def unsolved(state: State) -> Solve | None:
+    """Return what a restarted coordinator has to solve (again): the same reports, so the same answer."""
+    if not isinstance(state.phase, Solving):
+        return None
+    reports = state.phase.round.reports
+    return Solve(round_id=state.round_id, reports=tuple(reports[c] for c in sorted(reports)))
+
+
+def awaited(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientId]:
+    """Return the clients whose update may still be accepted: granted, not judged, and either uploaded or alive and at work."""
+    return frozenset(c for c in rules.clients if round_.granted(c) and not round_.settled(c) and _at_work(round_, roster, c))
+
+
+def _stands_still(state: State, *, rules: Rules) -> bool:
+    """Whether time alone can change nothing."""
+    return is_over(state, rules=rules) or (isinstance(state.phase, Gathering) and state.phase.since is None)
+
+
+def _effects(before: State, after: State) -> tuple[Effect, ...]:
+    posts = tuple(p for p in after.outbox if p.directive.seq >= before.next_seq)
+    solve = None if isinstance(before.phase, Solving) else unsolved(after)
+    return posts if solve is None else (*posts, solve)
+
+
+# --- taking in what happened: facts only ------------------------------------------------------------------------------
+
+
+def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
+    match event:
+        case Joined():
+            return _joined(state, event.member, at=at, rules=rules)
+        case Left():
+            return _gone(state, event.member, reason=f"left: {event.reason}")
+        case Died():
+            return _gone(state, event.member, reason=f"died: silent for {event.silent_s:.1f} s")
+        case Reported():
+            return _reported(state, event, rules=rules)
+        case Solved():
+            return _solved(state, event)
+        case SolvingFailed():
+            if isinstance(state.phase, Solving) and event.round_id == state.round_id:
+                return _fail(state, f"no allocation: {event.reason}", at=at, rules=rules)
+            return state
+        case Completed():
+            return _completed(state, event, rules=rules)
+        case Settled():
+            return _settled(state, event, at=at, rules=rules)
+        case Ticked():
+            return state
+        case _:
+            assert_never(event)
+
+
+def _joined(state: State, member: Member, *, at: Second, rules: Rules) -> State:
+    if state.roster.alive(member) or not is_member(member, rules=rules):
+        return state
+    gone = {m: reason for m, reason in state.roster.gone.items() if m != member}
+    state = replace(state, roster=Roster(joined_at={**state.roster.joined_at, member: at}, gone=gone))
+    if isinstance(state.phase, Gathering) and state.phase.since is None:
+        return replace(state, phase=Gathering(since=at))
+    return state
+
+
+def _gone(state: State, member: Member, *, reason: str) -> State:
+    if not state.roster.alive(member):
+        return state
+    return replace(state, roster=replace(state.roster, gone={**state.roster.gone, member: reason}))
+
+
+def _reported(state: State, event: Reported, *, rules: Rules) -> State:
+    report, phase = event.report, state.phase
+    if not isinstance(phase, Open) or report.round_id != state.round_id:
+        return state
+    if report.client in phase.round.reports or report.client not in rules.clients:
+        return state
+    return replace(state, phase=Open(round=replace(phase.round, reports={**phase.round.reports, report.client: report})))
+
+
+def _solved(state: State, event: Solved) -> State:
+    if not isinstance(state.phase, Solving) or event.round_id != state.round_id:
+        return state
+    assigned = replace(state, phase=Assigned(round=replace(state.phase.round, solution=event.solution)))
+    for assignment in event.solution.assignments:
+        assigned = _post(assigned, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
+    return assigned
+
+
+def _completed(state: State, event: Completed, *, rules: Rules) -> State:
+    completion, phase = event.completion, state.phase
+    key = completion.key
+    if not isinstance(phase, Open | Solving | Assigned | Settling) or (key.run, key.round_id) != (rules.run, state.round_id):
+        return state
+    round_ = phase.round
+    if key.client in round_.completions or key.client not in rules.clients:
+        return state
+    if completion.uploaded and not round_.granted(key.client):
+        return state
+    return _with_round(state, replace(round_, completions={**round_.completions, key.client: completion}))
+
+
+def _settled(state: State, event: Settled, *, at: Second, rules: Rules) -> State:
+    key, phase = event.settlement.key, state.phase
+    if not isinstance(phase, Assigned | Settling) or (key.run, key.round_id) != (rules.run, state.round_id):
+        return state
+    round_ = phase.round
+    if round_.settled(key.client) or not round_.granted(key.client):
+        return state
+    if event.settlement.accepted:
+        return _with_round(state, replace(round_, accepted_at={**round_.accepted_at, key.client: at}))
+    return _with_round(state, replace(round_, refused=round_.refused | {key.client}))
+
+
+def _with_round(state: State, round_: Round) -> State:
+    """Put a changed round back; an assigned round starts to settle with the first word on any update."""
+    match state.phase:
+        case Open():
+            return replace(state, phase=Open(round=round_))
+        case Solving():
+            return replace(state, phase=Solving(round=round_))
+        case _:
+            return replace(state, phase=Settling(round=round_))
+
+
+# --- moving on: what follows from the facts and the time --------------------------------------------------------------
+
+
+def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
+    phase = state.phase
+    if isinstance(phase, Open | Solving | Assigned | Settling) and not state.roster.alive(OWNER):
+        return _fail(state, f"the owner is gone ({state.roster.gone.get(OWNER, 'never joined')})", at=at, rules=rules)
+    match phase:
+        case Gathering():
+            return _gather(state, phase, at=at, rules=rules)
+        case Open():
+            return _collect(state, phase.round, at=at, rules=rules)
+        case Solving():
+            if at - phase.round.opened_at < rules.round_s:
+                return state
+            return _fail(state, f"no allocation within {rules.round_s:g} s", at=at, rules=rules)
+        case Assigned() | Settling():
+            return _settle(state, phase.round, at=at, rules=rules)
+        case Closed():
+            # The next tick, not the closing event, begins the next round: the end of this one can be seen and recorded.
+            if not ticked or is_over(state, rules=rules):
+                return state
+            gathering = Gathering(since=at)
+            return _gather(replace(state, phase=gathering, round_id=state.round_id + 1), gathering, at=at, rules=rules)
+        case Failed():
+            return state
+        case _:
+            assert_never(phase)
+
+
+def _gather(state: State, phase: Gathering, *, at: Second, rules: Rules) -> State:
+    since, roster = phase.since, state.roster
+    if since is None:
+        return state
+    present = sorted(roster.joined_at[Member(c)] for c in rules.clients if roster.alive(c))
+    if roster.alive(OWNER) and len(present) >= rules.needed:
+        # Who never came is waited for once, before the first round; who has gone is welcome back, but not waited for.
+        expected = state.round_id == 1 and any(c not in roster.joined_at for c in rules.clients)
+        ready_at = max(since, roster.joined_at[OWNER], present[rules.needed - 1])
+        if not expected or at >= ready_at + rules.start_wait_s:
+            return _open(state, at=at)
+    if at - since < rules.round_s:
+        return state
+    owner = "the owner and " if roster.alive(OWNER) else "no owner and "
+    reason = f"{owner}{len(present)} of {len(rules.clients)} clients came within {rules.round_s:g} s, {rules.needed} are needed"
+    return _fail(state, reason, at=at, rules=rules)
+
+
+def _open(state: State, *, at: Second) -> State:
+    kept = tuple(
+        p for p in state.outbox if p.directive.kind is DirectiveKind.ROUND_CLOSED and p.directive.round_id == state.round_id - 1
+    )
+    return _post(replace(state, phase=Open(round=Round(opened_at=at)), outbox=kept), DirectiveKind.ROUND_OPENED)
+
+
+def _collect(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
+    able = [c for c in rules.clients if state.roster.alive(c) and c not in round_.completions]
+    ready = {c: round_.reports[c] for c in able if c in round_.reports}
+    if len(able) < rules.needed:
+        return _fail(state, f"{rules.needed} clients are needed, {len(able)} are left", at=at, rules=rules)
+    late = at - round_.opened_at >= rules.report_s
+    if len(ready) < len(able) and not late:
+        return state
+    if len(ready) < rules.needed:
+        reason = f"{rules.needed} reports are needed, {len(ready)} came within {rules.report_s:g} s"
+        return _fail(state, reason, at=at, rules=rules)
+    return replace(state, phase=Solving(round=replace(round_, reports=ready)))
+
+
+def _settle(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
+    view = RoundView(
+        of=len(rules.clients),
+        arrived={c: Second(t - round_.opened_at) for c, t in round_.accepted_at.items()},
+        waiting=awaited(round_, state.roster, rules=rules),
+        limit_s=rules.round_s,
+    )
+    decision = rules.policy.decide(view, Second(at - round_.opened_at))
+    match decision:
+        case Wait():
+            return state
+        case Fail():
+            return _fail(state, decision.reason, at=at, rules=rules)
+        case Close():
+            return _close(state, round_, decision.accepted, at=at, rules=rules)
+        case _:
+            assert_never(decision)
+
+
+def _close(state: State, round_: Round, accepted: frozenset[ClientId], *, at: Second, rules: Rules) -> State:
+    in_order = tuple(c for c in rules.clients if c in accepted)
+    missing = {c: _why_missing(c, round_, state.roster) for c in rules.clients if c not in accepted}
+    closed = replace(state, phase=Closed(round=round_, closed_at=at, accepted=in_order, missing=missing))
+    return _post(closed, DirectiveKind.ROUND_CLOSED, accepted=in_order, last=state.round_id >= rules.rounds)
+
+
+def _fail(state: State, reason: str, *, at: Second, rules: Rules) -> State:
+    round_ = _round_of(state.phase)
+    missing: Mapping[ClientId, str] = {c: _why_missing(c, round_, state.roster) for c in rules.clients}
+    failed = replace(state, phase=Failed(round=round_, failed_at=at, reason=reason, missing=missing))
+    return _post(failed, DirectiveKind.ROUND_CLOSED, failed_reason=reason, last=True)
+
+
+def _post(
+    state: State,
+    kind: DirectiveKind,
+    *,
+    to: Member | None = None,
+    assignment: Assignment | None = None,
+    accepted: tuple[ClientId, ...] = (),
+    failed_reason: str = "",
+    last: bool = False,
+) -> State:
+    directive = Directive(
+        seq=state.next_seq,
+        kind=kind,
+        round_id=state.round_id,
+        assignment=assignment,
+        accepted=accepted,
+        failed_reason=failed_reason,
+        last=last,
+    )
+    return replace(state, next_seq=state.next_seq + 1, outbox=(*state.outbox, Post(to=to, directive=directive)))
+
+
+def _round_of(phase: Phase) -> Round | None:
+    return None if isinstance(phase, Gathering) else phase.round
+
+
+def _at_work(round_: Round, roster: Roster, client: ClientId) -> bool:
+    """Whether an update is on its way: uploaded and not judged yet, or still being made by a living client."""
+    completion = round_.completions.get(client)
+    return roster.alive(client) if completion is None else completion.uploaded
+
+
+def _why_missing(client: ClientId, round_: Round | None, roster: Roster) -> str:
+    completion = None if round_ is None else round_.completions.get(client)
+    assignment = None if round_ is None else round_.assignment(client)
+    if round_ is not None and client in round_.accepted_at:
+        return "accepted, but the round failed"
+    if round_ is not None and client in round_.refused:
+        return "refused by the owner"
+    if assignment is not None and not (round_ is not None and round_.granted(client)):
+        return f"gate {assignment.gate.decision}: {assignment.gate.reason}"
+    if completion is not None:
+        return "uploaded, not judged in time" if completion.uploaded else completion.reason
+    if Member(client) in roster.gone:
+        return roster.gone[Member(client)]
+    if Member(client) not in roster.joined_at:
+        return "never joined"
+    return "no report in time" if assignment is None else "not through in time"
