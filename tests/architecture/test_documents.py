@@ -1,0 +1,68 @@
+"""Do the commands in the documents and the compose file exist, and do the scenarios load?"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+from cyclopts import App
+
+from hushtune_common import config
+from hushtune_client import cli as client_cli
+from hushtune_server import cli as server_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIOS = sorted((ROOT / "scenarios").glob("*.toml"))
+
+
+def commands_of(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.strip().splitlines()]
+
+
+def parse(app: App, arguments: list[str]) -> None:
+    app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("line", commands_of("README.md"))
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    match Path(program).name:
+        case "make":
+            targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert {a for a in arguments if "=" not in a} <= set(targets)
+        case "hushtune":
+            parse(server_cli.app, arguments)
+        case "hushtune-client":
+            parse(client_cli.app, arguments)
+        case other:
+            pytest.fail(f"the README shows an unknown program: {other}")
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.name)
+def test_a_shipped_scenario_loads_and_its_plan_is_there(path: Path) -> None:
+    scenario = config.load(path)
+    assert scenario.owner.emulator.plan is None or Path(scenario.owner.emulator.plan).is_file()
+
+
+def test_the_services_of_the_compose_file_start_with_commands_that_parse() -> None:
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = cast(dict[str, dict[str, Any]], compose["services"])
+    assert {"owner", "coordinator", "air", "eavesdropper", "c1", "c2", "c3"} <= set(services)
+    entries = {"coordinator": ["coordinator", "serve"], "air": ["air", "serve"], "owner": ["owner", "serve"]}
+    entries["eavesdropper"] = ["eavesdropper", "listen"]
+    for name, service in services.items():
+        if name in entries:
+            parse(server_cli.app, [*entries[name], *service["command"]])
+        elif name != "pki":
+            parse(client_cli.app, ["run", *service["command"]])
+
+
+def test_the_eavesdropper_reaches_only_the_air() -> None:
+    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    services = cast(dict[str, dict[str, Any]], compose["services"])
+    shared = {n for n, s in services.items() if set(s.get("networks", ())) & set(services["eavesdropper"]["networks"])}
+    assert shared == {"eavesdropper", "air"}

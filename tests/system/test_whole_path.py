@@ -1,0 +1,182 @@
+"""Does the whole system start, talk, finish, survive a dead client, and stop when told?"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+TINY = """
+name = "tiny"
+seed = 3
+[model]
+source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
+adapter_bottom = 1
+adapter_top = 1
+[data]
+private = "txt:private.txt"
+public = "txt:public.txt"
+window_tokens = 33
+train_windows = 16
+test_windows = 8
+public_windows = 4
+[owner]
+emulator = { method = "uniform", drop = 2 }
+gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
+[training]
+learning_rate = 1e-2
+batch_windows = 8
+[air]
+shadowing_db = 0.0
+[coordinator]
+allocator = { clock_share = 1.0 }
+stragglers = { kind = "quorum", share = 0.6, wait_after_s = 0.0 }
+[timing]
+connect_s = 20
+idle_s = 6
+round_s = 120
+[[clients]]
+id = "c1"
+position = { x_m = -60.0, y_m = 40.0 }
+[[clients]]
+id = "c2"
+position = { x_m = -80.0, y_m = -40.0 }
+[[clients]]
+id = "c3"
+position = { x_m = -50.0, y_m = 60.0 }
+"""
+
+_SUBJECTS = (
+    "the river",
+    "my brother",
+    "a small dog",
+    "our teacher",
+    "the old clock",
+    "every neighbour",
+    "the captain",
+    "one friend",
+)
+_VERBS = ("forgets", "carries", "hides", "paints", "borrows", "follows", "repairs", "remembers")
+_OBJECTS = ("a green letter", "the last train", "some warm bread", "an empty boat", "the quiet song", "two wooden chairs")
+
+
+def sentences() -> Iterator[str]:
+    for subject, verb, thing in product(_SUBJECTS, _VERBS, _OBJECTS):
+        yield f"{subject} {verb} {thing} before the evening comes"
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    lines = list(sentences())
+    (tmp_path / "private.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines[::5]), encoding="utf-8")
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY, encoding="utf-8")
+    return path
+
+
+def testbed(scenario: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "hushtune_server", "testbed", "run", str(scenario), "--runs", str(scenario.parent / "runs")]
+    command += ["--cache", str(scenario.parent / "cache"), "--no-live", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def finish(process: "subprocess.Popen[str]", *, within_s: float) -> str:
+    try:
+        output, _ = process.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+        pytest.fail(f"not finished after {within_s} s:\n{output}")
+    return output
+
+
+def report_of(scenario: Path) -> dict[str, Any]:
+    (path,) = (scenario.parent / "runs").glob("*/report.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def wait_for(process: "subprocess.Popen[str]", condition: Callable[[], bool], *, polls: int = 1200) -> None:
+    for _ in range(polls):
+        if condition():
+            return
+        try:
+            process.wait(timeout=0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"ended too early:\n{process.communicate()[0]}")
+    pytest.fail("the condition did not come true in time")
+
+
+def pids_of(scenario: Path) -> dict[str, int]:
+    found = list((scenario.parent / "runs").glob("*/run.json"))
+    return json.loads(found[0].read_text(encoding="utf-8")).get("pids", {}) if found else {}
+
+
+def log_has(scenario: Path, name: str, event: str) -> bool:
+    logs = list((scenario.parent / "runs").glob(f"*/logs/{name}.jsonl"))
+    return bool(logs) and f'"event": "{event}"' in logs[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -> None:
+    process = testbed(scenario)
+    output = finish(process, within_s=120)
+    assert process.returncode == 0, output
+    report = report_of(scenario)
+    assert report["fidelity"] == "abstract"
+    assert report["seed"] == 3
+    assert report["allocation"]["method"] == "equal_share"
+    scores = {name: report["settings"][name]["perplexity"] for name in ("full_zero_shot", "emulator_zero_shot")}
+    tuned = {name: report["settings"][name]["perplexity"] for name in ("emulator_fine_tuned", "plug_in")}
+    assert tuned["emulator_fine_tuned"] < scores["emulator_zero_shot"]
+    assert tuned["plug_in"] < scores["full_zero_shot"]
+    assert [c["id"] for c in report["clients"]] == ["c1", "c2", "c3"]
+    for client in report["clients"]:
+        assert (client["gate"], client["accepted"]) == ("granted", True), client
+        assert 0 < client["bytes_uploaded"] < client["bytes_raw"]
+        assert min(client["airtime_s"], client["train_s"], client["energy_j"]) > 0
+    assert report["eavesdropper"]["fidelity"] == "abstract"
+    run = next((scenario.parent / "runs").iterdir())
+    assert not (run / "kits").exists(), "the run's keys are deleted"
+
+
+@pytest.mark.slow
+def test_a_client_killed_during_training_is_left_out_and_named(scenario: Path) -> None:
+    process = testbed(scenario, "--set", "training.epochs=400")
+    wait_for(process, lambda: log_has(scenario, "c2", "training_progressed"))
+    psutil.Process(pids_of(scenario)["c2"]).kill()
+    output = finish(process, within_s=150)
+    assert process.returncode == 0, output
+    report = report_of(scenario)
+    assert {c["id"]: c["accepted"] for c in report["clients"]} == {"c1": True, "c2": False, "c3": True}
+    assert "died" in report["clients"][1]["outcome"]
+    assert report["settings"]["plug_in"]["perplexity"] > 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_process_and_leaves_a_readable_run(scenario: Path) -> None:
+    process = testbed(scenario, "--set", "training.epochs=4000")
+    wait_for(process, lambda: log_has(scenario, "c1", "training_progressed"))
+    pids = pids_of(scenario)
+    family = [child for pid in pids.values() for child in psutil.Process(pid).children(recursive=True)]
+    process.send_signal(signal.SIGINT)
+    output = finish(process, within_s=12)
+    assert process.returncode == 130, output
+    left = [p for p in pids.values() if psutil.pid_exists(p)] + [c.pid for c in family if c.is_running()]
+    assert left == []
+    assert report_of(scenario)["status"] == "interrupted"
+    listing = subprocess.run(
+        [sys.executable, "-m", "hushtune_server", "runs", "list", "--runs", str(scenario.parent / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert "interrupted" in listing.stdout
