@@ -1,0 +1,86 @@
+"""Text to windows of token ids."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from hushtune_common.errors import ConfigError
+from hushtune_common.messages import Digest
+
+Tokens64 = NDArray[np.int64]
+
+
+class Tokens:
+    """A tokenizer with the id that ends a record.
+
+    Nothing is prepended: no beginning-of-text token, no prefix space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, text: str, end: int) -> None:
+        """Use `from_json`."""
+        self._tokenizer = tokenizer
+        self._text = text
+        self.end = end
+
+    @staticmethod
+    def from_json(text: str, *, end: int) -> "Tokens":
+        """Parse a ``tokenizer.json``; ``end`` is the model's end-of-text id. `ConfigError` when it is not a tokenizer."""
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except Exception as error:
+            raise ConfigError("model.source", f"tokenizer.json is not readable ({error})") from error
+        tokens = Tokens(tokenizer, text=text, end=end)
+        if not 0 <= end < tokens.vocabulary:
+            raise ConfigError("model.source", f"end-of-text id {end} is not one of the tokenizer's {tokens.vocabulary} ids")
+        return tokens
+
+    @property
+    def json(self) -> str:
+        """The ``tokenizer.json`` it was made from."""
+        return self._text
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of the JSON text and the end id."""
+        return Digest.of(f"{self.end}\n{self._text}".encode())
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids, special tokens included; one more than the largest id."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, record: str) -> list[int]:
+        """Return the ids of one record, without its end."""
+        return self._tokenizer.encode(record, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def windows(self, records: Iterable[str], *, length: int, limit: int | None = None) -> Tokens64:
+        """Return the records, each followed by the end id, packed into windows (N, length); a rest that fills none is left out.
+
+        Reads no more records than ``limit`` windows need.
+        """
+        wanted = None if limit is None else limit * length
+        ids: list[int] = []
+        for record in records:
+            if wanted is not None and len(ids) >= wanted:
+                break
+            ids.extend(self.encode(record))
+            ids.append(self.end)
+        count = len(ids) // length if limit is None else min(limit, len(ids) // length)
+        return np.array(ids[: count * length], dtype=np.int64).reshape(count, length)
+
+    def spread_windows(self, records: Sequence[str], *, length: int, count: int) -> Tokens64:
+        """Return ``count`` windows (count, length) at even distances over all of the text, the same every time.
+
+        The start of a file is seldom like the rest of it (title, contents), so a prefix would be a poor sample. Returns all
+        windows when there are fewer than ``count``.
+        """
+        everything = self.windows(records, length=length)
+        if len(everything) <= count:
+            return everything
+        return everything[[(2 * k + 1) * len(everything) // (2 * count) for k in range(count)]]
