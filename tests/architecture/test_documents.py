@@ -9,8 +9,8 @@ import pytest
 import yaml
 from cyclopts import App
 
-from hushtune_common import config
 from hushtune_client import cli as client_cli
+from hushtune_common import config
 from hushtune_server import cli as server_cli
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -65,11 +65,8 @@ def test_every_module_says_in_its_first_line_which_question_it_answers() -> None
 
 
 def test_every_dependency_of_the_distributions_is_pinned() -> None:
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    }
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     missing: set[str] = set()
     for member in ("common", "client", "server"):
         project = tomllib.loads((ROOT / member / "pyproject.toml").read_text())["project"]

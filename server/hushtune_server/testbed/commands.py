@@ -1,0 +1,242 @@
+"""``hushtune testbed …`` and ``hushtune runs …``: run an experiment on this machine, and read past ones."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from heapq import merge
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from hushtune_common import config, logs
+from hushtune_common.clock import SystemClock
+from hushtune_common.errors import ConfigError
+from hushtune_server.testbed import rundir, tables
+
+Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
+Cache = Annotated[Path, Parameter(help="Where converted model weights are kept between runs.")]
+Overrides = Annotated[
+    list[str] | None, Parameter(name="--set", help="Override a setting, for example training.epochs=2 (repeatable).")
+]
+_RUNS = Path("runs")
+_CACHE = Path.home() / ".cache" / "hushtune"
+
+
+def register(app: App) -> None:
+    """Add the ``testbed`` and ``runs`` commands to the command line."""
+    testbed = App(name="testbed", help="Run a whole experiment on this machine: every role a process of its own.")
+    testbed.command(run)
+    testbed.command(sweep)
+    testbed.command(referee)
+    app.command(testbed)
+    runs = App(name="runs", help="Read the results and logs of past runs.")
+    runs.command(list_runs, name="list")
+    runs.command(show)
+    runs.command(show_logs, name="logs")
+    app.command(runs)
+
+
+def run(
+    scenario: Path,
+    *,
+    clients: Annotated[
+        int | None, Parameter(help="Number of data owners; more than the scenario names are placed for you.")
+    ] = None,
+    seed: Annotated[int | None, Parameter(help="Seed instead of the scenario's.")] = None,
+    set_: Annotated[
+        list[str] | None, Parameter(name="--set", help="Override, for example training.epochs=2 (repeatable).")
+    ] = None,
+    bound: Annotated[bool, Parameter(help="Also train the adapter blocks in the full model, and the full model (slow).")] = False,
+    live: Annotated[bool | None, Parameter(help="Live view; by default when standard output is a terminal.")] = None,
+    keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
+    runs: Runs = _RUNS,
+    cache: Cache = _CACHE,
+) -> int:
+    """Run SCENARIO to its end and print the result.
+
+    Starts coordinator, air, owner, eavesdropper and clients, each as a process with a certificate of its own, shows what they do,
+    scores the result on held-out text and writes runs/<id>/report.json. Ctrl-C stops everything within seconds.
+
+    Example: hushtune testbed run scenarios/demo.toml --clients 3 --seed 2
+    """
+    from hushtune_server.testbed.launch import Options, run_experiment
+
+    resolved = _resolved(scenario, clients=clients, overrides=[*(set_ or []), *([f"seed={seed}"] if seed is not None else [])])
+    console = Console()
+    options = Options(
+        runs=runs, cache=cache, live=console.is_terminal if live is None else live, bound=bound, keep_state=keep_state
+    )
+    if not options.live:
+        console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")
+    outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
+    tables.print_report(rundir.read_json(outcome.run.report), console=console)
+    console.print(
+        f"\n{outcome.run.report}   (hushtune runs show {outcome.run.id}, hushtune runs logs {outcome.run.id} --client c1)"
+    )
+    return outcome.code
+
+
+def sweep(
+    scenario: Path,
+    *,
+    seeds: Annotated[str, Parameter(help="Seeds, separated by commas.")] = "1,2,3",
+    clients: Annotated[int | None, Parameter(help="Number of data owners.")] = None,
+    set_: Annotated[
+        list[str] | None, Parameter(name="--set", help="Override, for example training.epochs=2 (repeatable).")
+    ] = None,
+    bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the sweep as JSON.")] = False,
+    runs: Runs = _RUNS,
+    cache: Cache = _CACHE,
+) -> int:
+    """Run SCENARIO once per seed and print mean and spread; a seed that fails ends the sweep with its exit code.
+
+    Example: hushtune testbed sweep scenarios/demo.toml --seeds 1,2,3
+    """
+    from hushtune_server.testbed.launch import Options, run_experiment
+    from hushtune_server.testbed.sweep import print_sweep, to_json
+
+    if not all(part.strip().lstrip("-").isdigit() for part in seeds.split(",")):
+        raise ConfigError("--seeds", f"whole numbers separated by commas, got {seeds!r}")
+    console = Console(stderr=json_)
+    options = Options(runs=runs, cache=cache, live=console.is_terminal, bound=bound)
+    reports: list[dict[str, Any]] = []
+    for seed in seeds.split(","):
+        resolved = _resolved(scenario, clients=clients, overrides=[*(set_ or []), f"seed={seed.strip()}"])
+        outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
+        reports.append(rundir.read_json(outcome.run.report))
+        if outcome.code != 0:
+            tables.print_report(reports[-1], console=console)
+            return outcome.code
+        console.print(f"{outcome.run.id}: {outcome.run.report}")
+    print_sweep(reports, console=console)
+    if json_:
+        sys.stdout.write(json.dumps(to_json(reports), indent=2) + "\n")
+    return 0
+
+
+def _resolved(scenario: Path, *, clients: int | None, overrides: Sequence[str]) -> config.Scenario:
+    resolved = config.load(scenario, overrides=overrides)
+    return resolved if clients is None else config.with_clients(resolved, clients)
+
+
+def referee(
+    run_path: Path,
+    *,
+    bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
+    cache: Cache = _CACHE,
+) -> int:
+    """Score a finished run on held-out text (needs the run's state; a testbed calls this itself)."""
+    from hushtune_server.testbed.referee import judge
+
+    clock = SystemClock()
+    logs.configure(clock=clock, role="referee", name="referee")
+    directory = rundir.RunDirectory(run_path)
+    judge(directory, config.load(directory.scenario), cache=cache, bound=bound, clock=clock)
+    return 0
+
+
+def list_runs(
+    *, runs: Runs = _RUNS, json_: Annotated[bool, Parameter(name="--json", help="One JSON object per run.")] = False
+) -> int:
+    """List the runs, oldest first."""
+    table = Table(box=None)
+    for heading in ("run", "status", "seed", "clients accepted", "full ZS", "plug-in", "wall s"):
+        table.add_column(heading)
+    found = list(rundir.all_runs(runs))
+    for directory in found:
+        report = rundir.read_json(directory.report)
+        facts = directory.facts()
+        if json_:
+            sys.stdout.write(json.dumps({**facts, "settings": report.get("settings")}) + "\n")
+            continue
+        clients: Sequence[Mapping[str, Any]] = report.get("clients", [])
+        accepted = f"{sum(bool(c.get('accepted')) for c in clients)}/{len(clients)}"
+        table.add_row(
+            directory.id,
+            str(facts.get("status")),
+            str(facts.get("seed")),
+            accepted,
+            _perplexity(report, "full_zero_shot"),
+            _perplexity(report, "plug_in"),
+            str(facts.get("wall_s", "-")),
+        )
+    if not json_:
+        Console().print(table if found else f"no runs in {runs}; start one with: hushtune testbed run scenarios/demo.toml")
+    return 0
+
+
+def show(run_id: str = "latest", *, runs: Runs = _RUNS, json_: Annotated[bool, Parameter(name="--json")] = False) -> int:
+    """Show the result of RUN_ID (or a unique beginning of it, or the latest run)."""
+    directory = rundir.find(runs, run_id)
+    report = rundir.read_json(directory.report)
+    if not report:
+        raise ConfigError(directory.id, "has no report yet; it may still be running, see: hushtune runs logs " + directory.id)
+    if json_:
+        sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    else:
+        console = Console()
+        console.print(f"{directory.id}: {report['status']}")
+        tables.print_report(report, console=console)
+        console.print("\nWhat the claims rest on:")
+        for assumption in report["assumptions"]:
+            console.print(f"  - {assumption}")
+    return 0
+
+
+def show_logs(
+    run_id: str = "latest",
+    *,
+    client: Annotated[str | None, Parameter(help="Only events of, or about, this client.")] = None,
+    process: Annotated[
+        str | None, Parameter(help="Only this process: owner, coordinator, air, eavesdropper, referee, c1 …")
+    ] = None,
+    event: Annotated[str | None, Parameter(help="Only this event, for example update_sealed.")] = None,
+    json_: Annotated[bool, Parameter(name="--json", help="The JSON lines as they are.")] = False,
+    runs: Runs = _RUNS,
+) -> int:
+    """Print the events of RUN_ID from all processes, in order of time.
+
+    Example: hushtune runs logs latest --client c1 --event update_sealed
+    """
+    directory = rundir.find(runs, run_id)
+    names = sorted(p.stem for p in (directory.path / "logs").glob("*.jsonl"))
+    if process is not None and process not in names:
+        raise ConfigError("--process", f"no process {process!r} in {directory.id}; it has {', '.join(names)}")
+    for name, record in _in_order(directory, [process] if process else names):
+        about = name == client or record.get("client") == client
+        if (client is None or about) and (event is None or record.get("event") == event):
+            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n" if json_ else _line(name, record) + "\n")
+    return 0
+
+
+def _in_order(directory: rundir.RunDirectory, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def of(name: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+        for index, record in enumerate(rundir.read_log(directory.log(name))):
+            yield str(record.get("time", "")), name, index, record
+
+    for _, name, _, record in merge(*(of(name) for name in names), key=lambda entry: entry[:3]):
+        yield name, record
+
+
+def _line(name: str, record: Mapping[str, Any]) -> str:
+    context = {"time", "level", "event", "role", "name", "run", "exception"}
+    pairs = " ".join(f"{k}={_value(v)}" for k, v in record.items() if k not in context)
+    level = "" if record.get("level") == "info" else f"{str(record.get('level')).upper()} "
+    return f"{str(record.get('time', ''))[11:23]} {name:<12} {level}{record.get('event')} {pairs}".rstrip()
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _perplexity(report: Mapping[str, Any], setting: str) -> str:
+    score = (report.get("settings") or {}).get(setting)
+    return f"{score['perplexity']:.1f}" if score else "-"

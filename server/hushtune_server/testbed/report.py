@@ -1,0 +1,114 @@
+"""``report.json``: what a run showed, gathered from what every process left behind."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from hushtune_common.config import Scenario
+from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
+
+Json = dict[str, Any]
+
+ASSUMPTIONS = (
+    "Secrecy is claimed against a passive eavesdropper whose SNR stays at or below the stated bound; the bound is an assumption "
+    "of the scenario, not a measurement.",
+    "The fidelity is abstract: block errors, airtime and leakage bounds come from formulas and measured tables; no bit was "
+    "modulated, so nothing is claimed about actual bits on air.",
+    "The update is sealed (X25519 and ML-KEM-768, AES-256-GCM) independently of the air.",
+    "The owner sees each client's adapter in the clear and may learn about its data from it; nothing here bounds that.",
+    "Power, clock and energy are modelled from the scenario, not measured on a device.",
+    "Test perplexities come from a referee that sees both sides; in a deployment nobody does.",
+)
+
+
+def write(run: RunDirectory, scenario: Scenario) -> Json:
+    """Gather and write the report of a run, finished or not; whatever a process did not leave is ``null`` or empty."""
+    facts = run.facts()
+    rounds = _rounds(run)
+    last = rounds[-1] if rounds else {}
+    referee = read_json(run.path / "referee.json")
+    report: Json = {
+        "version": 1,
+        "run": run.id,
+        "status": facts.get("status"),
+        "problem": facts.get("problem") or None,
+        "scenario": scenario.name,
+        "scenario_digest": scenario.digest.hex,
+        "seed": scenario.seed,
+        "fidelity": scenario.air.fidelity,
+        "settings": referee.get("settings", {}),
+        "clients": [_client(run, c.id, last, referee) for c in scenario.clients],
+        "owner": _owner(run),
+        "eavesdropper": read_json(run.state("eavesdropper") / "evidence.json") or None,
+        "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
+        "rounds": [_round(r) for r in rounds],
+        "test_windows": referee.get("test_windows"),
+        "assumptions": list(ASSUMPTIONS),
+        "wall_s": facts.get("wall_s"),
+        "peak_rss_bytes": facts.get("peak_rss_bytes", {}),
+        "versions": facts.get("versions", {}),
+    }
+    write_json(run.report, report)
+    return report
+
+
+def _rounds(run: RunDirectory) -> list[Json]:
+    files = run.state("coordinator").glob("round-*.json")
+    return [read_json(f) for f in sorted(files, key=lambda f: int(f.stem.partition("-")[2]))]
+
+
+def _round(entry: Mapping[str, Any]) -> Json:
+    return {k: entry.get(k) for k in ("round_id", "state", "accepted", "missing", "failed_reason")}
+
+
+def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Mapping[str, Any]) -> Json:
+    assignment = _entry(last.get("assignments"), client)
+    completion = _entry(last.get("completions"), client)
+    gate = cast(Json, assignment.get("gate") or {})
+    verdict = _latest(run, client, "verdict_received")
+    training = _latest(run, client, "training_finished")
+    refused = _latest(run, "owner", "update_refused", client=client)
+    return {
+        "id": client,
+        "gate": gate.get("decision"),
+        "gate_reason": gate.get("reason"),
+        "gate_numbers": {k: v for k, v in gate.items() if k not in {"decision", "reason"}},
+        "assignment": {k: v for k, v in assignment.items() if k not in {"gate", "client", "round_id"}},
+        "bytes_raw": completion.get("bytes_raw"),
+        "bytes_uploaded": completion.get("bytes_uploaded"),
+        "airtime_s": completion.get("airtime_s"),
+        "train_s": completion.get("train_s"),
+        "energy_j": completion.get("energy_j"),
+        "training": {k: training.get(k) for k in ("steps", "loss_first", "loss_last", "cpu_s", "clock_share", "governor")},
+        "accepted": client in (last.get("accepted") or ()),
+        "outcome": _outcome(client, last, completion, refused),
+        "verdict": {k: verdict.get(k) for k in ("accepted", "kept", "reason", "score")} if verdict else None,
+        "plug_in": referee.get("clients", {}).get(client, {}).get("plug_in"),
+    }
+
+
+def _outcome(client: str, last: Mapping[str, Any], completion: Mapping[str, Any], refused: Mapping[str, Any]) -> str:
+    if client in (last.get("accepted") or ()):
+        return "accepted"
+    if client in (last.get("died") or ()):
+        return "died during the round"
+    if refused:
+        return f"refused by the owner: {refused.get('reason')}"
+    if completion and not completion.get("uploaded", True):
+        return f"did not upload: {completion.get('reason')}"
+    return "no update arrived"
+
+
+def _owner(run: RunDirectory) -> Json | None:
+    owner = read_json(run.state("owner") / "owner.json")
+    return {k: v for k, v in owner.items() if k != "bundle"} or None
+
+
+def _entry(entries: object, client: str) -> Json:
+    found = [e for e in cast(list[Json], entries or []) if e.get("client") == client]
+    return found[-1] if found else {}
+
+
+def _latest(run: RunDirectory, process: str, event: str, **fields: str) -> Json:
+    wanted = {"event": event, **fields}
+    found = [e for e in read_log(run.log(process)) if all(e.get(k) == v for k, v in wanted.items())]
+    return found[-1] if found else {}

@@ -1,0 +1,102 @@
+"""The final tables of a run, for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SETTINGS = (
+    ("full_zero_shot", "full model, zero-shot"),
+    ("emulator_zero_shot", "emulator, zero-shot"),
+    ("emulator_fine_tuned", "emulator, fine-tuned (the clients' own view)"),
+    ("plug_in", "plug-in: full model with the returned adapter blocks"),
+    ("bound", "bound: adapter blocks trained in the full model"),
+    ("full_fine_tuned", "full fine-tuning"),
+)
+
+
+def print_report(report: Mapping[str, Any], *, console: Console) -> None:
+    """Print the result of a run: settings, clients, eavesdropper, and what the claims rest on."""
+    console.print(_settings(report))
+    console.print(_clients(report))
+    for client in report["clients"]:
+        if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
+            console.print(
+                f"  {client['id']}: {client['outcome']}" + (f" ({client['gate_reason']})" if client["gate_reason"] else "")
+            )
+    _print_owner(report, console)
+    _print_tap(report, console)
+    wall_s = report.get("wall_s") or 0.0
+    peaks: Mapping[str, int] = report.get("peak_rss_bytes") or {}
+    if peaks:
+        name, peak = max(peaks.items(), key=lambda item: item[1])
+        console.print(f"\n{wall_s:.0f} s wall; largest process {name} with {peak / 1e9:.2f} GB resident")
+    if report.get("problem"):
+        console.print(f"[bold red]{report['status']}: {report['problem']}[/]")
+
+
+def _settings(report: Mapping[str, Any]) -> Table:
+    table = Table(title=f"\nPerplexity on held-out private text (seed {report['seed']})", title_justify="left")
+    table.add_column("setting")
+    table.add_column("perplexity", justify="right")
+    scores: Mapping[str, Any] = report.get("settings") or {}
+    for key, label in SETTINGS:
+        if key in scores:
+            table.add_row(label, f"{scores[key]['perplexity']:.1f}", style="bold" if key == "plug_in" else "")
+    if not scores:
+        table.add_row("not scored: the run did not get that far", "")
+    return table
+
+
+def _clients(report: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Clients (fidelity: {report['fidelity']}; energy and airtime are modelled)", title_justify="left")
+    for heading in ("client", "gate", "owner SNR", "tap SNR max"):
+        table.add_column(heading)
+    for heading in ("secret bit/sym", "adapter MB", "uploaded MB", "airtime s", "train s", "energy J", "plug-in ppl"):
+        table.add_column(heading, justify="right")
+    table.add_column("accepted")
+    for client in report["clients"]:
+        gate: Mapping[str, Any] = client["gate_numbers"]
+        score = client.get("plug_in") or {}
+        table.add_row(
+            client["id"],
+            str(client["gate"] or "-"),
+            _db(gate.get("snr_main_db")),
+            _db(gate.get("snr_tap_bound_db")),
+            _number(gate.get("rate_coded"), 2),
+            _number(client["bytes_raw"], 2, scale=1e-6),
+            _number(client["bytes_uploaded"], 2, scale=1e-6),
+            _number(client["airtime_s"], 1),
+            _number(client["train_s"], 1),
+            _number(client["energy_j"], 0),
+            _number(score.get("perplexity"), 1),
+            "yes" if client["accepted"] else "no",
+        )
+    return table
+
+
+def _print_owner(report: Mapping[str, Any], console: Console) -> None:
+    owner = report.get("owner") or {}
+    final = owner.get("aggregate") or {}
+    if final:
+        decision = "kept" if final.get("kept") else "rolled back"
+        count = len(final.get("clients") or [])
+        console.print(
+            f"\nOwner: {decision} the aggregate of {count} adapters; its own test on public text: perplexity "
+            f"{_number(final.get('perplexity_public_before'), 1)} -> {_number(final.get('perplexity_public'), 1)}"
+        )
+
+
+def _print_tap(report: Mapping[str, Any], console: Console) -> None:
+    tap = report.get("eavesdropper") or {}
+    if tap:
+        console.print(f"Eavesdropper: {tap.get('summary') or tap.get('statement') or tap}")
+
+
+def _number(value: object, digits: int, *, scale: float = 1.0) -> str:
+    return f"{value * scale:.{digits}f}" if isinstance(value, int | float) else "-"
+
+
+def _db(value: object) -> str:
+    return f"{value:.1f} dB" if isinstance(value, int | float) else "-"
