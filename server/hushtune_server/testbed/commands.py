@@ -48,9 +48,7 @@ def run(
         int | None, Parameter(help="Number of data owners; more than the scenario names are placed for you.")
     ] = None,
     seed: Annotated[int | None, Parameter(help="Seed instead of the scenario's.")] = None,
-    set_: Annotated[
-        list[str] | None, Parameter(name="--set", help="Override, for example training.epochs=2 (repeatable).")
-    ] = None,
+    set_: Overrides = None,
     bound: Annotated[bool, Parameter(help="Also train the adapter blocks in the full model, and the full model (slow).")] = False,
     live: Annotated[bool | None, Parameter(help="Live view; by default when standard output is a terminal.")] = None,
     keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
@@ -86,9 +84,7 @@ def sweep(
     *,
     seeds: Annotated[str, Parameter(help="Seeds, separated by commas.")] = "1,2,3",
     clients: Annotated[int | None, Parameter(help="Number of data owners.")] = None,
-    set_: Annotated[
-        list[str] | None, Parameter(name="--set", help="Override, for example training.epochs=2 (repeatable).")
-    ] = None,
+    set_: Overrides = None,
     bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="Print the sweep as JSON.")] = False,
     runs: Runs = _RUNS,
