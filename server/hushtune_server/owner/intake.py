@@ -1,0 +1,115 @@
+"""Whether an update that came out of the air may touch the model: everything is hostile until this says otherwise."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf, sqrt
+
+import numpy as np
+
+from hushtune_common.adapter import AdapterState, Float32, require_matches
+from hushtune_common.codec.codec import AdapterCodec
+from hushtune_common.config import GateConfig
+from hushtune_common.crypto import envelope
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, NotYours, Replayed
+from hushtune_common.messages import Digest, EmulatorManifest, SealedUpdate, UpdateKey
+
+
+class Intake:
+    """Checks sealed updates against one published emulator.
+
+    Laws: what is refused changes nothing; the same bytes under the same key give an equal adapter again; other bytes under a key
+    that was accepted are refused. Only digests are kept, so memory does not grow with the size of adapters.
+    """
+
+    def __init__(
+        self,
+        *,
+        manifest: EmulatorManifest,
+        private: HybridPrivateKey,
+        codec: AdapterCodec,
+        gate: GateConfig,
+        shipped: AdapterState,
+        accepted: Mapping[UpdateKey, Digest] | None = None,
+    ) -> None:
+        """Take what updates are checked against; ``accepted`` restores the state after a restart (see `accepted`).
+
+        ``ConfigError`` when the parts do not belong together.
+        """
+        if manifest.sealing_key != private.public.to_bytes():
+            raise ConfigError("manifest.sealing_key", "is not the public half of this owner's key; publish the emulator again")
+        if manifest.codec != codec.id:
+            raise ConfigError("codec", f"the manifest says {manifest.codec}, the scenario {codec.id}; publish the emulator again")
+        require_matches(shipped, manifest.adapter)
+        self._manifest = manifest
+        self._private = private
+        self._codec = codec
+        self._gate = gate
+        self._shipped = shipped
+        self._accepted = dict(accepted or {})
+
+    @property
+    def bytes_max(self) -> int:
+        """Largest sealed update that can be genuine, known from the shapes alone."""
+        return self._codec.bytes_max + envelope.OVERHEAD_MAX
+
+    @property
+    def accepted(self) -> Mapping[UpdateKey, Digest]:
+        """Digests of the accepted blobs, by key with attempt 1: what a journal needs to restore this object."""
+        return dict(self._accepted)
+
+    def accept(self, blob: bytes, *, key: UpdateKey) -> AdapterState:
+        """Return the adapter of a sealed update that arrived under the authenticated ``key``.
+
+        Raises, with nothing changed: ``LimitExceeded`` (too long, or a relative change above the gate's), ``InvalidEnvelope``,
+        ``Replayed``, ``NotYours`` (sealed for another client, round or run), ``DigestMismatch`` (another emulator),
+        ``MalformedUpdate`` (does not decode, or is not finite).
+        """
+        if len(blob) > self.bytes_max:
+            raise LimitExceeded(f"the sealed update has {len(blob)} bytes, at most {self.bytes_max} are possible")
+        update = envelope.from_bytes(blob)
+        slot = replace(key, attempt=1)
+        digest = Digest.of(blob)
+        self._require_fresh(slot, digest)
+        self._require_context(update, slot)
+        payload = envelope.open_sealed(update, private=self._private, codec=self._codec.id)
+        state = self._codec.decode(payload, self._manifest.adapter)
+        require_matches(state, self._manifest.adapter)
+        self._require_near(state)
+        self._accepted[slot] = digest
+        return state
+
+    def _require_fresh(self, slot: UpdateKey, digest: Digest) -> None:
+        known = self._accepted.get(slot)
+        if known is not None and known != digest:
+            raise Replayed(f"{slot.text}: update {known.short} was accepted, now {digest.short} came")
+
+    def _require_context(self, update: SealedUpdate, slot: UpdateKey) -> None:
+        if update.key != slot:
+            raise NotYours(f"an update sealed as {update.key.text} arrived as {slot.text}")
+        if update.emulator != self._manifest.emulator:
+            raise DigestMismatch(f"made with emulator {update.emulator.short}, published is {self._manifest.emulator.short}")
+
+    def _require_near(self, state: AdapterState) -> None:
+        ratio = relative_change(state, shipped=self._shipped)
+        if not ratio <= self._gate.norm_max:
+            raise LimitExceeded(
+                f"the adapter changed by {ratio:.4g} of its norm, owner.gate.norm_max is {self._gate.norm_max:.4g}"
+            )
+
+
+def relative_change(state: AdapterState, *, shipped: AdapterState) -> float:
+    """Return |returned - shipped| / |shipped| over all tensors together (Euclidean); infinite for a change from zero."""
+    change = sum(_energy(state.tensors[name], minus=tensor) for name, tensor in shipped.tensors.items())
+    start = sum(_energy(tensor) for tensor in shipped.tensors.values())
+    if start == 0.0:
+        return inf if change > 0.0 else 0.0
+    return sqrt(change / start)
+
+
+def _energy(tensor: Float32, *, minus: Float32 | None = None) -> float:
+    """Return the sum of squares in float64, which no float32 values can overflow."""
+    values = tensor.astype(np.float64).ravel()
+    if minus is not None:
+        values -= minus.ravel()
+    return float(np.dot(values, values))
