@@ -14,7 +14,7 @@ from hushtune_common.messages import Digest, TensorSpec
 from hushtune_common.model.adapter import adapter_specs
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.plan import Plan
-from hushtune_common.model.tokens import Tokens
+from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, write_tensors
 
 if TYPE_CHECKING:  # torch is imported by `Bundle.load` only
@@ -92,12 +92,3 @@ def read_bundle(path: Path) -> Bundle:
     if held != set(plan.kept):
         raise MalformedUpdate(f"{path.name}: holds blocks {sorted(held)}, its plan keeps {list(plan.kept)}")
     return Bundle(plan=plan, config=config, tokens=tokens, file=file)
-
-
-def require_fitting(tokens: Tokens, *, embedding_rows: int) -> None:
-    """Raise `ConfigError` when the tokenizer has ids that the embedding has no row for."""
-    if tokens.vocabulary > embedding_rows:
-        raise ConfigError(
-            "model.source",
-            f"wrong tokenizer: it has {tokens.vocabulary} ids, the model's embedding only {embedding_rows} rows",
-        )

@@ -81,7 +81,7 @@ def share_out(
     """Put aside the test records, then divide the rest over the clients; everybody gets at least one record.
 
     ``iid``: equal parts of a shuffled pack. ``by_topic``: equal parts along the leading axis of word use, so that clients write
-    about different things. ``by_size``: the k-th client gets a part in proportion to 1/k. The same seeds give the same shares, and
+    about different things. ``by_size``: parts in proportion to 1, 1/2, 1/3 and so on. The same seeds give the same shares, and
     the same test records for every ``how``.
     """
     test_count = max(1, round(test_records_share * len(records)))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -29,6 +29,20 @@ class Drop:
 
 
 Slot = Keep | Drop
+
+
+class BaseModel(Protocol):
+    """What a plan has to know of a model; equal digests mean equal numbers of blocks."""
+
+    @property
+    def base_digest(self) -> Digest:
+        """What identifies the model."""
+        ...
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +72,12 @@ class Plan:
         strangers = set(self.adapter) - set(self.kept)
         if strangers:
             raise ValueError(f"adapter blocks stay as they are, but the plan has no Keep for {sorted(strangers)}")
+
+    @staticmethod
+    def keep_all(model: BaseModel, *, adapter: tuple[int, ...]) -> "Plan":
+        """Return the plan whose emulator is the model itself."""
+        slots = tuple(Keep(b) for b in range(model.block_count))
+        return Plan(base=model.base_digest, adapter=adapter, slots=slots, method="keep_all")
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -43,8 +43,8 @@ class BlockModel:
 def resolve(module: nn.Module) -> BlockModel:
     """Find the parts of a transformers causal language model by structure; `ConfigError` when it is not of LLaMA form.
 
-    The block list is the longest module list. Beside it stand the final norm, whose sole parameter is a vector, and the positions,
-    which have an ``inv_freq`` buffer.
+    The block list is the longest module list. Beside it stand the final norm, whose sole parameter is a vector, and the
+    positions, which have an ``inv_freq`` buffer.
     """
     lists = [(parent, child) for parent in module.modules() for child in parent.children() if isinstance(child, nn.ModuleList)]
     if not lists:

@@ -15,9 +15,8 @@ import msgspec
 from hushtune_common.adapter import Float32
 from hushtune_common.errors import ConfigError, MalformedUpdate, MissingPackage
 from hushtune_common.messages import Digest
-from hushtune_common.model.bundle import require_fitting
 from hushtune_common.model.random_model import RandomSpec, RandomWeights, byte_tokenizer_json
-from hushtune_common.model.tokens import Tokens
+from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
 
 if TYPE_CHECKING:

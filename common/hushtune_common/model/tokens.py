@@ -84,3 +84,12 @@ class Tokens:
         if len(everything) <= count:
             return everything
         return everything[[(2 * k + 1) * len(everything) // (2 * count) for k in range(count)]]
+
+
+def require_fitting(tokens: Tokens, *, embedding_rows: int) -> None:
+    """Raise `ConfigError` when the tokenizer has ids that the embedding has no row for."""
+    if tokens.vocabulary > embedding_rows:
+        raise ConfigError(
+            "model.source",
+            f"wrong tokenizer: it has {tokens.vocabulary} ids, the model's embedding only {embedding_rows} rows",
+        )
