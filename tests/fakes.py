@@ -1,10 +1,21 @@
-"""Stand-ins that keep the laws of what they replace: a clock that jumps, an allocator with a fixed answer."""
+"""Stand-ins that keep the laws of what they replace: a clock that jumps, a solver with a fixed answer."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from hushtune_common.clock import Clock
-from hushtune_common.units import Second
+from hushtune_common.messages import (
+    Assignment,
+    ClientId,
+    ClientReport,
+    Gate,
+    GateDecision,
+    SecrecyDesign,
+)
+from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
+from hushtune_server.coordinator.events import Solution
+from hushtune_server.coordinator.ports import Solver
 
 
 class FakeClock:
@@ -49,3 +60,71 @@ class FakeClock:
 
 
 _conforms: type[Clock] = FakeClock
+
+
+class FixedSolver:
+    """Grants everybody the same, except those in ``deferred``."""
+
+    def __init__(self, *, deferred: frozenset[ClientId] = frozenset()) -> None:
+        self._deferred = deferred
+
+    def solve(self, round_id: int, reports: Sequence[ClientReport]) -> Solution:
+        assignments = tuple(assignment_of(r.client, round_id, granted=r.client not in self._deferred) for r in reports)
+        return Solution(assignments=assignments, method="fixed", violation=0.0, gap=None, solve_s=Second(0.0))
+
+
+_solves: type[Solver] = FixedSolver
+
+
+def report_of(client: ClientId, round_id: int) -> ClientReport:
+    """Return what a plain device reports."""
+    return ClientReport(
+        client=client,
+        round_id=round_id,
+        gain_main=PowerRatio(1e-9),
+        gain_tap=PowerRatio(0.0),
+        power_max=Watt(0.2),
+        clock_max=FlopPerSecond(2e12),
+        energy_max=Joule(5000.0),
+        sample_count=100,
+        update_bits=8_000_000,
+    )
+
+
+def assignment_of(client: ClientId, round_id: int, *, granted: bool) -> Assignment:
+    """Return an assignment with plain numbers; a tap gain of zero makes one of them -inf dB."""
+    gate = Gate(
+        decision=GateDecision.GRANTED if granted else GateDecision.DEFERRED,
+        reason="fixed",
+        snr_main_db=Decibel(6.0),
+        snr_tap_bound_db=Decibel(float("-inf")),
+        block_error_rate=1e-3 if granted else 1.0,
+        rate_coded=1.0 if granted else 0.0,
+        rate_gaussian=2.0,
+    )
+    return Assignment(
+        client=client,
+        round_id=round_id,
+        gate=gate,
+        adapter_share=1.0,
+        bandwidth=Hertz(1e6),
+        power=Watt(0.1),
+        clock=FlopPerSecond(1e12),
+        secrecy_rate_bps=1e6 if granted else 0.0,
+        deadline=Second(100.0),
+        design=DESIGN if granted else None,
+    )
+
+
+DESIGN = SecrecyDesign(
+    modulation="qpsk",
+    code_bits=10_240,
+    info_bits=8_448,
+    codewords=4,
+    message_bits=8_448,
+    random_bits=25_344,
+    snr_tap_design_db=Decibel(-5.0),
+    log2_delta=-64.0,
+    rho=0.5,
+    rate=8_448 / (4 * 10_240 / 2),
+)

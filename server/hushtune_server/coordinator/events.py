@@ -4,10 +4,10 @@ Every event carries ``at``: seconds of *run time*, which stands still while the 
 events and of nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import NewType, cast
+from typing import Any, NewType, cast
 
 import msgspec
 
@@ -137,8 +137,8 @@ def kind_of(event: Event) -> str:
 
 
 def to_body(event: Event) -> dict[str, object]:
-    """Return the event's fields as plain JSON values."""
-    return cast(dict[str, object], msgspec.to_builtins(event))
+    """Return the event's fields as plain JSON values; numbers that JSON does not know (a gain of zero is -inf dB) as text."""
+    return cast(dict[str, object], _finite(msgspec.to_builtins(event)))
 
 
 def from_body(kind: str, body: Mapping[str, object]) -> Event:
@@ -147,8 +147,19 @@ def from_body(kind: str, body: Mapping[str, object]) -> Event:
     if made is None:
         raise ConfigError("state_dir", f"the journal holds an unknown kind of event {kind!r}; start with an empty directory")
     try:
-        return msgspec.convert(body, made)
+        return msgspec.convert(body, made, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            "state_dir", f"the journal holds a damaged {kind!r} event ({error}); start with an empty directory"
-        ) from error
+        problem = f"the journal holds a damaged {kind!r} event ({error}); start with an empty directory"
+        raise ConfigError("state_dir", problem) from error
+
+
+def _finite(value: Any) -> object:
+    match value:
+        case float():
+            return value if isfinite(value) else str(value)
+        case dict():
+            return {k: _finite(v) for k, v in cast(dict[str, object], value).items()}
+        case list() | tuple():
+            return [_finite(v) for v in cast(Sequence[object], value)]
+        case _:
+            return value
