@@ -22,6 +22,7 @@
     │   ├── OffsetMismatch         resume from another offset
     │   ├── PartCorrupt            a part arrived damaged
     │   ├── PeerLost               the other side went away
+    │   ├── SolverFailed           an allocator gave no answer that passes its own check
     │   ├── StorageFull            no room left
     │   └── TrainerFailed          the training process died or diverged
     └── Refusal                    nothing broke; the answer is no
@@ -175,6 +176,12 @@ class PeerLost(OperatingFault):
 
     reason = "PEER_LOST"
     exit_code = 12
+
+
+class SolverFailed(OperatingFault):
+    """An allocator gave no answer, or one that violates its own constraints."""
+
+    reason = "SOLVER_FAILED"
 
 
 class StorageFull(OperatingFault):
