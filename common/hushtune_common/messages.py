@@ -50,7 +50,7 @@ class Caller:
         """Parse a subject alternative name; ``ValueError`` when it is not one of ours."""
         scheme, _, rest = uri.partition("://")
         role, _, name = rest.partition("/")
-        if scheme != "hushtune" or role not in Role:
+        if scheme != "hushtune" or role not in {*Role}:  # Python 3.11: ``str in StrEnum`` raises
             raise ValueError(f"not a Hushtune identity: {uri!r}")
         return Caller(role=Role(role), name=name)
 

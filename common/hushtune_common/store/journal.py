@@ -1,0 +1,195 @@
+"""What has happened, durably and in order? Append-only events in SQLite, one writer thread."""
+
+import asyncio
+import json
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
+
+_VERSION = 1
+_BODY_CHARS_MAX = 1 << 20
+"""Journals hold metadata; bulk bytes are blobs."""
+
+_TABLES = """
+CREATE TABLE about (schema TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT UNIQUE, body TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event. ``seq`` counts from 1 without gaps; ``body`` is what JSON makes of what was appended."""
+
+    seq: int
+    kind: str
+    key: str | None
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    kind: str
+    key: str | None
+    body: str
+    done: "asyncio.Future[Event]"
+
+
+class Journal:
+    """An append-only list of events that survives the process.
+
+    Laws: an event that ``append`` returned is there after a crash of the process; events are never changed or reordered; a key
+    has at most one event. Not safe against power cuts: the last commits may be lost then, never the order.
+    """
+
+    def __init__(self, writer: "_Writer", executor: ThreadPoolExecutor, events: list[Event]) -> None:
+        """Take what ``open`` has made."""
+        self._writer = writer
+        self._executor = executor
+        self._events = events
+        self._pending: list[_Entry] = []
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @staticmethod
+    def open(path: Path, *, schema: str) -> "Journal":
+        """Open or make the journal at ``path``; ``ConfigError`` when the file is no journal of ``schema``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        try:
+            writer = executor.submit(_Writer, path, schema).result()
+            return Journal(writer, executor, executor.submit(writer.read).result())
+        except BaseException:
+            executor.shutdown()
+            raise
+
+    async def append(self, kind: str, body: Mapping[str, object], *, key: str | None = None) -> Event:
+        """Write one event and return it once it is durable; calls of one loop turn share a commit.
+
+        With a ``key`` that was used before: returns the stored event when kind and body are equal, raises ``Replayed`` when they
+        are not. ``StorageFull`` when the disk is; ``LimitExceeded`` for a body above 1 MiB.
+        """
+        if self._closed:
+            raise RuntimeError("the journal is closed")
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        if len(text) > _BODY_CHARS_MAX:
+            raise LimitExceeded(f"event {kind}: the body has {len(text)} characters, at most {_BODY_CHARS_MAX}")
+        done = asyncio.get_running_loop().create_future()
+        if not self._pending:
+            task = asyncio.get_running_loop().create_task(self._flush())
+            self._flushes.add(task)
+            task.add_done_callback(self._flushes.discard)
+        self._pending.append(_Entry(kind, key, text, done))
+        # Shielded: a caller that is cancelled does not undo what others share, and the event is durable or absent as a whole.
+        return await asyncio.shield(done)
+
+    def events(self, after: int = 0) -> Sequence[Event]:
+        """Return the durable events with ``seq`` above ``after``, in order."""
+        start = bisect_right(self._events, after, key=lambda event: event.seq)
+        return tuple(self._events[start:])
+
+    async def close(self) -> None:
+        """Finish what was appended and close the file. Closing twice changes nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._flushes:
+            await asyncio.wait(self._flushes)
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._writer.close)
+        self._executor.shutdown()
+
+    async def _flush(self) -> None:
+        entries, self._pending = self._pending, []
+        loop = asyncio.get_running_loop()
+        outcomes = await loop.run_in_executor(self._executor, self._writer.write, entries)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            match outcome:
+                case Event():
+                    if outcome.seq > len(self._events):
+                        self._events.append(outcome)
+                    entry.done.set_result(outcome)
+                case _:
+                    entry.done.set_exception(outcome)
+                    entry.done.exception()  # seen: a caller that was cancelled leaves nobody to read it
+
+
+class _Writer:
+    """The connection; every method runs in the writer thread."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+            self._prepare(path, schema)
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(str(path), f"is not a journal ({error}); move it away to start afresh") from None
+        self._keys: dict[str, Event] = {}
+        self._last = 0
+
+    def _prepare(self, path: Path, schema: str) -> None:
+        self._db.execute("PRAGMA busy_timeout=5000")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("BEGIN IMMEDIATE")
+        known = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if known == 0:
+            for statement in _TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO about VALUES (?, ?)", (schema, _VERSION))
+        self._db.execute("COMMIT")
+        found = self._db.execute("SELECT schema, version FROM about").fetchone()
+        if found != (schema, _VERSION):
+            self._db.close()
+            wanted = f"{schema} version {_VERSION}"
+            raise ConfigError(str(path), f"holds {found and f'{found[0]} version {found[1]}'}, not {wanted}; move it away")
+
+    def read(self) -> list[Event]:
+        """Return all events, and remember their keys."""
+        rows = self._db.execute("SELECT seq, kind, key, body FROM events ORDER BY seq").fetchall()
+        events = [Event(seq=seq, kind=kind, key=key, body=json.loads(body)) for seq, kind, key, body in rows]
+        self._keys = {event.key: event for event in events if event.key is not None}
+        self._last = events[-1].seq if events else 0
+        return events
+
+    def write(self, entries: Sequence[_Entry]) -> list[Event | Exception]:
+        """Commit all entries at once; one outcome for each."""
+        fresh: dict[str, Event] = {}
+        outcomes: list[Event | Exception] = []
+        last = self._last
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for entry in entries:
+                body = json.loads(entry.body)
+                known = None if entry.key is None else fresh.get(entry.key, self._keys.get(entry.key))
+                if known is not None:
+                    same = (known.kind, known.body) == (entry.kind, body)
+                    outcomes.append(known if same else Replayed(f"{entry.kind} {entry.key}: the key was used for other content"))
+                    continue
+                last += 1
+                event = Event(seq=last, kind=entry.kind, key=entry.key, body=body)
+                self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (last, entry.kind, entry.key, entry.body))
+                if entry.key is not None:
+                    fresh[entry.key] = event
+                outcomes.append(event)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            return [_write_error(error)] * len(entries)
+        self._keys.update(fresh)
+        self._last = last
+        return outcomes
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+
+def _write_error(error: sqlite3.Error) -> Exception:
+    if error.sqlite_errorcode in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+        return StorageFull("the journal's disk is full or failing")
+    return error
