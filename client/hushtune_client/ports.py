@@ -108,3 +108,12 @@ class AirPort(Protocol):
     async def transmit(self, transmission: Transmission) -> FrameOutcome:
         """Send a frame that was written, and wait for the owner's receipt."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The three counterparts together."""
+
+    owner: OwnerPort
+    coordinator: CoordinatorPort
+    air: AirPort

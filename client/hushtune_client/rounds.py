@@ -12,271 +12,53 @@ restart folds them again and asks ``resume`` what was left undone. Events that c
 nothing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
+from hushtune_client.phases import (
+    NOTHING,
+    Abandon,
+    AskVerdict,
+    Assigned,
+    AssignmentReceived,
+    Closed,
+    Command,
+    Completed,
+    Conclude,
+    Drained,
+    Event,
+    Finished,
+    FrameAnswered,
+    Idle,
+    Measure,
+    Reported,
+    RoundClosed,
+    RoundFailed,
+    RoundOpened,
+    Send,
+    State,
+    Stop,
+    Tally,
+    Terms,
+    Train,
+    Training,
+    TrainingStarted,
+    UpdateSealed,
+    Uploading,
+    VerdictReached,
+)
 from hushtune_common.messages import (
-    Assignment,
     ClientId,
     Completion,
     Directive,
     DirectiveKind,
     GateDecision,
-    RunId,
     UpdateKey,
 )
 from hushtune_common.units import Joule, Second
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What does not change during a run: whose rounds these are, and how often a frame may be sent."""
-
-    run: RunId
-    client: ClientId
-    attempts_max: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What the client's part of a round has cost so far."""
-
-    bytes_raw: int
-    bytes_uploaded: int
-    airtime: Second
-    train_seconds: Second
-    energy: Joule
-
-
-_NOTHING = Tally(bytes_raw=0, bytes_uploaded=0, airtime=Second(0.0), train_seconds=Second(0.0), energy=Joule(0.0))
-
-
-# --- states -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Idle:
-    """Between rounds; ``closed_round`` is the last one that ended (0 before the first)."""
-
-    closed_round: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
-    """The round is open; the device reports and waits for its assignment."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assigned:
-    """Granted; the trainer has not started yet."""
-
-    assignment: Assignment
-
-    @property
-    def round_id(self) -> int:
-        """The round of the assignment."""
-        return self.assignment.round_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """The trainer is at work."""
-
-    assignment: Assignment
-
-    @property
-    def round_id(self) -> int:
-        """The round of the assignment."""
-        return self.assignment.round_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Uploading:
-    """The sealed update is on its way; ``only`` are the blocks of this attempt, ``None`` for all."""
-
-    assignment: Assignment
-    attempt: int
-    only: tuple[int, ...] | None
-    tally: Tally
-
-    @property
-    def round_id(self) -> int:
-        """The round of the assignment."""
-        return self.assignment.round_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """This client's part is done, well or badly; the round is still open for others."""
-
-    completion: Completion
-
-    @property
-    def round_id(self) -> int:
-        """The round that was completed."""
-        return self.completion.key.round_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closed:
-    """The round is over and the owner's verdict is awaited; ``last`` if no round follows."""
-
-    round_id: int
-    last: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """The run is over."""
-
-    round_id: int
-
-
-State = Idle | Reported | Assigned | Training | Uploading | Completed | Closed | Finished
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundOpened:
-    """The coordinator opened a round."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssignmentReceived:
-    """The coordinator said what this client may use, and whether it may send at all."""
-
-    assignment: Assignment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingStarted:
-    """The trainer accepted the order."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSealed:
-    """Training is done and the sealed update is safe on disk."""
-
-    round_id: int
-    bytes_raw: int
-    train_seconds: Second
-    energy: Joule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameAnswered:
-    """One attempt went over the air and the owner named the blocks still ``missing``."""
-
-    round_id: int
-    attempt: int
-    frame_bytes: int
-    airtime: Second
-    energy: Joule
-    missing: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundFailed:
-    """This client cannot finish the round."""
-
-    round_id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundClosed:
-    """The coordinator closed the round; ``accepted`` if this client's update was among those accepted."""
-
-    round_id: int
-    accepted: bool
-    last: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerdictReached:
-    """The owner's verdict has arrived, or it is certain that none will."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drained:
-    """The coordinator is going away."""
-
-
-Event = (
-    RoundOpened
-    | AssignmentReceived
-    | TrainingStarted
-    | UpdateSealed
-    | FrameAnswered
-    | RoundFailed
-    | RoundClosed
-    | VerdictReached
-    | Drained
-)
-
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """Get the emulator, sound the channel, report."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Train:
-    """Fine-tune at the assigned clock, then encode and seal."""
-
-    assignment: Assignment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
-    """Cut the sealed update into a frame of these blocks and put it on air."""
-
-    assignment: Assignment
-    attempt: int
-    only: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conclude:
-    """Tell the coordinator how this client's part ended."""
-
-    completion: Completion
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AskVerdict:
-    """Fetch the owner's verdict."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abandon:
-    """Stop whatever is still being done for this round."""
-
-    round_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """End the process."""
-
-
-Command = Measure | Train | Send | Conclude | AskVerdict | Abandon | Stop
 Step = tuple[State, tuple[Command, ...]]
+"""The next state, and what to do now."""
 
 
 def event_of(directive: Directive, *, client: ClientId) -> Event:
@@ -289,7 +71,12 @@ def event_of(directive: Directive, *, client: ClientId) -> Event:
                 raise ValueError(f"directive {directive.seq} assigns nothing to {client}")
             return AssignmentReceived(assignment=directive.assignment)
         case DirectiveKind.ROUND_CLOSED:
-            return RoundClosed(round_id=directive.round_id, accepted=client in directive.accepted, last=directive.last)
+            return RoundClosed(
+                round_id=directive.round_id,
+                accepted=client in directive.accepted,
+                failed=directive.failed_reason,
+                last=directive.last,
+            )
         case DirectiveKind.DRAIN:
             return Drained()
 
@@ -369,13 +156,13 @@ def _assigned(state: State, event: AssignmentReceived, *, terms: Terms) -> Step:
     if assignment.gate.decision is GateDecision.GRANTED:
         return Assigned(assignment=assignment), (Train(assignment=assignment),)
     reason = f"gate {assignment.gate.decision}: {assignment.gate.reason}"
-    return _conclude(terms, round_id=assignment.round_id, attempt=1, uploaded=False, reason=reason, tally=_NOTHING)
+    return _conclude(terms, round_id=assignment.round_id, attempt=1, uploaded=False, reason=reason, tally=NOTHING)
 
 
 def _sealed(state: State, event: UpdateSealed) -> Step:
     if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
         return state, ()
-    tally = replace(_NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
+    tally = replace(NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
     sending = Uploading(assignment=state.assignment, attempt=1, only=None, tally=tally)
     return sending, resume(sending)
 
@@ -401,7 +188,7 @@ def _answered(state: State, event: FrameAnswered, *, terms: Terms) -> Step:
 def _failed(state: State, event: RoundFailed, *, terms: Terms) -> Step:
     if not isinstance(state, Reported | Assigned | Training | Uploading) or state.round_id != event.round_id:
         return state, ()
-    attempt, tally = (state.attempt, state.tally) if isinstance(state, Uploading) else (1, _NOTHING)
+    attempt, tally = (state.attempt, state.tally) if isinstance(state, Uploading) else (1, NOTHING)
     return _conclude(terms, round_id=state.round_id, attempt=attempt, uploaded=False, reason=event.reason, tally=tally)
 
 
@@ -435,9 +222,9 @@ def _closed(state: State, event: RoundClosed) -> Step:
             assert_never(state)
     abandoned = () if isinstance(state, Completed) else (Abandon(round_id=event.round_id),)
     uploaded = isinstance(state, Completed) and state.completion.uploaded
-    if uploaded or event.accepted:
+    if (uploaded or event.accepted) and not event.failed:
         return Closed(round_id=event.round_id, last=event.last), (*abandoned, AskVerdict(round_id=event.round_id))
-    # Nothing was sent in full, so the owner has nothing to judge.
+    # The owner judges what was sent in full, in a round that came to an end.
     after, commands = _after(event.round_id, last=event.last)
     return after, (*abandoned, *commands)
 

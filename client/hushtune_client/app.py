@@ -1,0 +1,343 @@
+"""The client as a process: what it is made of, how it starts, how it goes on after a fault, how it stops."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hushtune_client import rounds
+from hushtune_client.duties import Duties, Status
+from hushtune_client.gateway import Addresses, Manners, open_ports
+from hushtune_client.phases import (
+    Abandon,
+    AskVerdict,
+    Closed,
+    Command,
+    Conclude,
+    Event,
+    Finished,
+    Measure,
+    RoundFailed,
+    Send,
+    Stop,
+    Train,
+    VerdictReached,
+)
+from hushtune_client.ports import Ports
+from hushtune_client.private import own_records
+from hushtune_client.state import ClientState
+from hushtune_client.trainer import Trainer
+from hushtune_common.clock import Clock
+from hushtune_common.config import Scenario
+from hushtune_common.errors import ConfigError, HushtuneError, MalformedUpdate, OperatingFault, PeerLost, Refusal, StaleRound
+from hushtune_common.logs import log_event
+from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
+from hushtune_common.seeding import SeedTree
+from hushtune_common.store.blobs import BlobStore
+from hushtune_common.wire.kit import Kit, require_valid
+from hushtune_common.wire.lifetime import run_until, stop_signal
+
+_logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+_LEAVE_S = 1.5
+"""How long a goodbye may take; with the trainer's two seconds it keeps an interrupted process below five."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """Who this client is, where it keeps its state, and where its counterparts listen (``HOST:PORT``).
+
+    ``data`` is this client's own text (such as ``txt:FILE``), used whole; without it the client takes its share of the
+    scenario's private data.
+    """
+
+    scenario: Scenario
+    client_id: str
+    kit: Path
+    state_dir: Path
+    owner: str
+    coordinator: str
+    air: str
+    data: str | None
+
+
+async def run(options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> int:
+    """Take part in a run until its last round is over, and return the exit code.
+
+    0 when the run is over, 130 after SIGTERM or SIGINT, and otherwise the code of the error that spoiled this client's part of
+    the last round. ``seeds`` is the scenario's root. Raises the typed error of whatever makes taking part impossible.
+    """
+    life = _Life(options, clock=clock, seeds=seeds)
+    with stop_signal() as stop:
+        finished = await run_until(stop, life.live())
+    if not finished:
+        log_event(_logger, "process_interrupted", exit_code=INTERRUPTED)
+    return life.code if finished else INTERRUPTED
+
+
+class _Life:
+    """Composes the process; whatever happens, no child process and no open stream is left behind."""
+
+    def __init__(self, options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> None:
+        self._options = options
+        self._clock = clock
+        self._seeds = seeds
+        self.code = 0
+
+    async def live(self) -> None:
+        """Take part from the first check to the last goodbye."""
+        options, scenario = self._options, self._options.scenario
+        device = scenario.client(options.client_id)
+        kit = _own_kit(options, clock=self._clock)
+        log_event(_logger, "scenario_resolved", scenario=scenario.name, digest=scenario.digest)
+        status = Status()
+        status.enter("reading private text")
+        async with AsyncExitStack() as stack:
+            state = ClientState.open(options.state_dir, client=ClientId(device.id), attempts_max=scenario.limits.attempts_max)
+            stack.push_async_callback(state.close)
+            trainer = Trainer(clock=self._clock)
+            stack.push_async_callback(trainer.stop)
+            trainer.start()  # imports torch while this process reads text and joins
+            records = await asyncio.to_thread(self._read_records)
+            status.enter("connecting")
+            ports = await stack.enter_async_context(self._open_ports(kit))
+            conductor = _Conductor(ports, state=state, status=status, clock=self._clock)
+            duties = Duties(
+                scenario=scenario,
+                device=device,
+                records=records,
+                ports=ports,
+                trainer=trainer,
+                state=state,
+                status=status,
+                clock=self._clock,
+                seeds=self._seeds,
+                aside=asyncio.to_thread,
+                emit=conductor.emit,
+            )
+            self.code = await conductor.conduct(duties)
+
+    def _read_records(self) -> tuple[str, ...]:
+        options = self._options
+        records = own_records(options.scenario, client_id=options.client_id, source=options.data, seeds=self._seeds)
+        log_event(_logger, "private_text_read", records=len(records), own_file=options.data is not None)
+        return records
+
+    def _open_ports(self, kit: Kit) -> AbstractAsyncContextManager[Ports]:
+        options, limits = self._options, self._options.scenario.limits
+        manners = Manners(
+            timing=options.scenario.timing,
+            attempts_max=limits.attempts_max,
+            clock=self._clock,
+            seeds=self._seeds.child(options.client_id, "retries"),
+        )
+        addresses = Addresses(owner=options.owner, coordinator=options.coordinator, air=options.air)
+        store = BlobStore(options.state_dir / "blobs", quota_bytes=limits.emulator_bytes_max)
+        return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store)
+
+
+class _Conductor:
+    """Turns directives and outcomes into recorded events, and commands into running jobs.
+
+    One event is taken at a time: recorded first, then acted upon.
+    """
+
+    def __init__(self, ports: Ports, *, state: ClientState, status: Status, clock: Clock) -> None:
+        self._ports = ports
+        self._state = state
+        self._status = status
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._working: dict[asyncio.Task[None], int] = {}
+        self._spoiled: dict[int, HushtuneError] = {}
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._duties: Duties | None = None
+        self._ending = False
+
+    async def conduct(self, duties: Duties) -> int:
+        """Join, take part in every round, leave; return the exit code. Raises what makes taking part impossible."""
+        self._duties = duties
+        welcome = await self._ports.coordinator.join()
+        restarted = self._state.restarted
+        await self._state.join(welcome.run)
+        log_event(_logger, "run_joined", run=welcome.run, restarted=restarted, last_seen_seq=self._state.last_seen_seq)
+        self._status.enter("waiting for a round")
+        try:
+            for command in rounds.resume(self._state.current):
+                self._begin(command)
+            self._spawn(self._follow())
+            await self._over
+        except asyncio.CancelledError:
+            await self._end("interrupted")
+            raise
+        except HushtuneError as error:
+            await self._end(f"{error.reason}: {error}")
+            raise
+        await self._end("the run is over")
+        self._status.enter("done")
+        spoiled = self._spoiled.get(self._state.current.round_id) if isinstance(self._state.current, Finished) else None
+        return 0 if spoiled is None else spoiled.exit_code
+
+    def emit(self, event: Event) -> None:
+        """Take an event that happens in the middle of a job."""
+        self._spawn(self._take(event))
+
+    async def _follow(self) -> None:
+        try:
+            async for directive in self._ports.coordinator.follow(self._beat):
+                _narrate(directive)
+                await self._take(_event_of(directive, client=self._state.terms.client), seq=directive.seq)
+        except PeerLost:
+            # After the last round the coordinator may go first; a verdict that is under way still counts.
+            if not (isinstance(self._state.current, Closed) and self._state.current.last):
+                raise
+
+    def _beat(self) -> Beat:
+        return Beat(last_seen_seq=self._state.last_seen_seq, phase=self._status.phase, progress=self._status.progress)
+
+    async def _take(self, event: Event, *, seq: int | None = None) -> None:
+        async with self._turn:
+            for command in await self._state.record(event, seq=seq):
+                self._begin(command)
+
+    def _begin(self, command: Command) -> None:
+        match command:
+            case Abandon():
+                for task in [t for t, round_id in self._working.items() if round_id == command.round_id]:
+                    task.cancel()
+                log_event(_logger, "round_abandoned", round_id=command.round_id)
+            case Stop():
+                if not self._over.done():
+                    self._over.set_result(None)
+            case Conclude() | AskVerdict():
+                self._spawn(self._perform(command, round_id=_round_of(command)))
+            case Measure() | Train() | Send():
+                task = self._spawn(self._perform(command, round_id=_round_of(command)))
+                self._working[task] = _round_of(command)
+                task.add_done_callback(lambda done: self._working.pop(done, None))
+
+    async def _perform(self, command: Measure | Train | Send | Conclude | AskVerdict, *, round_id: int) -> None:
+        if self._duties is None:
+            raise RuntimeError("conduct comes first")
+        try:
+            event = await self._duties.perform(command)
+        except HushtuneError as error:
+            event = self._after(error, command, round_id=round_id)
+        if event is not None:
+            await self._take(event)
+
+    def _after(self, error: HushtuneError, command: Command, *, round_id: int) -> Event | None:
+        """Return what a failed command means for the round; raise what ends the process instead."""
+        duty = type(command).__name__.lower()
+        fields = {"duty": duty, "round_id": round_id, "reason": error.reason, "problem": str(error)}
+        match command:
+            case Measure() if not isinstance(error, OperatingFault | Refusal | StaleRound):
+                raise error
+            case Measure() | Train() | Send():
+                log_event(_logger, "round_failed", level=logging.ERROR, **fields)
+                self._spoiled[round_id] = error
+                return RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}")
+            case AskVerdict():
+                log_event(_logger, "verdict_missed", level=logging.WARNING, **fields)
+                return VerdictReached(round_id=round_id)
+            case _:
+                # The coordinator closes the round without this word too; a stale round is closed already.
+                log_event(_logger, "completion_undelivered", level=logging.WARNING, **fields)
+                return None
+
+    async def _end(self, reason: str) -> None:
+        """Stop every job, and say goodbye if there is still somebody to hear it."""
+        self._ending = True
+        for task in self._jobs:
+            task.cancel()
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        with suppress(HushtuneError, TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await self._ports.coordinator.leave(reason)
+        log_event(_logger, "run_left", reason=reason)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._ending and not self._over.done():
+            self._over.set_exception(error)
+
+
+def _own_kit(options: ClientOptions, *, clock: Clock) -> Kit:
+    kit = Kit.load(options.kit)
+    require_valid(kit, clock=clock)
+    wanted = Caller(role=Role.CLIENT, name=options.client_id)
+    if kit.caller != wanted:
+        raise ConfigError(
+            "--kit", f"{options.kit} is the kit of {kit.caller.uri}, not of {wanted.uri}; give that client's own kit"
+        )
+    return kit
+
+
+def _event_of(directive: Directive, *, client: ClientId) -> Event:
+    try:
+        return rounds.event_of(directive, client=client)
+    except ValueError as error:
+        raise MalformedUpdate(str(error)) from error
+
+
+def _round_of(command: Measure | Train | Send | Conclude | AskVerdict) -> int:
+    match command:
+        case Measure() | AskVerdict():
+            return command.round_id
+        case Train() | Send():
+            return command.assignment.round_id
+        case Conclude():
+            return command.completion.key.round_id
+
+
+def _narrate(directive: Directive) -> None:
+    match directive.kind:
+        case DirectiveKind.ROUND_OPENED:
+            log_event(_logger, "round_opened", round_id=directive.round_id)
+        case DirectiveKind.ASSIGNED if directive.assignment is not None:
+            _narrate_assignment(directive.assignment)
+        case DirectiveKind.ROUND_CLOSED:
+            accepted, failed = list(directive.accepted), directive.failed_reason
+            log_event(_logger, "round_closed", round_id=directive.round_id, accepted=accepted, failed=failed, last=directive.last)
+        case _:
+            log_event(_logger, "directive_received", kind=directive.kind, round_id=directive.round_id)
+
+
+def _narrate_assignment(assignment: Assignment) -> None:
+    gate = assignment.gate
+    log_event(
+        _logger,
+        "assignment_received",
+        round_id=assignment.round_id,
+        decision=gate.decision,
+        adapter_share=assignment.adapter_share,
+        bandwidth_hz=assignment.bandwidth,
+        power_w=assignment.power,
+        clock_flops=assignment.clock,
+        secrecy_rate_bps=assignment.secrecy_rate_bps,
+        deadline_s=assignment.deadline,
+    )
+    if gate.decision is not GateDecision.GRANTED:
+        log_event(
+            _logger,
+            "gate_refused",
+            level=logging.WARNING,
+            round_id=assignment.round_id,
+            decision=gate.decision,
+            reason=gate.reason,
+            snr_main_db=gate.snr_main_db,
+            snr_tap_bound_db=gate.snr_tap_bound_db,
+        )

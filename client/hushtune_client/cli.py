@@ -1,0 +1,159 @@
+"""What can a data owner type after ``hushtune-client``?
+
+Each command imports what it needs inside its own branch, so help is instant.
+"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from hushtune_common.errors import HushtuneError
+
+if TYPE_CHECKING:
+    from hushtune_common.config import Scenario
+    from hushtune_common.messages import Role
+
+_log = logging.getLogger(__name__)
+_USAGE = 2
+_DEFECT = 70
+_INTERRUPTED = 130
+
+_Kit = Annotated[Path, Parameter(help="Folder with this client's certificate and key (`hushtune pki issue --role client`).")]
+_Owner = Annotated[str, Parameter(help="Address of the model owner, HOST:PORT.")]
+_Coordinator = Annotated[str, Parameter(help="Address of the coordinator, HOST:PORT.")]
+_Air = Annotated[str, Parameter(help="Address of the air, HOST:PORT.")]
+
+app = App(
+    name="hushtune-client",
+    help="Fine-tune on your own text without handing it out: an emulator comes in, a sealed adapter goes home.",
+    version="0.1.0",
+    result_action="return_value",
+)
+
+
+@app.command(name="run")
+def run(
+    scenario: Annotated[Path, Parameter(help="The scenario file, the same one that every other process of the run reads.")],
+    *,
+    client: Annotated[
+        str, Parameter(help="Which of the scenario's clients this is, such as c1; the kit must be of that client.")
+    ],
+    kit: _Kit,
+    owner: _Owner,
+    coordinator: _Coordinator,
+    air: _Air,
+    state: Annotated[Path, Parameter(help="Folder for what must survive a restart; made if missing, one per client and run.")],
+    data: Annotated[
+        str | None,
+        Parameter(
+            help="Your own text, used whole: txt:FILE (a record per line), jsonl:FILE or csv:FILE (field text). "
+            "Without it the client takes its share of the scenario's private data."
+        ),
+    ] = None,
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            help="Override one scenario key, path.to.key=value; repeatable, and the same for every process.",
+            negative=(),
+        ),
+    ] = (),
+    json_logs: Annotated[
+        bool | None,
+        Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
+    ] = None,
+) -> int:
+    """Take part in a run as one data owner, until its last round is over.
+
+    The text stays on this machine: only the sealed change of the adapter blocks is sent. Ctrl-C leaves the run in order; started
+    again with the same state folder, the client goes on where it was.
+
+    Example: `hushtune-client run scenarios/demo.toml --client c1 --kit kits/c1 --state state/c1
+    --owner 127.0.0.1:7003 --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002 --data txt:my-texts.txt`
+    """
+    from hushtune_common import config, logs
+    from hushtune_common.clock import SystemClock
+
+    clock = SystemClock()
+    logs.configure(clock=clock, json_lines=json_logs, role="client", name=client, client=client)
+    try:
+        resolved = config.load(scenario, overrides=set_)
+        code = asyncio.run(_take_part(resolved, client, kit, state, owner=owner, coordinator=coordinator, air=air, data=data))
+    except HushtuneError as error:
+        code = _failed(error)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except Exception:  # the edge of the process: anything not typed is a defect of ours, told with its trace
+        _log.exception("process_crashed")
+        print("hushtune-client: a defect of ours; its trace is in the log under process_crashed", file=sys.stderr)
+        code = _DEFECT
+    return code
+
+
+@app.command(name="health")
+def health(*, kit: _Kit, owner: _Owner, coordinator: _Coordinator, air: _Air) -> int:
+    """Ask the three counterparts whether they serve; exit code 0 says that all do, 1 that some do not.
+
+    Example: `hushtune-client health --kit kits/c1 --owner 127.0.0.1:7003 --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002`
+    """
+    from hushtune_common.errors import OperatingFault
+    from hushtune_common.messages import Role
+
+    good = True
+    for role, address in ((Role.OWNER, owner), (Role.COORDINATOR, coordinator), (Role.AIR, air)):
+        try:
+            serving = asyncio.run(_ask_health(kit, role, address))
+            print(f"{role} at {address}: {'serving' if serving else 'not serving'}")
+        except OperatingFault as error:
+            serving = False
+            print(f"{role} at {address}: {error}")
+        good = good and serving
+    return 0 if good else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a known fault is one line on standard error and its class's code."""
+    try:
+        result = app(sys.argv[1:] if arguments is None else list(arguments), exit_on_error=False)
+    except CycloptsError:
+        return _USAGE  # already explained on standard error
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except HushtuneError as error:
+        return _failed(error)
+    return result if isinstance(result, int) else 0
+
+
+async def _take_part(
+    scenario: "Scenario", client: str, kit: Path, state: Path, *, owner: str, coordinator: str, air: str, data: str | None
+) -> int:
+    from hushtune_client import app as client_app
+    from hushtune_common.clock import SystemClock
+    from hushtune_common.seeding import SeedTree
+
+    options = client_app.ClientOptions(
+        scenario=scenario, client_id=client, kit=kit, state_dir=state, owner=owner, coordinator=coordinator, air=air, data=data
+    )
+    return await client_app.run(options, clock=SystemClock(), seeds=SeedTree(scenario.seed))
+
+
+async def _ask_health(kit: Path, role: "Role", address: str) -> bool:
+    from hushtune_common.config import TimingConfig
+    from hushtune_common.wire import endpoint, preflight
+
+    return await preflight.health(address, role=role, kit=endpoint.Kit.load(kit), timing=TimingConfig())
+
+
+def _failed(error: HushtuneError) -> int:
+    if logging.getLogger().handlers:
+        from hushtune_common.logs import log_event
+
+        fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
+        log_event(_log, "process_failed", level=logging.ERROR, **fields)
+    print(f"hushtune-client: {error}", file=sys.stderr)
+    return error.exit_code

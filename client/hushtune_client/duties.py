@@ -1,0 +1,346 @@
+"""How is each command of the round carried out? Over the ports, the trainer and the state; knows no transport."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from hushtune_client import telemetry, uplink
+from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
+from hushtune_client.phases import (
+    AskVerdict,
+    Conclude,
+    Event,
+    FrameAnswered,
+    Measure,
+    Send,
+    Train,
+    TrainingStarted,
+    UpdateSealed,
+    VerdictReached,
+)
+from hushtune_client.ports import Ports
+from hushtune_client.private import own_windows
+from hushtune_client.state import ClientState, RoundFiles
+from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
+from hushtune_common.adapter import AdapterState, load_adapter
+from hushtune_common.clock import Clock
+from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.config import ClientConfig, Scenario
+from hushtune_common.errors import MalformedUpdate, TrainerFailed
+from hushtune_common.link import secrecy
+from hushtune_common.logs import log_event
+from hushtune_common.messages import Assignment, ClientId, Completion, Transmission, UpdateKey
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import Joule, Second
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_TRANSFER_LOG_EVERY_S = 0.5
+GOVERNOR = "pacing"
+
+
+class Aside(Protocol):
+    """Runs blocking work where it does not hold up the beats."""
+
+    def __call__(self, work: Callable[[], _T], /) -> Awaitable[_T]:
+        """Return what ``work`` returns."""
+        ...
+
+
+class Status:
+    """What the beat says: the phase, and a counter that only rises."""
+
+    def __init__(self) -> None:
+        """Start in the phase ``starting``."""
+        self.phase = "starting"
+        self.progress = 0
+
+    def enter(self, phase: str) -> None:
+        """Change the phase and log it."""
+        if phase != self.phase:
+            self.phase = phase
+            log_event(_logger, "phase_changed", phase=phase)
+
+    def advance(self, amount: int) -> None:
+        """Count work done: optimiser steps, bytes."""
+        self.progress += max(0, amount)
+
+
+class TransferLog:
+    """Counts and logs the bytes of one transfer, at most twice per second."""
+
+    def __init__(self, kind: str, *, clock: Clock, status: Status) -> None:
+        """``kind`` is emulator or frame."""
+        self._kind = kind
+        self._clock = clock
+        self._status = status
+        self._started = self._logged = clock.monotonic()
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Note ``done`` of ``total`` bytes."""
+        self._status.advance(done - self._done)
+        self._done = max(done, self._done)
+        if self._clock.monotonic() - self._logged >= _TRANSFER_LOG_EVERY_S:
+            self._logged = self._clock.monotonic()
+            log_event(_logger, "transfer_progressed", kind=self._kind, bytes_done=done, bytes_total=total)
+
+    def finish(self, total: int) -> None:
+        """Log the end of the transfer."""
+        seconds = round(self._clock.monotonic() - self._started, 3)
+        log_event(_logger, "transfer_finished", kind=self._kind, bytes_total=total, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Material:
+    """The current emulator, with this client's windows in its tokens."""
+
+    emulator: Emulator
+    window_count: int
+
+
+class Duties:
+    """Carries out commands; each returns the event that it brought about, or nothing."""
+
+    def __init__(
+        self,
+        *,
+        scenario: Scenario,
+        device: ClientConfig,
+        records: Sequence[str],
+        ports: Ports,
+        trainer: Trainer,
+        state: ClientState,
+        status: Status,
+        clock: Clock,
+        seeds: SeedTree,
+        aside: Aside,
+        emit: Callable[[Event], None],
+    ) -> None:
+        """Take everything; ``emit`` receives events that happen in the middle of a command."""
+        self._scenario = scenario
+        self._device = device
+        self._records = records
+        self._ports = ports
+        self._trainer = trainer
+        self._state = state
+        self._status = status
+        self._clock = clock
+        self._seeds = seeds
+        self._aside = aside
+        self._emit = emit
+        self._material: _Material | None = None
+
+    async def perform(self, command: Measure | Train | Send | Conclude | AskVerdict) -> Event | None:
+        """Carry out ``command``. Raises the typed error of whatever went wrong."""
+        match command:
+            case Measure():
+                await self._measure(command.round_id)
+                return None
+            case Train():
+                return await self._train(command.assignment)
+            case Send():
+                return await self._send(command)
+            case Conclude():
+                await self._conclude(command.completion)
+                return None
+            case AskVerdict():
+                return await self._ask_verdict(command.round_id)
+
+    async def _measure(self, round_id: int) -> None:
+        self._trainer.start()  # torch is imported while the emulator arrives
+        material = await self._prepare(round_id)
+        self._status.enter("reporting")
+        gain_main = await self._ports.air.sound(round_id)
+        manifest = material.emulator.manifest
+        report = telemetry.device_report(
+            self._device,
+            round_id=round_id,
+            gain_main=gain_main,
+            gain_tap=secrecy.tap_gain_bound(self._scenario, self._device),
+            sample_count=material.window_count,
+            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec),
+        )
+        await self._ports.coordinator.report(report)
+        log_event(
+            _logger,
+            "device_reported",
+            round_id=round_id,
+            gain_main=report.gain_main,
+            gain_tap_bound=report.gain_tap,
+            sample_count=report.sample_count,
+            update_bits=report.update_bits,
+        )
+        self._status.enter("waiting for an assignment")
+
+    async def _prepare(self, round_id: int) -> _Material:
+        """Have the emulator that the owner publishes now, and this client's windows for it."""
+        self._status.enter("fetching the emulator")
+        manifest = await self._ports.owner.manifest()
+        if self._material is None or self._material.emulator.manifest != manifest:
+            require_acceptable(manifest, scenario=self._scenario)
+            transfer = TransferLog("emulator", clock=self._clock, status=self._status)
+            path = await self._ports.owner.fetch(manifest, progress=transfer)
+            transfer.finish(manifest.size_bytes)
+            emulator = await self._aside(lambda: open_emulator(path, manifest=manifest))
+            log_event(_logger, "emulator_verified", digest=manifest.emulator, bytes=manifest.size_bytes, plan=manifest.plan)
+            self._material = _Material(emulator=emulator, window_count=0)
+        emulator = self._material.emulator
+        files = self._state.files(round_id)
+        count = await self._aside(lambda: self._write_windows(emulator, files))
+        self._material = _Material(emulator=emulator, window_count=count)
+        return self._material
+
+    def _write_windows(self, emulator: Emulator, files: RoundFiles) -> int:
+        windows = own_windows(self._records, tokens=emulator.bundle.tokens, scenario=self._scenario)
+        save_windows(files.windows, windows)
+        return len(windows)
+
+    async def _train(self, assignment: Assignment) -> UpdateSealed:
+        round_id = assignment.round_id
+        emulator = (await self._prepare(round_id)).emulator
+        files = self._state.files(round_id)
+        clock_share = min(1.0, assignment.clock / self._device.clock_max_flops)
+        self._status.enter("warming up the trainer")
+        order = Order(
+            round_id=round_id,
+            bundle=emulator.path,
+            windows=files.windows,
+            result=files.adapter,
+            config=self._scenario.training,
+            threads=self._scenario.model.threads,
+            clock_share=clock_share,
+            seeds=self._seeds.child(f"round-{round_id}", self._device.id, "training"),
+            deadline=assignment.deadline,
+        )
+        trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=self._on_step)
+        flops = telemetry.training_flops(emulator.path_size, tokens=trained.tokens)
+        energy = telemetry.compute_energy(self._device, clock=assignment.clock, flops=flops)
+        _log_trained(trained, round_id=round_id, energy=energy, flops=flops, clock_share=clock_share)
+        sealed = await self._seal(emulator, files, round_id=round_id)
+        await self._state.keep_sealed(round_id, sealed.data)
+        return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=energy)
+
+    def _on_started(self, round_id: int) -> None:
+        self._status.enter("training")
+        self._emit(TrainingStarted(round_id=round_id))
+
+    def _on_step(self, _: StepReport) -> None:
+        self._status.advance(1)
+
+    async def _seal(self, emulator: Emulator, files: RoundFiles, *, round_id: int) -> uplink.Sealed:
+        self._status.enter("encoding and sealing")
+        key = self._key(round_id, attempt=1)
+        sealed = await self._aside(lambda: self._sealed(emulator, files, key))
+        log_event(
+            _logger,
+            "update_encoded",
+            round_id=round_id,
+            bytes_raw=sealed.bytes_raw,
+            bytes_encoded=sealed.bytes_encoded,
+            codec=emulator.manifest.codec,
+        )
+        log_event(_logger, "update_sealed", round_id=round_id, bytes_sealed=len(sealed.data), digest=sealed.digest)
+        return sealed
+
+    def _sealed(self, emulator: Emulator, files: RoundFiles, key: UpdateKey) -> uplink.Sealed:
+        try:
+            state = load_adapter(files.adapter, emulator.manifest.adapter)
+        except MalformedUpdate as error:
+            raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
+        shipped = AdapterState(emulator.bundle.adapter_numpy())
+        codec = DeltaCodec(shipped=shipped, config=self._scenario.codec)
+        up = uplink.Uplink(manifest=emulator.manifest, codec=codec, update_bytes_max=self._scenario.limits.update_bytes_max)
+        return up.seal(state, key=key)
+
+    async def _send(self, command: Send) -> FrameAnswered:
+        assignment, only = command.assignment, command.only
+        design = assignment.design
+        if design is None:
+            raise ValueError("only a granted assignment is sent")
+        self._status.enter("uploading")
+        key = self._key(assignment.round_id, attempt=command.attempt)
+        sealed = self._state.sealed(assignment.round_id)
+        frame = await self._aside(lambda: uplink.frame_of(sealed, design=design, only=only))
+        transfer = TransferLog("frame", clock=self._clock, status=self._status)
+        digest = await self._ports.air.write_frame(key, frame, progress=transfer)
+        transfer.finish(len(frame))
+        self._status.enter("on air")
+        transmission = Transmission(
+            key=key, frame=digest, frame_bytes=len(frame), design=design, power=assignment.power, bandwidth=assignment.bandwidth
+        )
+        outcome = await self._ports.air.transmit(transmission)
+        log_event(
+            _logger,
+            "frame_transmitted",
+            round_id=assignment.round_id,
+            attempt=command.attempt,
+            blocks=uplink.block_count(len(sealed), design=design, only=only),
+            bytes_frame=len(frame),
+            airtime_s=outcome.airtime,
+            missing=len(outcome.missing),
+            fidelity=self._scenario.air.fidelity,
+        )
+        return FrameAnswered(
+            round_id=assignment.round_id,
+            attempt=command.attempt,
+            frame_bytes=len(frame),
+            airtime=Second(outcome.airtime),
+            energy=telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime),
+            missing=outcome.missing,
+        )
+
+    async def _conclude(self, completion: Completion) -> None:
+        await self._ports.coordinator.complete(completion)
+        log_event(
+            _logger,
+            "round_completed",
+            round_id=completion.key.round_id,
+            uploaded=completion.uploaded,
+            reason=completion.reason,
+            bytes_raw=completion.bytes_raw,
+            bytes_uploaded=completion.bytes_uploaded,
+            airtime_s=completion.airtime,
+            train_s=completion.train_seconds,
+            energy_j=completion.energy,
+            energy_kind=telemetry.ENERGY_LABEL,
+        )
+        self._status.enter("waiting for the round to close")
+
+    async def _ask_verdict(self, round_id: int) -> VerdictReached:
+        self._status.enter("waiting for the verdict")
+        verdict = await self._ports.owner.verdict(self._state.terms.run, round_id)
+        await self._state.keep_verdict(verdict)
+        log_event(
+            _logger,
+            "verdict_received",
+            round_id=round_id,
+            accepted=verdict.accepted,
+            kept=verdict.kept,
+            reason=verdict.reason,
+            score=verdict.score,
+        )
+        return VerdictReached(round_id=round_id)
+
+    def _key(self, round_id: int, *, attempt: int) -> UpdateKey:
+        return UpdateKey(run=self._state.terms.run, round_id=round_id, client=ClientId(self._device.id), attempt=attempt)
+
+
+def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float, clock_share: float) -> None:
+    log_event(
+        _logger,
+        "training_finished",
+        round_id=round_id,
+        steps=trained.steps,
+        tokens=trained.tokens,
+        loss_first=round(trained.loss_first, 4),
+        loss_last=round(trained.loss_last, 4),
+        train_s=round(trained.wall, 3),
+        cpu_s=round(trained.cpu, 3),
+        energy_j=energy,
+        energy_kind=telemetry.ENERGY_LABEL,
+        flops=flops,
+        clock_share=clock_share,
+        governor=GOVERNOR,
+    )

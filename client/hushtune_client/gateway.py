@@ -1,0 +1,306 @@
+"""How does a client reach its three counterparts over gRPC? Calls, streams that resume, transfers that continue."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
+from hushtune_common.clock import Clock
+from hushtune_common.config import TimingConfig
+from hushtune_common.errors import DeadlineExceeded, MalformedUpdate, PeerLost
+from hushtune_common.messages import (
+    Beat,
+    ClientId,
+    ClientReport,
+    Completion,
+    Digest,
+    Directive,
+    EmulatorManifest,
+    Role,
+    RunId,
+    Transmission,
+    UpdateKey,
+    Verdict,
+    require_name,
+)
+from hushtune_common.seeding import NoiseRng, SeedTree
+from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_common.units import PowerRatio, Second
+from hushtune_common.wire import convert, transfer
+from hushtune_common.wire.endpoint import Kit, connect, ready
+from hushtune_common.wire.faults import translated
+from hushtune_common.wire.streams import resumed
+from hushtune_common.wire.v1 import (
+    air_pb2,
+    air_pb2_grpc,
+    coordinator_pb2,
+    coordinator_pb2_grpc,
+    owner_pb2,
+    owner_pb2_grpc,
+)
+
+_T = TypeVar("_T")
+_BACKOFF_BASE_S = 0.5
+_BACKOFF_CAP_S = 20.0
+_BEATS_PER_IDLE = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the counterparts listen, each ``HOST:PORT``."""
+
+    owner: str
+    coordinator: str
+    air: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How this client behaves towards its peers: waits, retries, and the randomness that spreads them."""
+
+    timing: TimingConfig
+    attempts_max: int
+    clock: Clock
+    seeds: SeedTree
+
+    async def persist(self, call: Callable[[], Awaitable[_T]], *, of: str) -> _T:
+        """Repeat an idempotent ``call`` while the peer is lost, with full jitter, at most ``attempts_max`` times."""
+        rng = self.seeds.child(of).generator()
+        for failures in range(self.attempts_max - 1):
+            try:
+                with translated():
+                    return await call()
+            except PeerLost:
+                await self.back_off(failures, rng)
+        with translated():
+            return await call()
+
+    async def back_off(self, failures: int, rng: NoiseRng) -> None:
+        """Wait a random time below a bound that doubles with every failure in a row."""
+        await self.clock.sleep(float(rng.uniform(0.0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0**failures))))
+
+
+@asynccontextmanager
+async def open_ports(
+    addresses: Addresses, *, kit: Kit, manners: Manners, scenario: Digest, store: BlobStore
+) -> AsyncGenerator[Ports]:
+    """Connect to the three counterparts and close the channels at the end.
+
+    Raises `PeerLost` naming the role and the address that does not answer within ``connect_s``, `ConfigError` when this
+    process's own certificate is not valid.
+    """
+    places = {Role.OWNER: addresses.owner, Role.COORDINATOR: addresses.coordinator, Role.AIR: addresses.air}
+    channels: dict[Role, grpc.aio.Channel] = {}
+    try:
+        for role, address in places.items():
+            channels[role] = connect(address, role=role, kit=kit, timing=manners.timing, clock=manners.clock)
+        for role, address in places.items():
+            await ready(channels[role], address=address, role=role, timing=manners.timing)
+        client = ClientId(kit.caller.name)
+        yield Ports(
+            owner=OwnerGateway(channels[Role.OWNER], client=client, scenario=scenario, store=store, manners=manners),
+            coordinator=CoordinatorGateway(channels[Role.COORDINATOR], scenario=scenario, manners=manners),
+            air=AirGateway(channels[Role.AIR], manners=manners),
+        )
+    finally:
+        for channel in channels.values():
+            await channel.close()
+
+
+class OwnerGateway:
+    """The owner over gRPC."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, *, client: ClientId, scenario: Digest, store: BlobStore, manners: Manners
+    ) -> None:
+        """Keep downloaded emulators in ``store``."""
+        self._channel = channel
+        self._stub: Any = owner_pb2_grpc.OwnerStub(channel)
+        self._client = client
+        self._scenario = scenario
+        self._store = store
+        self._manners = manners
+
+    async def manifest(self) -> EmulatorManifest:
+        """Return what the owner publishes for this scenario."""
+        request = owner_pb2.GetManifestRequest(scenario_digest=self._scenario.value)
+        timeout = self._manners.timing.idle_s
+        response = await self._manners.persist(lambda: self._stub.GetManifest(request, timeout=timeout), of="manifest")
+        return convert.manifest_from_wire(response)
+
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
+        """Return the path of the emulator bundle, downloaded at most once."""
+        name = BlobName(prefix="emulators", digest=manifest.emulator, size=manifest.size_bytes)
+        if self._store.complete(name):
+            return self._store.path(name)
+        return await transfer.download(
+            self._channel,
+            name,
+            self._store,
+            clock=self._manners.clock,
+            seeds=self._manners.seeds.child("fetch"),
+            timing=self._manners.timing,
+            attempts_max=self._manners.attempts_max,
+            progress=progress,
+        )
+
+    async def verdict(self, run: RunId, round_id: int) -> Verdict:
+        """Wait for the owner's judgement; each call waits ``idle_s``, all together at most ``round_s``."""
+        timing = self._manners.timing
+        request = owner_pb2.GetVerdictRequest(run=run, round_id=round_id)
+        for _ in range(ceil(timing.round_s / timing.idle_s)):
+            try:
+                response = await self._manners.persist(
+                    lambda: self._stub.GetVerdict(request, timeout=timing.idle_s), of=f"verdict-{round_id}"
+                )
+            except DeadlineExceeded:
+                continue
+            return convert.verdict_from_wire(response, client=self._client)
+        raise DeadlineExceeded(f"the owner gave no verdict on round {round_id} within {timing.round_s:.0f} s")
+
+
+class CoordinatorGateway:
+    """The coordinator over gRPC."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, scenario: Digest, manners: Manners) -> None:
+        """Take the digest of the scenario that this process runs."""
+        self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
+        self._scenario = scenario
+        self._manners = manners
+        self._timing = manners.timing
+
+    async def join(self) -> Welcome:
+        """Enter the run and take over the coordinator's timing."""
+        request = coordinator_pb2.JoinRequest(
+            protocol_major=convert.PROTOCOL_MAJOR, protocol_minor=convert.PROTOCOL_MINOR, scenario_digest=self._scenario.value
+        )
+        response = await self._manners.persist(lambda: self._stub.Join(request, timeout=self._timing.idle_s), of="join")
+        welcome = _welcome(response)
+        self._timing = welcome.timing
+        return welcome
+
+    async def follow(self, beat: Callable[[], Beat]) -> AsyncIterator[Directive]:
+        """Yield directives; a lost stream is opened again where ``beat`` says that this client is.
+
+        `PeerLost` after ``attempts_max`` streams in a row that brought nothing and did not last.
+        """
+        taken = asyncio.Event()
+        responses = resumed(
+            lambda: self._stub.Follow(self._beats(beat, taken)),
+            clock=self._manners.clock,
+            seeds=self._manners.seeds.child("follow"),
+            attempts_max=self._manners.attempts_max,
+            lasting_s=self._timing.idle_s,
+            ends=False,
+        )
+        async for response in responses:
+            yield convert.directive_from_wire(response)
+            taken.set()  # the consumer has come back, so it has dealt with the directive and the next beat acknowledges it
+
+    async def report(self, report: ClientReport) -> None:
+        """Tell what this device can do."""
+        request = convert.report_to_wire(report)
+        await self._manners.persist(lambda: self._stub.Report(request, timeout=self._timing.idle_s), of="report")
+
+    async def complete(self, completion: Completion) -> None:
+        """Say how this client's part of the round ended."""
+        request = convert.completion_to_wire(completion)
+        await self._manners.persist(lambda: self._stub.Complete(request, timeout=self._timing.idle_s), of="complete")
+
+    async def leave(self, reason: str) -> None:
+        """Say goodbye, once."""
+        with translated():
+            await self._stub.Leave(coordinator_pb2.LeaveRequest(reason=reason[:200]), timeout=self._timing.idle_s)
+
+    async def _beats(self, beat: Callable[[], Beat], taken: asyncio.Event) -> AsyncIterator[coordinator_pb2.FollowRequest]:
+        """Say where this client is: at a steady pace, and at once after every directive."""
+        while True:
+            yield convert.beat_to_wire(beat())
+            await self._pause(taken)
+
+    async def _pause(self, taken: asyncio.Event) -> None:
+        interval = self._timing.idle_s / _BEATS_PER_IDLE
+        waits = {asyncio.ensure_future(self._manners.clock.sleep(interval)), asyncio.ensure_future(taken.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        taken.clear()
+
+
+class AirGateway:
+    """The air over gRPC."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, manners: Manners) -> None:
+        """Take the channel to the air."""
+        self._channel = channel
+        self._stub: Any = air_pb2_grpc.AirStub(channel)
+        self._manners = manners
+
+    async def sound(self, round_id: int) -> PowerRatio:
+        """Return this client's own gain to the owner's receiver (linear)."""
+        request = air_pb2.SoundRequest(round_id=round_id)
+        timeout = self._manners.timing.idle_s
+        response = await self._manners.persist(lambda: self._stub.Sound(request, timeout=timeout), of="sound")
+        if not (isfinite(response.gain_main) and response.gain_main > 0.0):
+            raise MalformedUpdate(f"gain_main: must be finite and positive, got {response.gain_main}")
+        return PowerRatio(response.gain_main)
+
+    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
+        """Upload the frame of one attempt."""
+        name = BlobName(prefix=f"frames/{key.text}", digest=await asyncio.to_thread(Digest.of, frame), size=len(frame))
+        await transfer.upload(
+            self._channel,
+            name,
+            frame,
+            clock=self._manners.clock,
+            seeds=self._manners.seeds.child("frame", key.text),
+            timing=self._manners.timing,
+            attempts_max=self._manners.attempts_max,
+            progress=progress,
+        )
+        return name.digest
+
+    async def transmit(self, transmission: Transmission) -> FrameOutcome:
+        """Send a written frame and wait for the owner's receipt, at most ``round_s``; a lost stream is opened again."""
+        round_s = self._manners.timing.round_s
+        try:
+            async with asyncio.timeout(round_s):
+                return await self._manners.persist(lambda: self._once(transmission), of=f"transmit-{transmission.key.text}")
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the owner did not acknowledge {transmission.key.text} within {round_s:.0f} s") from error
+
+    async def _once(self, transmission: Transmission) -> FrameOutcome:
+        call = self._stub.Transmit(air_pb2.TransmitRequest(transmission=convert.transmission_to_wire(transmission)))
+        try:
+            async for response in call:
+                receipt = convert.receipt_from_transmit(response, key=transmission.key)
+                if receipt is not None:
+                    return FrameOutcome(airtime=Second(response.airtime_s), missing=receipt.missing)
+        finally:
+            call.cancel()
+        raise PeerLost("the air ended the transmission without the owner's receipt")
+
+
+def _welcome(response: coordinator_pb2.JoinResponse) -> Welcome:
+    timing = {"connect_s": response.connect_s, "idle_s": response.idle_s, "round_s": response.round_s}
+    for name, value in timing.items():
+        if not (isfinite(value) and value > 0.0):
+            raise MalformedUpdate(f"{name}: must be finite and positive, got {value}")
+    try:
+        require_name(response.run, of="run")
+    except ValueError as error:
+        raise MalformedUpdate(str(error)) from error
+    return Welcome(run=RunId(response.run), timing=TimingConfig(**timing))
+
+
+_owner_conforms: type[OwnerPort] = OwnerGateway
+_coordinator_conforms: type[CoordinatorPort] = CoordinatorGateway
+_air_conforms: type[AirPort] = AirGateway

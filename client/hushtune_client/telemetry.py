@@ -1,0 +1,82 @@
+"""What does the device do, and what does it cost? FLOPs, energy and sizes.
+
+Energy is *modelled*, not measured: power = kappa * clock**3 while computing, and the radiated power while sending.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hushtune_common.config import ClientConfig, CodecConfig
+from hushtune_common.messages import ClientId, ClientReport, TensorSpec
+from hushtune_common.units import FlopPerSecond, Joule, PowerRatio, Second, Watt
+
+ENERGY_LABEL = "modelled"
+"""Stands beside every energy that this module computes."""
+
+_SCALE_BITS = 16
+_ENVELOPE_BITS = 8 * 4096
+"""Header, key encapsulation and tag of a sealed update, rounded up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSize:
+    """How many parameters a token passes in the emulator.
+
+    ``matmul`` counts the weights of all blocks, final norm and output head (a tied embedding counts here once, as the head; an
+    embedding lookup multiplies nothing). ``adapter`` counts the trained ones among them.
+    """
+
+    matmul: int
+    adapter: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that contradict each other."""
+        if not 0 < self.adapter <= self.matmul:
+            raise ValueError(f"{self.adapter} trained of {self.matmul} parameters is impossible")
+
+
+def training_flops(path: PathSize, *, tokens: int) -> float:
+    """Return the floating-point operations of training on ``tokens`` tokens in all.
+
+    One multiplication and one addition per weight and token, three times: forward through every block and the head, backward to
+    the activations of every block and the head (the bottom adapter needs them all), and the weight gradients of the adapter only.
+    Attention scores and the optimiser are left out; both are below a few per cent at the window lengths used here.
+    """
+    return (2.0 * path.matmul + 2.0 * path.matmul + 2.0 * path.adapter) * tokens
+
+
+def compute_energy(device: ClientConfig, *, clock: FlopPerSecond, flops: float) -> Joule:
+    """Return kappa * clock**2 * flops: power kappa * clock**3 over flops / clock seconds."""
+    return Joule(device.energy_w_per_flops3 * clock**2 * flops)
+
+
+def transmit_energy(*, power: Watt, airtime: Second) -> Joule:
+    """Return the radiated energy of one transmission."""
+    return Joule(power * airtime)
+
+
+def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig) -> int:
+    """Return the size in bits that an update is expected not to exceed, before any data is seen.
+
+    Quantised values, one 16-bit scale per block of values, and the envelope; entropy coding only makes it smaller.
+    """
+    values = sum(spec.count for spec in schema)
+    scales = sum(-(-spec.count // codec.block_size) for spec in schema)
+    return values * codec.bits + scales * _SCALE_BITS + _ENVELOPE_BITS
+
+
+def device_report(
+    device: ClientConfig, *, round_id: int, gain_main: PowerRatio, gain_tap: PowerRatio, sample_count: int, expected_bits: int
+) -> ClientReport:
+    """Return what the coordinator may know: the device's limits, its two gains, and two sizes. Never text, tokens or losses."""
+    return ClientReport(
+        client=ClientId(device.id),
+        round_id=round_id,
+        gain_main=gain_main,
+        gain_tap=gain_tap,
+        power_max=Watt(device.power_max_w),
+        clock_max=FlopPerSecond(device.clock_max_flops),
+        energy_max=Joule(device.energy_max_j),
+        sample_count=sample_count,
+        update_bits=expected_bits,
+    )

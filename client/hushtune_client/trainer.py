@@ -1,0 +1,367 @@
+"""How does training run beside a parent that must keep answering? In a warm child process: orders in, progress out.
+
+The child is spawned (never forked: gRPC threads do not survive a fork) when the client starts, imports torch while the client
+still joins the run, and serves any number of orders. Parent and child exchange JSON bytes over a pipe; token windows travel as a
+``.npy`` file, the trained adapter as a safetensors file. The parent never imports torch. The child ends by itself when the pipe
+closes, so it cannot outlive its parent.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from hushtune_common.adapter import save_adapter
+from hushtune_common.clock import Clock, SystemClock
+from hushtune_common.config import TrainingConfig
+from hushtune_common.errors import HushtuneError, MalformedUpdate, TrainerFailed
+from hushtune_common.logs import log_event
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import Second
+
+_logger = logging.getLogger(__name__)
+
+_MESSAGE_BYTES_MAX = 65_536
+_STOP_S = 1.0
+"""How long a terminated child may take before it is killed; twice this bounds ``stop``."""
+_LOG_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One training run. ``windows`` is a ``.npy`` file of int64 (N windows, T tokens); the adapter is written to ``result``.
+
+    ``clock_share`` is the assigned share of the device's top clock (the child paces itself to it); ``deadline`` bounds the run.
+    """
+
+    round_id: int
+    bundle: Path
+    windows: Path
+    result: Path
+    config: TrainingConfig
+    threads: int
+    clock_share: float
+    seeds: SeedTree
+    deadline: Second
+
+    def __post_init__(self) -> None:
+        """Refuse what no governor can pace."""
+        if not 0.0 < self.clock_share <= 1.0:
+            raise ValueError(f"clock_share: must be in (0, 1], got {self.clock_share}")
+
+    def to_bytes(self) -> bytes:
+        """Return the order as the JSON that the child reads."""
+        body = {
+            "bundle": str(self.bundle),
+            "windows": str(self.windows),
+            "result": str(self.result),
+            "config": msgspec.to_builtins(self.config),
+            "threads": self.threads,
+            "clock_share": self.clock_share,
+            "seed": self.seeds.root,
+            "path": list(self.seeds.path),
+        }
+        return json.dumps(body).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """Progress after one optimiser step; ``tokens``, ``cpu_s`` and ``wall_s`` count from the start of training."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A finished training run; the losses are mean next-token nats of the first and the last batch."""
+
+    steps: int
+    tokens: int
+    loss_first: float
+    loss_last: float
+    cpu: Second
+    wall: Second
+
+
+class Trainer:
+    """The parent's handle on the warm child.
+
+    Laws: a child that dies or diverges raises `TrainerFailed` in ``train`` and the next order gets a fresh child; ``stop`` and
+    the cancellation of ``train`` leave no child behind.
+    """
+
+    def __init__(self, *, clock: Clock) -> None:
+        """Take the ``clock`` that spaces progress events."""
+        self._clock = clock
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, for supervision; ``None`` before `start` and after `stop`."""
+        return None if self._child is None else self._child.process.pid
+
+    def start(self) -> None:
+        """Spawn the child, which then imports torch in its own time; does nothing when one is alive."""
+        if self._child is not None and self._child.process.is_alive():
+            return
+        self._child = _Child()
+        log_event(_logger, "trainer_started", pid=self._child.process.pid)
+
+    async def train(self, order: Order, *, started: Callable[[], None], report: Callable[[StepReport], None]) -> Trained:
+        """Carry out ``order``; the adapter then lies at ``order.result``.
+
+        ``started`` is called once when the child accepts, ``report`` after every optimiser step. Raises `TrainerFailed` when
+        the child dies, its numbers stop being finite, or ``order.deadline`` passes; cancellation kills the child.
+        """
+        self.start()
+        child = self._child
+        if child is None:
+            raise TrainerFailed("the training process could not be started")
+        try:
+            async with asyncio.timeout(order.deadline):
+                return await self._follow(child, order, started=started, report=report)
+        except TimeoutError as error:
+            await self.stop()
+            raise TrainerFailed(f"training took longer than the {order.deadline:.0f} s of its assignment") from error
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the child within two seconds: asked first, then killed."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.connection.close()
+        child.process.terminate()
+        await asyncio.to_thread(child.process.join, _STOP_S)
+        if child.process.is_alive():
+            child.process.kill()
+            await asyncio.to_thread(child.process.join, _STOP_S)
+        log_event(_logger, "trainer_stopped", exit_code=child.process.exitcode)
+
+    async def _follow(
+        self, child: "_Child", order: Order, *, started: Callable[[], None], report: Callable[[StepReport], None]
+    ) -> Trained:
+        await child.send(order.to_bytes())
+        first: StepReport | None = None
+        last: StepReport | None = None
+        logged = -_LOG_EVERY_S
+        while True:
+            body = await child.receive()
+            match body.pop("event", None):
+                case "ready":
+                    continue
+                case "started":
+                    started()
+                case "progressed":
+                    last = msgspec.convert(body, StepReport)
+                    first = first or last
+                    report(last)
+                    if last.step == last.steps or self._clock.monotonic() - logged >= _LOG_EVERY_S:
+                        logged = self._clock.monotonic()
+                        _log_progress(order, last)
+                case "finished" if first is not None and last is not None:
+                    return Trained(
+                        steps=last.steps,
+                        tokens=last.tokens,
+                        loss_first=first.loss,
+                        loss_last=last.loss,
+                        cpu=Second(last.cpu_s),
+                        wall=Second(last.wall_s),
+                    )
+                case "failed":
+                    raise TrainerFailed(str(body.get("reason", "no reason given")))
+                case other:
+                    raise TrainerFailed(f"the training process said something unexpected: {other!r}")
+
+
+def _log_progress(order: Order, step: StepReport) -> None:
+    log_event(
+        _logger,
+        "training_progressed",
+        round_id=order.round_id,
+        step=step.step,
+        steps=step.steps,
+        loss=round(step.loss, 4),
+        tokens_per_s=round(step.tokens / max(step.wall_s, 1e-9), 1),
+    )
+
+
+class _Child:
+    """A spawned process and the parent's end of its pipe."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), name="hushtune-trainer", daemon=True)
+        # Ctrl-C reaches every process of a terminal; only the parent answers it, and it stops the child in order.
+        with _blocked(signal.SIGINT):
+            self.process.start()
+        theirs.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send one message; `TrainerFailed` when nobody reads any more."""
+        try:
+            self.connection.send_bytes(data)
+        except OSError as error:
+            raise await self._death() from error
+
+    async def receive(self) -> dict[str, Any]:
+        """Wait for one message; `TrainerFailed` when the child has died."""
+        await _readable(self.connection.fileno())
+        try:
+            body = json.loads(self.connection.recv_bytes(_MESSAGE_BYTES_MAX))
+        except (EOFError, OSError) as error:
+            raise await self._death() from error
+        if not isinstance(body, dict):
+            raise TrainerFailed("the training process sent something that is not an object")
+        return body
+
+    async def _death(self) -> TrainerFailed:
+        await asyncio.to_thread(self.process.join, _STOP_S)
+        return TrainerFailed(f"the training process died (exit code {self.process.exitcode}); its standard error says more")
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not arrived.done():
+            arrived.set_result(None)
+
+    loop.add_reader(descriptor, wake)
+    try:
+        await arrived
+    finally:
+        loop.remove_reader(descriptor)
+
+
+@contextlib.contextmanager
+def _blocked(kind: signal.Signals) -> Generator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {kind})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- the child's side -------------------------------------------------------------------------------------------------
+
+
+def _serve(connection: Connection) -> None:
+    """Serve orders until the parent goes away. This is the child's whole life."""
+    os.dup2(2, 1)  # standard output belongs to the parent's log; whatever a library prints goes to standard error
+    orders: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_watch, args=(connection, orders), daemon=True).start()
+    try:
+        _warm_up()
+        _tell(connection, event="ready")
+        while True:
+            _answer(connection, json.loads(orders.get()))
+    except Exception as error:  # the edge of a process: the parent must hear of a defect before it ends
+        traceback.print_exc()
+        _tell(connection, event="failed", reason=f"defect in the training process: {type(error).__name__}")
+        raise SystemExit(TrainerFailed.exit_code) from error
+
+
+def _answer(connection: Connection, order: dict[str, Any]) -> None:
+    try:
+        _obey(connection, order)
+    except HushtuneError as error:
+        _tell(connection, event="failed", reason=f"{type(error).__name__}: {error}")
+    else:
+        _tell(connection, event="finished")
+
+
+def _watch(connection: Connection, orders: SimpleQueue[bytes]) -> None:
+    """Queue orders; end the process at once when the parent closes the pipe or dies, even in the middle of training."""
+    while True:
+        try:
+            orders.put(connection.recv_bytes(_MESSAGE_BYTES_MAX))
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def _warm_up() -> None:
+    """Import torch and the model code, which takes seconds, before the first order needs them."""
+    import hushtune_client.finetune  # noqa: F401  # pyright: ignore[reportUnusedImport] - imported for its effect on start-up time
+
+
+def _tell(connection: Connection, **body: object) -> None:
+    with contextlib.suppress(OSError):  # the watching thread notices a closed pipe and ends the process
+        connection.send_bytes(json.dumps(body).encode())
+
+
+def _obey(connection: Connection, order: dict[str, Any]) -> None:
+    from hushtune_client.finetune import Progress, finetune
+    from hushtune_client.governor import PacingGovernor
+
+    windows = load_windows(Path(order["windows"]))
+    _tell(connection, event="started")
+
+    def report(progress: Progress) -> None:
+        _tell(
+            connection,
+            event="progressed",
+            step=progress.step,
+            steps=progress.steps,
+            loss=float(progress.loss),
+            tokens=progress.tokens,
+            cpu_s=float(progress.cpu_s),
+            wall_s=float(progress.wall_s),
+        )
+
+    state = finetune(
+        Path(order["bundle"]),
+        windows,
+        config=msgspec.convert(order["config"], TrainingConfig),
+        threads=order["threads"],
+        seeds=SeedTree(order["seed"], tuple(order["path"])),
+        governor=PacingGovernor(clock_share=order["clock_share"], clock=SystemClock(), threads=order["threads"]),
+        report=report,
+    )
+    result = Path(order["result"])
+    partial = result.with_suffix(".partial")
+    save_adapter(partial, state)
+    partial.replace(result)
+
+
+def save_windows(path: Path, windows: NDArray[np.int64]) -> None:
+    """Write private token windows (N, T) where only this user can read them."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    with path.open("wb") as file:
+        np.save(file, windows, allow_pickle=False)
+
+
+def load_windows(path: Path) -> NDArray[np.int64]:
+    """Read token windows (N, T); `MalformedUpdate` for any other file."""
+    try:
+        windows = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise MalformedUpdate(f"{path.name}: not a readable array of token windows ({error})") from error
+    if windows.ndim != 2 or windows.dtype != np.int64 or not len(windows):
+        raise MalformedUpdate(f"{path.name}: token windows are int64 (N, T), got {windows.dtype} {windows.shape}")
+    return windows
