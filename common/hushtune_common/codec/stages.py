@@ -86,8 +86,9 @@ class BlockQuantiser:
         bound_n = np.empty(returned_n.size, dtype=np.float32)
         for elements, _ in self._chunks(returned_n.size):
             absmax = np.abs(self._delta(returned_n[elements], shipped_n[elements])).max(axis=1).astype(np.float64)
-            # Half a scale; a scale is rounded up by at most 2^-7 of itself, or to the next subnormal, 2^-133.
-            half = absmax / (2 * self.code_max) * (1.0 + 2.0**-7) + 2.0**-133
+            # Half a scale, rounded up by at most 2^-7 of itself. A subnormal scale may count as zero, where a library has set
+            # the processor to flush subnormals: then the whole block, below 127 * 2^-126, is lost.
+            half = absmax / (2 * self.code_max) * (1.0 + 2.0**-7) + 2.0**-118
             rounding = 2.0**-22 * (np.abs(returned_n[elements], dtype=np.float64) + np.abs(shipped_n[elements]))
             bound_n[elements] = np.repeat(half, self.block_size)[: rounding.size] + rounding
         return bound_n

@@ -1,0 +1,120 @@
+"""How fast is the delta codec, and how small are its blobs? Beside its peer in the same run: float16 deltas with zstandard.
+
+    python benchmarks/codec.py --millions 28.3 --repeats 3
+
+The adapter has the shapes of SmolLM2-135M's blocks; its delta is Laplacian with a scale that varies from row to row. MB are 10^6
+bytes of float32. One thread; the best of the repeats counts.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import zstandard
+
+from hushtune_common.adapter import AdapterState
+from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.config import CodecConfig
+from hushtune_common.messages import TensorSpec
+
+Result = TypeVar("Result")
+BLOCK_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536), (576,), (576,))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    encode_s: float
+    decode_s: float
+    bytes_encoded: int
+    snr_db: float
+
+
+class Float16Peer:
+    """What one would write first: the delta as float16, compressed."""
+
+    def __init__(self, shipped: AdapterState) -> None:
+        self._shipped = shipped
+
+    def encode(self, state: AdapterState) -> bytes:
+        deltas = [(t - self._shipped.tensors[n]).astype(np.float16).tobytes() for n, t in state.tensors.items()]
+        return zstandard.ZstdCompressor(level=3).compress(b"".join(deltas))
+
+    def decode(self, blob: bytes, expected: tuple[TensorSpec, ...]) -> AdapterState:
+        flat = np.frombuffer(zstandard.ZstdDecompressor().decompress(blob), dtype=np.float16)
+        parts = np.split(flat, np.cumsum([spec.count for spec in expected])[:-1])
+        return AdapterState(
+            {s.name: self._shipped.tensors[s.name] + p.reshape(s.shape) for s, p in zip(expected, parts, strict=True)}
+        )
+
+
+def adapters(millions: float) -> tuple[AdapterState, AdapterState]:
+    """Return a shipped and a returned adapter of about ``millions`` million parameters."""
+    rng = np.random.default_rng(1)
+    shipped: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    returned: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
+    blocks = max(1, round(millions * 1e6 / sum(int(np.prod(s)) for s in BLOCK_SHAPES)))
+    for block in range(blocks):
+        for index, shape in enumerate(BLOCK_SHAPES):
+            name = f"model.layers.{block}.{index}"
+            rows = 1e-4 * rng.lognormal(0.0, 0.5, size=(shape[0], *(1 for _ in shape[1:])))
+            shipped[name] = (0.05 * rng.standard_normal(shape)).astype(np.float32)
+            returned[name] = shipped[name] + (rows * rng.laplace(size=shape)).astype(np.float32)
+    return AdapterState(shipped), AdapterState(returned)
+
+
+def best(repeats: int, call: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the shortest wall time of ``call`` and its result."""
+    seconds, result = timed(call)
+    for _ in range(repeats - 1):
+        seconds = min(seconds, timed(call)[0])
+    return seconds, result
+
+
+def timed(call: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the wall time of one call and its result."""
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def measure(name: str, codec: DeltaCodec | Float16Peer, *, shipped: AdapterState, returned: AdapterState, repeats: int) -> Row:
+    """Return one line: times, size, and the power of the delta over that of its error."""
+    expected = tuple(TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items())
+    encode_s, blob = best(repeats, lambda: codec.encode(returned))
+    decode_s, decoded = best(repeats, lambda: codec.decode(blob, expected))
+    signal = sum(float(np.square(t - shipped.tensors[n]).sum(dtype=np.float64)) for n, t in returned.tensors.items())
+    noise = sum(float(np.square(t - decoded.tensors[n]).sum(dtype=np.float64)) for n, t in returned.tensors.items())
+    return Row(name, encode_s, decode_s, len(blob), 10 * np.log10(signal / noise))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=28.3, help="parameters")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    shipped, returned = adapters(options.millions)
+    codecs: dict[str, DeltaCodec | Float16Peer] = {"float16 + zstandard (peer)": Float16Peer(shipped)}
+    for config in (CodecConfig(bits=8), CodecConfig(bits=4)):
+        codec = DeltaCodec(shipped=shipped, config=config)
+        codecs[codec.id] = codec
+    raw_mb = returned.bytes_raw / 1e6
+    print(f"{returned.count / 1e6:.1f} M parameters, {raw_mb:.1f} MB as float32")
+    print(f"{'codec':<27} {'encode MB/s':>12} {'decode MB/s':>12} {'MB':>8} {'ratio':>7} {'bit/param':>10} {'SNR dB':>7}")
+    for name, codec in codecs.items():
+        row = measure(name, codec, shipped=shipped, returned=returned, repeats=options.repeats)
+        size_mb = row.bytes_encoded / 1e6
+        print(
+            f"{row.name:<27} {raw_mb / row.encode_s:>12.0f} {raw_mb / row.decode_s:>12.0f} {size_mb:>8.2f}"
+            f" {raw_mb / size_mb:>7.2f} {8 * row.bytes_encoded / returned.count:>10.2f} {row.snr_db:>7.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Does intake let genuine updates through, refuse everything else by its type, and stay unchanged when it refuses?"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from hushtune_common.adapter import AdapterState
+from hushtune_common.codec import container
+from hushtune_common.codec.pipeline import DeltaCodec, state_digest
+from hushtune_common.codec.stages import EntropyCoder, split_planes
+from hushtune_common.config import CodecConfig, GateConfig
+from hushtune_common.crypto import envelope
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import (
+    ConfigError,
+    DigestMismatch,
+    HushtuneError,
+    InvalidEnvelope,
+    LimitExceeded,
+    MalformedUpdate,
+    NotYours,
+    Replayed,
+)
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, RunId, TensorSpec, UpdateKey
+from hushtune_server.owner.intake import Intake, relative_change
+
+CONFIG = CodecConfig(bits=8, block_size=64)
+KEY = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId("c1"), attempt=1)
+PRIVATE = HybridPrivateKey.generate()
+SHIPPED = AdapterState({"layers.0.w": np.full((4, 25), 0.5, np.float32), "layers.7.w": np.zeros(3, np.float32)})
+CODEC = DeltaCodec(shipped=SHIPPED, config=CONFIG)
+MANIFEST = EmulatorManifest(
+    emulator=Digest.of(b"bundle"),
+    size_bytes=6,
+    base=Digest.of(b"base"),
+    plan=Digest.of(b"plan"),
+    tokenizer=Digest.of(b"tokenizer"),
+    adapter=tuple(TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in SHIPPED.tensors.items()),
+    sealing_key=PRIVATE.public.to_bytes(),
+    codec=CODEC.id,
+)
+
+
+def intake(norm_max: float = 1.0, accepted: dict[UpdateKey, Digest] | None = None) -> Intake:
+    gate = GateConfig(norm_max=norm_max)
+    return Intake(manifest=MANIFEST, private=PRIVATE, codec=CODEC, gate=gate, shipped=SHIPPED, accepted=accepted)
+
+
+def moved(step: float) -> AdapterState:
+    return AdapterState({n: t + np.float32(step) for n, t in SHIPPED.tensors.items()})
+
+
+def update(
+    payload: bytes | None = None,
+    *,
+    step: float = 0.01,
+    key: UpdateKey = KEY,
+    emulator: Digest = MANIFEST.emulator,
+    codec: str = CODEC.id,
+) -> bytes:
+    """Return a sealed update, genuine unless told otherwise."""
+    payload = CODEC.encode(moved(step)) if payload is None else payload
+    return envelope.to_bytes(envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec))
+
+
+def non_finite() -> bytes:
+    """Return what only a hostile client can make: a container in good form whose values overflow float32."""
+    label = container.Label(codec=CODEC.id, shipped=state_digest(SHIPPED), sections=4)
+    coder = EntropyCoder(level=3)
+    sections: list[bytes] = []
+    for tensor in SHIPPED.tensors.values():
+        scales = np.full(-(-tensor.size // 64), 0x7F00, np.uint16)
+        sections += [coder.compress(split_planes(scales)), coder.compress(np.full(tensor.size, 127, np.uint8))]
+    return container.write(label, sections)
+
+
+def damaged(blob: bytes) -> bytes:
+    return blob[:-1] + bytes([blob[-1] ^ 1])
+
+
+@dataclass(frozen=True)
+class Case:
+    blob: bytes
+    error: type[HushtuneError]
+    match: str
+    key: UpdateKey = KEY
+
+
+OTHER_BASE = DeltaCodec(shipped=moved(1e-3), config=CONFIG)
+REFUSED = {
+    "non_finite_adapter": Case(update(non_finite()), MalformedUpdate, "not finite"),
+    "delta_against_another_base": Case(update(OTHER_BASE.encode(moved(0.01))), MalformedUpdate, "made against"),
+    "payload_that_is_no_container": Case(update(b"junk"), MalformedUpdate, "4 bytes"),
+    "another_emulator": Case(
+        update(emulator=Digest.of(b"old")), DigestMismatch, f"{Digest.of(b'old').short}.*{MANIFEST.emulator.short}"
+    ),
+    "another_client": Case(update(key=replace(KEY, client=ClientId("c2"))), NotYours, "run-1/1/c2/1 arrived as run-1/1/c1/1"),
+    "another_round": Case(update(key=replace(KEY, round_id=2)), NotYours, "run-1/2/c1"),
+    "another_run": Case(update(), NotYours, "arrived as run-2", key=replace(KEY, run=RunId("run-2"))),
+    "another_codec": Case(update(codec="delta-int4-b64-zstd/1"), InvalidEnvelope, "does not open"),
+    "damaged_seal": Case(damaged(update()), InvalidEnvelope, "does not open"),
+    "no_envelope": Case(b"junk", InvalidEnvelope, "does not open"),
+    "too_long": Case(bytes(100_000), LimitExceeded, "100000 bytes"),
+    "too_far": Case(update(step=0.75), LimitExceeded, r"1\.5\d* of its norm, owner\.gate\.norm_max is 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_not_genuine_is_refused_and_changes_nothing(case: Case):
+    door = intake()
+    with pytest.raises(case.error, match=case.match):
+        door.accept(case.blob, key=case.key)
+    assert not door.accepted
+    assert door.accept(update(), key=KEY).tensors.keys() == SHIPPED.tensors.keys()
+
+
+def test_a_genuine_update_comes_back_within_the_codecs_bound():
+    state = intake().accept(update(step=0.01), key=KEY)
+    bound = CODEC.bound(moved(0.01))
+    for name, tensor in moved(0.01).tensors.items():
+        assert (np.abs(state.tensors[name] - tensor) <= bound.tensors[name]).all()
+
+
+def test_a_replayed_update_is_refused():
+    door, first = intake(), update(step=0.01)
+    door.accept(first, key=KEY)
+    before = door.accepted
+    with pytest.raises(Replayed, match="run-1/1/c1"):
+        door.accept(update(step=0.01), key=KEY)
+    assert door.accepted == before == {KEY: Digest.of(first)}
+
+
+def test_the_same_bytes_give_the_same_adapter_again_whatever_the_attempt():
+    door, blob = intake(), update()
+    first = door.accept(blob, key=KEY)
+    again = door.accept(blob, key=replace(KEY, attempt=4))
+    assert all((first.tensors[n] == t).all() for n, t in again.tensors.items())
+    assert list(door.accepted) == [KEY]
+
+
+def test_another_client_and_another_round_have_their_own_place():
+    door = intake()
+    for key in (KEY, replace(KEY, client=ClientId("c2")), replace(KEY, round_id=2)):
+        door.accept(update(key=key), key=key)
+    assert len(door.accepted) == 3
+
+
+def test_a_restored_intake_still_refuses_replays():
+    door, blob = intake(), update()
+    door.accept(blob, key=KEY)
+    restored = intake(accepted=dict(door.accepted))
+    restored.accept(blob, key=KEY)
+    with pytest.raises(Replayed):
+        restored.accept(update(), key=KEY)
+
+
+def test_a_refused_update_leaves_room_for_a_genuine_one():
+    door = intake(norm_max=0.1)
+    with pytest.raises(LimitExceeded):
+        door.accept(update(step=0.2), key=KEY)
+    door.accept(update(step=0.02), key=KEY)
+
+
+def test_parts_that_do_not_belong_together_are_a_wrong_setting():
+    gate = GateConfig()
+    with pytest.raises(ConfigError, match="sealing_key"):
+        Intake(manifest=MANIFEST, private=HybridPrivateKey.generate(), codec=CODEC, gate=gate, shipped=SHIPPED)
+    other = DeltaCodec(shipped=SHIPPED, config=CodecConfig(bits=4))
+    with pytest.raises(ConfigError, match=r"int8.*int4"):
+        Intake(manifest=MANIFEST, private=PRIVATE, codec=other, gate=gate, shipped=SHIPPED)
+
+
+def test_the_relative_change_is_that_of_all_tensors_together():
+    assert relative_change(moved(0.0), shipped=SHIPPED) == 0.0
+    # 103 elements move by 0.5; the start has 100 elements of 0.5 and 3 of zero.
+    assert relative_change(moved(0.5), shipped=SHIPPED) == pytest.approx((103 / 100) ** 0.5)
+    zero = AdapterState({"w": np.zeros(2, np.float32)})
+    assert relative_change(AdapterState({"w": np.ones(2, np.float32)}), shipped=zero) == float("inf")
+    assert relative_change(zero, shipped=zero) == 0.0
+    huge = AdapterState({"w": np.full(2, 3e38, np.float32)})
+    assert relative_change(zero, shipped=huge) == 1.0
