@@ -1,0 +1,217 @@
+"""The coordinator as a process: what it is made of, how it starts, goes on after a crash, and stops."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hushtune_common.clock import Clock
+from hushtune_common.config import AllocatorConfig, Scenario
+from hushtune_common.errors import ConfigError, QuorumMissed, ScenarioMismatch
+from hushtune_common.logs import log_event
+from hushtune_common.messages import ClientId, ClientReport, RunId
+from hushtune_common.seeding import SeedTree
+from hushtune_common.store.journal import Journal
+from hushtune_common.units import Second
+from hushtune_common.wire import endpoint
+from hushtune_common.wire.lifetime import run_until, stop_signal
+from hushtune_server.coordinator.allocators.allocator import Allocator
+from hushtune_server.coordinator.allocators.equal_share import EqualShare
+from hushtune_server.coordinator.events import Died, Event, Solution, Solved, from_body
+from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+from hushtune_server.coordinator.ports import Solver
+from hushtune_server.coordinator.problems.secrecy import AllocationProblem
+from hushtune_server.coordinator.record import record
+from hushtune_server.coordinator.rounds import fold
+from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Desk, register_coordinator
+
+_log = logging.getLogger(__name__)
+_SCHEMA = "coordinator/1"
+_STARTED = "started"
+_GRACE_S = 2.0
+
+ALLOCATORS: Mapping[str, Callable[[AllocatorConfig], Allocator]] = {
+    "equal_share": lambda config: EqualShare(clock_share=config.clock_share),
+}
+"""The allocators by the name they have in a scenario."""
+
+_DOING: Mapping[str, str] = {
+    "gathering": "waiting for clients",
+    "open": "waiting for reports",
+    "solving": "sharing out resources",
+    "assigned": "clients are training",
+    "settling": "collecting updates",
+    "closed": "round closed",
+    "failed": "round failed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorOptions:
+    """Which experiment, under which name, and where; ``kit`` and ``state_dir`` are folders."""
+
+    scenario: Scenario
+    run: RunId
+    listen: str
+    kit: Path
+    state_dir: Path
+
+
+async def serve(options: CoordinatorOptions, *, clock: Clock, seeds: SeedTree) -> int:
+    """Serve until the run is over, or until SIGTERM or SIGINT; return the exit code.
+
+    0 after the last round, or when told to stop; ``QuorumMissed.exit_code`` when a round failed.
+    """
+    with stop_signal() as stop:
+        return await serve_until(stop, options, clock=clock, seeds=seeds)
+
+
+async def serve_until(
+    stop: asyncio.Event,
+    options: CoordinatorOptions,
+    *,
+    clock: Clock,
+    seeds: SeedTree,
+    solver: Solver | None = None,
+    serving: "asyncio.Future[str] | None" = None,
+) -> int:
+    """Serve until the run is over or ``stop`` is set; ``serving`` is told the address; ``solver`` replaces the scenario's."""
+    scenario = options.scenario
+    log_event(_log, "scenario_resolved", scenario=scenario.name, digest=scenario.digest, run=options.run)
+    kit = endpoint.Kit.load(options.kit)
+    journal = Journal.open(options.state_dir / "journal.sqlite", schema=_SCHEMA)
+    try:
+        rules = Rules.of(scenario, run=options.run)
+        state = await _recall(journal, options, rules)
+        chosen = AllocatorSolver(scenario, clock=clock, seeds=seeds) if solver is None else solver
+        witness = Witness(options.state_dir, rules=rules)
+        witness.leave(state)
+        idle_s = Second(scenario.timing.idle_s)
+        desk = Desk(state, rules=rules, log=journal, solver=chosen, clock=clock, idle_s=idle_s, observe=witness.observe)
+        server = await endpoint.serve(
+            [register_coordinator(CoordinatorService(desk, scenario=scenario, digest=scenario.digest))],
+            names=[SERVICE],
+            listen=options.listen,
+            kit=kit,
+            clock=clock,
+            timing=scenario.timing,
+        )
+        if serving is not None:
+            serving.set_result(server.address)
+        try:
+            await run_until(stop, _to_the_end(desk, idle_s=idle_s))
+        finally:
+            await desk.close()
+            await server.stop(_GRACE_S)
+        return QuorumMissed.exit_code if isinstance(desk.state.phase, Failed) else 0
+    finally:
+        await journal.close()
+
+
+async def _to_the_end(desk: Desk, *, idle_s: Second) -> None:
+    log_event(_log, "phase_changed", phase=_DOING[desk.state.name])
+    await desk.run()
+    log_event(_log, "phase_changed", phase="saying goodbye")
+    await desk.drained(within_s=idle_s)
+
+
+async def _recall(journal: Journal, options: CoordinatorOptions, rules: Rules) -> State:
+    """Return the state that the journal leads to, and note in it that another life of this process began."""
+    whose = {"run": options.run, "scenario": options.scenario.digest.hex}
+    stored = journal.events()
+    if stored and stored[0].body != whose:
+        _refuse(stored[0].body, whose, options.state_dir)
+    epoch = 1 + sum(e.kind == _STARTED for e in stored)
+    events = [from_body(e.kind, e.body) for e in stored if e.kind != _STARTED]
+    await journal.append(_STARTED, whose)
+    state = fold(events, rules=rules)
+    if epoch > 1:
+        log_event(_log, "run_resumed", epoch=epoch, events=len(events), round=state.round_id, state=state.name)
+    return state
+
+
+def _refuse(found: Mapping[str, object], whose: Mapping[str, str], state_dir: Path) -> None:
+    remedy = f"start with an empty state folder, or go on with what {state_dir} holds"
+    if found.get("scenario") != whose["scenario"]:
+        held = str(found.get("scenario", "?"))[:12]
+        raise ScenarioMismatch(f"{state_dir} holds a run of scenario {held}, this is scenario {whose['scenario'][:12]}: {remedy}")
+    raise ConfigError("--run", f"{state_dir} holds run {found.get('run')!r}, this is {whose['run']!r}: {remedy}")
+
+
+class AllocatorSolver:
+    """The scenario's allocator on the scenario's problem."""
+
+    def __init__(self, scenario: Scenario, *, clock: Clock, seeds: SeedTree) -> None:
+        """Choose the allocator that the ``scenario`` names."""
+        config = scenario.coordinator.allocator
+        self._allocator = ALLOCATORS[config.kind](config)
+        self._scenario = scenario
+        self._clock = clock
+        self._seeds = seeds
+
+    def solve(self, round_id: int, reports: Sequence[ClientReport]) -> Solution:
+        """Return the assignments of the round."""
+        began_at = self._clock.monotonic()
+        problem = AllocationProblem.of(self._scenario, reports)
+        allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)))
+        return Solution(
+            assignments=allocation.assignments,
+            method=allocation.method,
+            violation=allocation.violation,
+            gap=allocation.gap,
+            solve_s=Second(self._clock.monotonic() - began_at),
+        )
+
+
+_solves: type[Solver] = AllocatorSolver
+
+
+class Witness:
+    """Says what happened, in the log and in one file per round."""
+
+    def __init__(self, state_dir: Path, *, rules: Rules) -> None:
+        """Leave the files in ``state_dir``."""
+        self._state_dir = state_dir
+        self._rules = rules
+
+    def observe(self, before: State, after: State, event: Event) -> None:
+        """Log one event that changed something; leave a file when it ended the round."""
+        if isinstance(event, Died):
+            log_event(_log, "client_died", level=logging.WARNING, client=event.member, silent_s=round(event.silent_s, 3))
+        if isinstance(event, Solved):
+            _log_solution(event)
+        if (after.name, after.round_id) == (before.name, before.round_id):
+            return
+        log_event(_log, "phase_changed", phase=_DOING[after.name], round=after.round_id)
+        if after.name == "open":
+            log_event(_log, "round_opened", round=after.round_id, rounds=self._rules.rounds)
+        if isinstance(after.phase, Closed):
+            _log_end(after, accepted=after.phase.accepted, missing=after.phase.missing, failed_reason="")
+        if isinstance(after.phase, Failed):
+            _log_end(after, accepted=(), missing=after.phase.missing, failed_reason=after.phase.reason)
+        self.leave(after)
+
+    def leave(self, state: State) -> None:
+        """Write ``round-<n>.json`` if the round is over; writing it again changes nothing."""
+        body = record(state, rules=self._rules)
+        if body is None:
+            return
+        path = self._state_dir / f"round-{state.round_id}.json"
+        fresh = path.with_suffix(".tmp")
+        fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        fresh.replace(path)
+
+
+def _log_solution(event: Solved) -> None:
+    solution = event.solution
+    for assignment in solution.assignments:
+        log_event(_log, "gate_decided", round=event.round_id, client=assignment.client, **asdict(assignment.gate))
+    log_event(_log, "assignments_solved", round=event.round_id, method=solution.method, seconds=solution.solve_s)
+
+
+def _log_end(state: State, *, accepted: Sequence[ClientId], missing: Mapping[ClientId, str], failed_reason: str) -> None:
+    level = logging.ERROR if failed_reason else logging.INFO
+    fields = {"round": state.round_id, "accepted": list(accepted), "missing": list(missing), "reasons": dict(missing)}
+    log_event(_log, "round_failed" if failed_reason else "round_closed", level=level, **fields, failed_reason=failed_reason)

@@ -1,0 +1,84 @@
+"""What does the coordinator leave behind about a round that is over?"""
+
+from dataclasses import asdict
+from math import isfinite
+from typing import Any, cast
+
+from hushtune_common.messages import Assignment, Completion
+from hushtune_server.coordinator.events import Solution
+from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+
+
+def record(state: State, *, rules: Rules) -> dict[str, object] | None:
+    """Return the round's outcome as plain values, units in the names; ``None`` while it goes on.
+
+    Numbers that JSON does not know become ``None``. Times are seconds of run time.
+    """
+    phase = state.phase
+    if not isinstance(phase, Closed | Failed):
+        return None
+    round_ = phase.round
+    ended_at = phase.closed_at if isinstance(phase, Closed) else phase.failed_at
+    solution = None if round_ is None else round_.solution
+    accepted = phase.accepted if isinstance(phase, Closed) else ()
+    body: dict[str, object] = {
+        "run": rules.run,
+        "round_id": state.round_id,
+        "state": state.name,
+        "failed_reason": phase.reason if isinstance(phase, Failed) else "",
+        "seconds": 0.0 if round_ is None else ended_at - round_.opened_at,
+        "accepted": list(accepted),
+        "missing": list(phase.missing),
+        "reasons": dict(phase.missing),
+        "died": [c for c in phase.missing if c in state.roster.gone],
+        "needed": rules.needed,
+        "allocation": None if solution is None else _allocation(solution),
+        "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],
+        "completions": [] if round_ is None else [_completion(c) for c in round_.completions.values()],
+    }
+    return cast(dict[str, object], _finite(body))
+
+
+def _allocation(solution: Solution) -> dict[str, object]:
+    return {"method": solution.method, "violation": solution.violation, "gap": solution.gap, "solve_s": solution.solve_s}
+
+
+def _assignment(assignment: Assignment) -> dict[str, object]:
+    return {
+        "client": assignment.client,
+        "round_id": assignment.round_id,
+        "gate": {**asdict(assignment.gate), "decision": assignment.gate.decision.value},
+        "adapter_share": assignment.adapter_share,
+        "bandwidth_hz": assignment.bandwidth,
+        "power_w": assignment.power,
+        "clock_flops": assignment.clock,
+        "secrecy_rate_bps": assignment.secrecy_rate_bps,
+        "deadline_s": assignment.deadline,
+        "design": None if assignment.design is None else asdict(assignment.design),
+    }
+
+
+def _completion(completion: Completion) -> dict[str, object]:
+    return {
+        "client": completion.key.client,
+        "attempt": completion.key.attempt,
+        "uploaded": completion.uploaded,
+        "reason": completion.reason,
+        "bytes_raw": completion.bytes_raw,
+        "bytes_uploaded": completion.bytes_uploaded,
+        "airtime_s": completion.airtime,
+        "train_s": completion.train_seconds,
+        "energy_j": completion.energy,
+    }
+
+
+def _finite(value: Any) -> object:
+    match value:
+        case float():
+            return value if isfinite(value) else None
+        case dict():
+            return {k: _finite(v) for k, v in cast(dict[str, object], value).items()}
+        case list():
+            return [_finite(v) for v in cast(list[object], value)]
+        case _:
+            return value

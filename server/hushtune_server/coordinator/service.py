@@ -1,0 +1,407 @@
+"""How do calls and time become events of a run, and how do directives reach the members?
+
+Every event is durable before anybody hears of it: ``Desk`` takes them in one at a time, remembers, and only then speaks.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from hushtune_common.clock import Clock
+from hushtune_common.config import Scenario
+from hushtune_common.errors import (
+    HushtuneError,
+    MalformedUpdate,
+    NotYours,
+    PeerLost,
+    ScenarioMismatch,
+    StaleRound,
+    VersionMismatch,
+)
+from hushtune_common.messages import Beat, Caller, ClientReport, Completion, Digest, Directive, Role, Settlement
+from hushtune_common.units import Second
+from hushtune_common.wire import convert
+from hushtune_common.wire.interceptors import caller_of
+from hushtune_common.wire.v1 import coordinator_pb2 as pb
+from hushtune_common.wire.v1 import coordinator_pb2_grpc
+from hushtune_server.coordinator.events import (
+    OWNER,
+    Completed,
+    Died,
+    Event,
+    Joined,
+    Left,
+    Member,
+    Reported,
+    Settled,
+    Solution,
+    Solved,
+    SolvingFailed,
+    Ticked,
+    kind_of,
+    to_body,
+)
+from hushtune_server.coordinator.liveness import Liveness
+from hushtune_server.coordinator.phases import Closed, Failed, Gathering, Rules, Solve, State, is_member, is_over
+from hushtune_server.coordinator.ports import EventLog, Solver
+from hushtune_server.coordinator.rounds import advance, unsolved
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Observer = Callable[[State, State, Event], None]
+"""Called with the state before, the state after and the event between, once the event is durable."""
+
+SERVICE = "hushtune.v1.Coordinator"
+_TICK_S_MAX = 1.0
+_REASON_CHARS_MAX = 200
+_CLOSE_S_MAX = 2.0
+
+
+class Bell:
+    """Wakes everybody who waits for the next ring."""
+
+    def __init__(self) -> None:
+        """Start silent."""
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake them."""
+        self._event.set()
+        self._event = asyncio.Event()
+
+    def next(self) -> Coroutine[Any, Any, bool]:
+        """Return a wait for the ring after this call, even if it is awaited later."""
+        return self._event.wait()
+
+
+class Desk:
+    """The live run: its state, who is connected, and the one place where events become durable."""
+
+    def __init__(
+        self, state: State, *, rules: Rules, log: EventLog, solver: Solver, clock: Clock, idle_s: Second, observe: Observer
+    ) -> None:
+        """Take the folded ``state``. Run time goes on where it stopped, and every member has a full ``idle_s`` to come back."""
+        self.state = state
+        self.rules = rules
+        self._log = log
+        self._solver = solver
+        self._clock = clock
+        self._observe = observe
+        self._began_at = clock.monotonic() - state.at
+        self._liveness = Liveness(idle_s=idle_s, looked_at=self.now())
+        for member in (m for m in state.roster.joined_at if state.roster.alive(m)):
+            self._liveness = self._liveness.heard(member, self.now())
+        self._turn = asyncio.Lock()
+        self._news = Bell()
+        self._streams: dict[Member, int] = {}
+        self._stream_count = 0
+        self._given: dict[Member, int] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._trouble: BaseException | None = None
+        self._closing = False
+
+    def now(self) -> Second:
+        """Return the run time."""
+        return Second(self._clock.monotonic() - self._began_at)
+
+    # --- what members say ---------------------------------------------------------------------------------------------
+
+    async def join(self, member: Member) -> None:
+        """Let a member in, or back in."""
+        await self._commit(lambda at: Joined(at=at, member=member))
+        self._liveness = self._liveness.heard(member, self.now())
+
+    async def report(self, report: ClientReport) -> None:
+        """Take a client's report; ``StaleRound`` when it is not for the round in progress."""
+        if report.round_id != self.state.round_id or isinstance(self.state.phase, Gathering):
+            raise StaleRound(f"round {report.round_id} takes no reports; round {self.state.round_id} is {self.state.name}")
+        await self._commit(lambda at: Reported(at=at, report=report))
+
+    async def complete(self, completion: Completion) -> None:
+        """Take a client's completion. One for a round that is over is late and changes nothing; ``NotYours`` without a grant."""
+        if self._is_current(completion.key.round_id, run=completion.key.run) and completion.uploaded:
+            self._require_grant(completion)
+        await self._commit(lambda at: Completed(at=at, completion=completion))
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Take the owner's judgement; late ones change nothing; ``NotYours`` for a client without a grant."""
+        if self._is_current(settlement.key.round_id, run=settlement.key.run):
+            self._require_grant(settlement)
+        await self._commit(lambda at: Settled(at=at, settlement=settlement))
+
+    async def leave(self, member: Member, reason: str) -> None:
+        """Let a member go."""
+        await self._commit(lambda at: Left(at=at, member=member, reason=reason))
+        self._forget(member)
+
+    async def follow(self, member: Member, beats: AsyncIterator[Beat]) -> AsyncGenerator[Directive]:
+        """Yield the member's directives as they come, from the one after ``last_seen_seq`` of its first beat on.
+
+        A second stream of the same member takes over. Ends when the member's beats end, when it is taken for dead, or when the
+        coordinator stops; what was not seen is yielded again to the next stream.
+        """
+        if member not in self.state.roster.joined_at:
+            raise NotYours(f"{member} has not joined this run; call Join first")
+        seen = await self._first_beat(member, beats)
+        stream = await self._connect(member)
+        reader = asyncio.create_task(self._listen(member, beats))
+        ring = asyncio.create_task(self._news.next())
+        try:
+            while self._streams.get(member) == stream and not self._closing:
+                for directive in self.state.posted(member, after=seen):
+                    yield directive
+                    seen = self._given[member] = directive.seq
+                await asyncio.wait({ring, reader}, return_when=asyncio.FIRST_COMPLETED)
+                if reader.done():
+                    reader.result()
+                    break
+                if ring.done():
+                    ring = asyncio.create_task(self._news.next())
+        finally:
+            reader.cancel()
+            ring.cancel()
+            self._disconnect(member, stream)
+
+    # --- what time says -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> State:
+        """Watch the members and the time until the run is over; return its last state. A defect of ours is raised here."""
+        pending = unsolved(self.state)
+        if pending is not None:
+            self._spawn(self._solve(pending))
+        tick_s = min(_TICK_S_MAX, self._liveness.beat_s / 4)
+        while not is_over(self.state, rules=self.rules):
+            await self._clock.sleep(tick_s)
+            await self._look()
+        return self.state
+
+    async def drained(self, *, within_s: float) -> None:
+        """Wait until every living member was handed its last directive and has hung up, at most ``within_s``."""
+        ends_at = self.now() + within_s
+        tick_s = min(_TICK_S_MAX, self._liveness.beat_s / 4)
+        while self._outstanding() and self.now() < ends_at:
+            await self._clock.sleep(tick_s)
+            await self._look()
+
+    async def close(self) -> None:
+        """End all streams and finish what is being remembered."""
+        self._closing = True
+        self._news.ring()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_CLOSE_S_MAX)
+
+    async def _look(self) -> None:
+        self._liveness = self._liveness.looked(self.now())
+        for member in self._liveness.dead(self.now()):
+            silent_s = self._liveness.silence(member, self.now())
+            await self._commit(lambda at, m=member, s=silent_s: Died(at=at, member=m, silent_s=s))
+            self._forget(member)
+        await self._commit(lambda at: Ticked(at=at))
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _outstanding(self) -> bool:
+        alive = [m for m in self.state.roster.joined_at if self.state.roster.alive(m)]
+        return any(m in self._streams or self.state.posted(m, after=self._given.get(m, 0)) for m in alive)
+
+    # --- one event at a time ------------------------------------------------------------------------------------------
+
+    async def _commit(self, make: Callable[[Second], Event]) -> None:
+        # Shielded: a caller that hangs up must not leave an event that is durable but unknown to the live state.
+        await asyncio.shield(self._spawn(self._take(make)))
+
+    async def _take(self, make: Callable[[Second], Event]) -> None:
+        async with self._turn:
+            after = await self._take_one(make(self.now()))
+            if isinstance(after.phase, Closed):
+                # The end of a round and the beginning of the next are two events; nobody needs to wait for a tick between.
+                await self._take_one(Ticked(at=self.now()))
+
+    async def _take_one(self, event: Event) -> State:
+        before = self.state
+        after, effects = advance(before, event, rules=self.rules)
+        if after is before:
+            return before
+        await self._log.append(kind_of(event), to_body(event))
+        self.state = after
+        self._observe(before, after, event)
+        for effect in effects:
+            if isinstance(effect, Solve):
+                self._spawn(self._solve(effect))
+        self._news.ring()
+        return after
+
+    async def _solve(self, order: Solve) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            solution = await loop.run_in_executor(None, self._solver.solve, order.round_id, order.reports)
+        except HushtuneError as error:
+            reason = str(error)
+            await self._take(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason))
+            return
+        _require_answers(order, solution)
+        await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._trouble = task.exception()
+
+    # --- who is connected ---------------------------------------------------------------------------------------------
+
+    async def _first_beat(self, member: Member, beats: AsyncIterator[Beat]) -> int:
+        try:
+            async with asyncio.timeout(self._liveness.idle_s):
+                beat = await anext(beats, None)
+        except TimeoutError:
+            beat = None
+        if beat is None:
+            raise PeerLost(f"{member} opened a stream and said nothing")
+        if beat.last_seen_seq >= self.state.next_seq:
+            raise MalformedUpdate(
+                f"last_seen_seq: {beat.last_seen_seq} was never sent, the last one was {self.state.next_seq - 1}"
+            )
+        self._given[member] = beat.last_seen_seq
+        return beat.last_seen_seq
+
+    async def _connect(self, member: Member) -> int:
+        await self.join(member)
+        self._stream_count += 1
+        self._streams[member] = self._stream_count
+        self._liveness = self._liveness.connected(member, self.now())
+        self._news.ring()
+        return self._stream_count
+
+    def _disconnect(self, member: Member, stream: int) -> None:
+        if self._streams.get(member) == stream:
+            del self._streams[member]
+            self._liveness = self._liveness.disconnected(member, self.now())
+
+    async def _listen(self, member: Member, beats: AsyncIterator[Beat]) -> None:
+        async for _ in beats:
+            self._liveness = self._liveness.heard(member, self.now())
+
+    def _forget(self, member: Member) -> None:
+        self._liveness = self._liveness.forgotten(member)
+        self._streams.pop(member, None)
+        self._news.ring()
+
+    # --- what is refused ----------------------------------------------------------------------------------------------
+
+    def _is_current(self, round_id: int, *, run: str) -> bool:
+        if run != self.rules.run or round_id > self.state.round_id:
+            raise StaleRound(f"round {round_id} of {run} is unknown; this is round {self.state.round_id} of {self.rules.run}")
+        return round_id == self.state.round_id
+
+    def _require_grant(self, word: Completion | Settlement) -> None:
+        round_ = None if isinstance(self.state.phase, Gathering) else self.state.phase.round
+        if round_ is None or not round_.granted(word.key.client):
+            raise NotYours(f"{word.key.client} was not granted an upload in round {word.key.round_id}")
+
+
+def _require_answers(order: Solve, solution: Solution) -> None:
+    """Raise ``ValueError`` unless each report is answered once, for its round: a defect of the solver."""
+    asked = {(r.client, order.round_id) for r in order.reports}
+    answered = {(a.client, a.round_id) for a in solution.assignments}
+    if asked != answered:
+        raise ValueError(f"the solver answered {sorted(answered)}, but was asked {sorted(asked)}")
+
+
+class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
+    """Translates calls for the desk. Who calls is read from the certificate, never from the request."""
+
+    def __init__(self, desk: Desk, *, scenario: Scenario, digest: Digest) -> None:
+        """Take the ``desk`` and the ``scenario`` of this run with its ``digest``."""
+        self._desk = desk
+        self._scenario = scenario
+        self._digest = digest
+
+    async def Join(self, request: pb.JoinRequest, context: Context) -> pb.JoinResponse:
+        """Let the caller in; another protocol major or another scenario is refused."""
+        member = self._member(caller_of(context, Role.CLIENT, Role.OWNER))
+        if request.protocol_major != convert.PROTOCOL_MAJOR:
+            raise VersionMismatch(f"this is protocol {convert.PROTOCOL_MAJOR}, the caller speaks {request.protocol_major}")
+        if request.scenario_digest != self._digest.value:
+            raise ScenarioMismatch(f"this run is of scenario {self._digest.short}; start both ends with the same file and --set")
+        await self._desk.join(member)
+        timing, minor = self._scenario.timing, min(request.protocol_minor, convert.PROTOCOL_MINOR)
+        waits = {"connect_s": timing.connect_s, "idle_s": timing.idle_s, "round_s": timing.round_s}
+        return pb.JoinResponse(run=self._desk.rules.run, protocol_minor=minor, **waits)
+
+    async def Follow(
+        self, request_iterator: AsyncIterator[pb.FollowRequest], context: Context
+    ) -> AsyncIterator[pb.FollowResponse]:
+        """Push directives while the caller beats."""
+        member = self._member(caller_of(context, Role.CLIENT, Role.OWNER))
+        beats = (convert.beat_from_wire(request) async for request in request_iterator)
+        async with aclosing(self._desk.follow(member, beats)) as directives:
+            async for directive in directives:
+                yield convert.directive_to_wire(directive)
+
+    async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:
+        """Take the caller's report."""
+        caller = self._client(context)
+        await self._desk.report(convert.report_from_wire(request, caller=caller))
+        return pb.ReportResponse()
+
+    async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
+        """Take the caller's completion."""
+        caller = self._client(context)
+        await self._desk.complete(convert.completion_from_wire(request, caller=caller))
+        return pb.CompleteResponse()
+
+    async def Settle(self, request: pb.SettleRequest, context: Context) -> pb.SettleResponse:
+        """Take the owner's judgement."""
+        caller_of(context, Role.OWNER)
+        await self._desk.settle(convert.settlement_from_wire(request))
+        return pb.SettleResponse()
+
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
+        """Let the caller go."""
+        member = self._member(caller_of(context, Role.CLIENT, Role.OWNER))
+        await self._desk.leave(member, request.reason[:_REASON_CHARS_MAX])
+        return pb.LeaveResponse()
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
+        """Tell the operator or the owner how the run stands."""
+        caller_of(context, Role.OPERATOR, Role.OWNER)
+        state = self._desk.state
+        phase = state.phase
+        solution = None if isinstance(phase, Gathering) or phase.round is None else phase.round.solution
+        return pb.GetRunResponse(
+            run=self._desk.rules.run,
+            round_id=state.round_id,
+            state=state.name,
+            assignments=[convert.assignment_to_wire(a) for a in (() if solution is None else solution.assignments)],
+            accepted=phase.accepted if isinstance(phase, Closed) else (),
+            missing=list(phase.missing) if isinstance(phase, Closed | Failed) else (),
+            failed_reason=phase.reason if isinstance(phase, Failed) else "",
+        )
+
+    def _client(self, context: Context) -> Caller:
+        caller = caller_of(context, Role.CLIENT)
+        self._member(caller)
+        return caller
+
+    def _member(self, caller: Caller) -> Member:
+        member = OWNER if caller.role is Role.OWNER else Member(caller.name)
+        if not is_member(member, rules=self._desk.rules):
+            raise NotYours(f"{caller.uri} is no client of scenario {self._scenario.name!r}")
+        return member
+
+
+def register_coordinator(service: CoordinatorService) -> Callable[[grpc.aio.Server], None]:
+    """Return what adds the service to a server."""
+
+    def register(server: grpc.aio.Server) -> None:
+        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(service, server)
+
+    return register
