@@ -18,7 +18,7 @@ from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, write_tensors
 
 if TYPE_CHECKING:  # torch is imported by `Bundle.load` only
-    from hushtune_common.model.language import LanguageModel
+    from hushtune_common.model.language import LanguageModel, Precision
     from hushtune_common.model.sources import ModelSource
 
 FORMAT = "hushtune-bundle/1"
@@ -47,11 +47,11 @@ class Bundle:
         """Return the adapter tensors as shipped, in the order of the schema; the caller's own."""
         return {spec.name: self.file.tensor(spec.name) for spec in self.schema}
 
-    def load(self) -> "LanguageModel":
+    def load(self, *, precision: "Precision" = "fp32") -> "LanguageModel":
         """Return the emulator, ready to run; each call gives an independent one."""
         from hushtune_common.model.language import LanguageModel
 
-        model = LanguageModel.build(self.config, self.file, blocks=self.plan.kept)
+        model = LanguageModel.build(self.config, self.file, blocks=self.plan.kept, precision=precision)
         require_fitting(self.tokens, embedding_rows=model.vocabulary)
         return model
 

@@ -19,7 +19,7 @@ from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.model.adapter import extract
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.governor import Governor, Unpaced
-from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.language import LanguageModel, Precision
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
 
@@ -50,6 +50,7 @@ def finetune(
     seeds: SeedTree,
     governor: Governor,
     report: Callable[[Progress], None],
+    precision: Precision = "fp32",
 ) -> AdapterState:
     """Return the adapter blocks of the emulator in ``bundle_path`` after training on ``windows`` (N, T).
 
@@ -60,7 +61,7 @@ def finetune(
     torch.set_num_threads(threads)
     torch.manual_seed(seeds.child("torch").integer())
     bundle = read_bundle(bundle_path)
-    model = bundle.load()
+    model = bundle.load(precision=precision)
     _require_trainable(windows, vocabulary=model.vocabulary)
     trained = list(model.adapter_parameters(bundle.plan.adapter).values())
     for parameter in trained:

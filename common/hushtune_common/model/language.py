@@ -1,10 +1,10 @@
 """A causal language model whose blocks are called by their original index.
 
-Letters in shapes: N windows, B of them at a time, T tokens, V vocabulary. Everything is float32.
+Letters in shapes: N windows, B of them at a time, T tokens, V vocabulary. Weights are float32.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -20,20 +20,28 @@ from hushtune_common.model.weights import Weights
 
 FAMILIES = ("llama",)
 
+Precision = Literal["fp32", "bf16"]
+"""``bf16`` multiplies matrices in bfloat16 while weights, losses and optimiser stay float32. On a CPU with bfloat16 units
+(avx512_bf16 or amx in /proc/cpuinfo) training took 0.4 and evaluation 0.35 of the time, and losses moved by about 0.002 nats; on
+any other CPU it is many times *slower*. ``fp32`` is exact and the default."""
+
 
 class LanguageModel:
     """The full model or an emulator of it; ``blocks`` are the original indices of the blocks it has, in order."""
 
-    def __init__(self, module: nn.Module, *, blocks: Sequence[int]) -> None:
+    def __init__(self, module: nn.Module, *, blocks: Sequence[int], precision: Precision = "fp32") -> None:
         """Take a transformers module in which the k-th block is the original block ``blocks[k]``."""
         self.module = module
         self.blocks = tuple(blocks)
+        self.precision = precision
         self.parts = resolve(module)
         if len(self.parts.blocks) != len(self.blocks):
             raise ValueError(f"{len(self.blocks)} indices for {len(self.parts.blocks)} blocks")
 
     @staticmethod
-    def build(config: Mapping[str, Any], weights: Weights, *, blocks: Sequence[int]) -> "LanguageModel":
+    def build(
+        config: Mapping[str, Any], weights: Weights, *, blocks: Sequence[int], precision: Precision = "fp32"
+    ) -> "LanguageModel":
         """Assemble a model from ``weights`` named by original index; other blocks in ``weights`` are not read.
 
         Nothing is initialised first, so memory holds the weights once. `ConfigError` for another family, `MalformedUpdate` naming
@@ -54,7 +62,7 @@ class LanguageModel:
         module.load_state_dict(state, strict=False, assign=True)
         module.tie_weights()
         module.requires_grad_(False)
-        return LanguageModel(module.eval(), blocks=blocks)
+        return LanguageModel(module.eval(), blocks=blocks, precision=precision)
 
     @property
     def vocabulary(self) -> int:
@@ -68,7 +76,8 @@ class LanguageModel:
 
     def batch_loss(self, tokens: Tensor) -> Tensor:
         """Return the mean next-token loss in nats of a batch (B, T), differentiable."""
-        return next_token_loss(self.logits(tokens[:, :-1]), tokens)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return next_token_loss(self.logits(tokens[:, :-1]), tokens)
 
     def loss(self, windows: NDArray[Any], *, batch: int = 8) -> float:
         """Return the mean next-token loss in nats over windows (N, T); its exponential is the perplexity."""

@@ -20,7 +20,7 @@ from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
 
 if TYPE_CHECKING:
-    from hushtune_common.model.language import LanguageModel
+    from hushtune_common.model.language import LanguageModel, Precision
 
 CACHE_FORMAT = "hushtune-model/1"
 
@@ -52,12 +52,12 @@ class ModelSource:
         """Return one tensor as float32, the caller's own."""
         return self.weights.tensor(name)
 
-    def load(self) -> "LanguageModel":
+    def load(self, *, precision: "Precision" = "fp32") -> "LanguageModel":
         """Return the full model, ready to run; each call gives an independent one."""
         from hushtune_common.model.language import LanguageModel
 
         try:
-            model = LanguageModel.build(self.config, self.weights, blocks=range(self.block_count))
+            model = LanguageModel.build(self.config, self.weights, blocks=range(self.block_count), precision=precision)
         except MalformedUpdate as error:
             raise ConfigError("model.source", f"weights and configuration do not fit: {error}") from error
         require_fitting(self.tokens, embedding_rows=model.vocabulary)

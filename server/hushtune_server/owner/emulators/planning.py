@@ -65,7 +65,7 @@ def fresh_plan(
     found = Profile()
     if method.needs:
         length = scenario.data.window_tokens
-        windows = source.tokens.spread_windows(public, length=length, count=max(1, config.profile_tokens // length))
+        windows = source.tokens.spread_windows(public, length=length, count=-(-config.profile_tokens // length))
         if not len(windows):
             raise ConfigError("data.public", f"holds fewer than {length} tokens; there is nothing to profile on")
         corpus = corpus_digest(public)
