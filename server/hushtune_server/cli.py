@@ -7,7 +7,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,9 @@ class RoleOptions:
 
     kit: Annotated[Path, Parameter(help="Folder with this process's certificate and key (`hushtune pki issue`).")]
     state: Annotated[Path, Parameter(help="Folder for everything this process must remember; made if missing.")]
-    set: Annotated[tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())] = ()
+    set: Annotated[
+        tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())
+    ] = ()
     json_logs: Annotated[bool | None, Parameter(help="Log JSON lines; the default is to do so unless on a terminal.")] = None
 
 
@@ -50,7 +52,9 @@ app = App(
     result_action="return_value",
 )
 _owner = App(name="owner", help="The model owner: publishes an emulator, judges what comes back.")
-_coordinator = App(name="coordinator", help="The coordinator: who takes part, with which resources. Never weights, keys or scores.")
+_coordinator = App(
+    name="coordinator", help="The coordinator: who takes part, with which resources. Never weights, keys or scores."
+)
 _air = App(name="air", help="The air: carries each frame to two receivers, the owner's and the eavesdropper's.")
 _eavesdropper = App(name="eavesdropper", help="The eavesdropper: hears what the tap hears and tries to make something of it.")
 _pki = App(name="pki", help="A tiny certificate authority: who is who.")
@@ -110,9 +114,7 @@ def coordinator_serve(
         from hushtune_common.messages import RunId
         from hushtune_server.coordinator.app import CoordinatorOptions, serve
 
-        chosen = CoordinatorOptions(
-            scenario=resolved, run=RunId(run), listen=listen, kit=options.kit, state_dir=options.state
-        )
+        chosen = CoordinatorOptions(scenario=resolved, run=RunId(run), listen=listen, kit=options.kit, state_dir=options.state)
         return serve(chosen, clock=clock, seeds=seeds)
 
     return _run_role("coordinator", scenario, options, start)
@@ -161,7 +163,9 @@ def pki_init(directory: Annotated[Path, Parameter(help="Folder for `ca.crt` and 
     """
     with _extra("pki"):
         from hushtune_server import pki
-    pki.init(directory)
+    from hushtune_common.clock import SystemClock
+
+    pki.init(directory, clock=SystemClock())
     print(f"authority made in {directory}; next: hushtune pki issue {directory} --role client --name c1 --out kits/c1")
 
 
@@ -184,9 +188,11 @@ def pki_issue(
     """
     with _extra("pki"):
         from hushtune_server import pki
+    from hushtune_common.clock import SystemClock
     from hushtune_common.messages import Role
 
-    pki.issue(authority, role=Role(role), name=name, out=out, hosts=("localhost", "127.0.0.1", *host))
+    hosts = ("localhost", "127.0.0.1", *host)
+    pki.issue(authority, role=Role(role), name=name, out=out, clock=SystemClock(), hosts=hosts)
     print(f"kit of {role} {name} written to {out}")
 
 
@@ -283,7 +289,7 @@ def _failed(error: HushtuneError) -> int:
 
 
 @contextmanager
-def _extra(name: str) -> Iterator[None]:
+def _extra(name: str) -> Generator[None]:
     """Turn a missing third-party package into the command that installs it; a missing module of ours stays a defect."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_signal() -> Iterator[asyncio.Event]:
+def stop_signal() -> Generator[asyncio.Event]:
     """Give an event that SIGTERM or SIGINT sets, instead of ending the process where it stands. Main thread only."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

@@ -9,14 +9,13 @@ from typing import Any
 import grpc
 
 from hushtune_common.config import ClientConfig, Scenario
-from hushtune_common.errors import DeadlineExceeded, HushtuneError, LimitExceeded, MalformedUpdate, NotYours, PeerLost
+from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, NotYours, PeerLost
 from hushtune_common.link.channel import Frame
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Caller, ClientId, Digest, Listener, Receipt, Role, Transmission, UpdateKey
+from hushtune_common.messages import Caller, Digest, Listener, Receipt, Role, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import PowerRatio
 from hushtune_common.wire import convert
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.transfer import BlobsService
@@ -121,13 +120,12 @@ class Sky:
         self._store.discard(f"receptions/main/{receipt.key.text}")
         self.bell.ring()
 
-    def heard_by_tap(self, name: BlobName) -> None:
-        """Forget the tap's receptions before ``name``: she reads in order, so a later one says that she has the earlier."""
-        for sent in self.ledger.sent:
-            prefix = f"receptions/tap/{sent.transmission.key.text}"
-            if prefix == name.prefix:
-                return
-            self._store.discard(prefix)
+    def tap_reads(self, name: BlobName) -> None:
+        """Forget the tap's receptions before ``name``."""
+        prefixes = [f"receptions/tap/{sent.transmission.key.text}" for sent in self.ledger.sent]
+        if name.prefix in prefixes:
+            for prefix in prefixes[: prefixes.index(name.prefix)]:
+                self._store.discard(prefix)
 
     def drain(self) -> None:
         """End every waiting call."""
@@ -151,9 +149,9 @@ class Sky:
             transmission=transmission,
             main=Heard(digest=main.digest, size=main.size, snr_db=overheard.snr_main_db),
             tap=Heard(digest=tap.digest, size=tap.size, snr_db=overheard.snr_tap_db),
-            blocks=len(frame.indices),
+            blocks=frame.count,
             airtime=overheard.airtime,
-            fidelity=str(frame.fidelity),
+            fidelity=frame.fidelity.value,
         )
         async with self._commit:
             await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{transmission.key.text}")
@@ -194,8 +192,7 @@ class AirService(air_pb2_grpc.AirServicer):
         client = self._sky.client(caller_of(context))
         if not 1 <= request.round_id <= self._sky.scenario.coordinator.rounds:
             raise MalformedUpdate(f"round_id: {request.round_id} is not a round of this scenario")
-        gain: PowerRatio = self._sky.geography.gain_main(ClientId(client.id), request.round_id)
-        return pb.SoundResponse(gain_main=gain)
+        return pb.SoundResponse(gain_main=self._sky.geography.gain_main(client.id, request.round_id))
 
     async def Transmit(self, request: pb.TransmitRequest, context: Context) -> AsyncIterator[pb.TransmitResponse]:
         """Carry the caller's frame, say how long it was on air, and end with the owner's receipt."""
@@ -203,9 +200,9 @@ class AirService(air_pb2_grpc.AirServicer):
         transmission = convert.transmission_from_wire(request.transmission)
         _require_allowed(transmission, client, self._sky.scenario)
         sent = await self._sky.send(transmission)
-        yield pb.TransmitResponse(airtime_s=sent.airtime)
+        yield convert.receipt_to_transmit(None, airtime=sent.airtime)
         receipt = await self._sky.answered(transmission.key)
-        yield pb.TransmitResponse(airtime_s=sent.airtime, acknowledged=True, missing=receipt.missing)
+        yield convert.receipt_to_transmit(receipt, airtime=sent.airtime)
 
     async def Listen(self, request: pb.ListenRequest, context: Context) -> AsyncIterator[pb.ListenResponse]:
         """Announce receptions: main to the owner, tap to the eavesdropper, by certificate."""
@@ -238,11 +235,12 @@ class AirBlobs(BlobsService):
         self._sky = sky
 
     async def Read(self, request: blobs_pb2.ReadRequest, context: Context) -> AsyncIterator[blobs_pb2.ReadResponse]:
-        """Download from an offset; what the tap has read to its end makes room for later receptions."""
+        """Download from an offset. The tap reads in order, so what it begins to read says that it has what came before."""
+        caller, name = caller_of(context), BlobName.parse(request.resource_name)
+        if caller.role is Role.EAVESDROPPER and may_read(caller, name):
+            self._sky.tap_reads(name)
         async for part in super().Read(request, context):
             yield part
-        if caller_of(context).role is Role.EAVESDROPPER:
-            self._sky.heard_by_tap(BlobName.parse(request.resource_name))
 
 
 def may_write(caller: Caller, name: BlobName) -> bool:

@@ -1,0 +1,166 @@
+"""What has the owner decided about whom? Judgements and closed rounds, folded over the journal."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from hushtune_common.errors import InvalidEnvelope, ProtocolFault
+from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey, Verdict
+
+JUDGED = "judged"
+CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The owner's decision about one client's update in one round.
+
+    ``accepted``: it opened, decoded and passed the gate's bounds. ``kept``: its own plug-in did not hurt on public text, so it
+    may enter the mean. Perplexities are on public text, absent for a refused update or when they are not finite.
+    """
+
+    key: UpdateKey
+    accepted: bool
+    kept: bool
+    reason: str
+    digest: Digest | None = None
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """The end of one round: whose blocks were averaged, and whether the model kept the mean."""
+
+    run: RunId
+    round_id: int
+    accepted: tuple[ClientId, ...]
+    merged: tuple[ClientId, ...]
+    kept: bool
+    reason: str
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+
+
+class Book:
+    """Judgements and closings of every round.
+
+    Laws: a client has at most one judgement per round and a round at most one closing, the first; what comes after the closing
+    changes nothing, so a verdict, once given, stays; folding the journal again gives an equal book.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._judged: dict[tuple[RunId, int, ClientId], Judgement] = {}
+        self._closed: dict[tuple[RunId, int], Closing] = {}
+
+    def apply(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Fold one event of the journal; kinds of other concern change nothing."""
+        if kind == JUDGED:
+            judgement = msgspec.convert(body, Judgement)
+            key = judgement.key
+            if (key.run, key.round_id) in self._closed:
+                return  # too late: its client may already have been told that nothing arrived
+            self._judged.setdefault((key.run, key.round_id, key.client), judgement)
+        elif kind == CLOSED:
+            closing = msgspec.convert(body, Closing)
+            self._closed.setdefault((closing.run, closing.round_id), closing)
+
+    @property
+    def judgements(self) -> Sequence[Judgement]:
+        """Every judgement, in the order they were made."""
+        return tuple(self._judged.values())
+
+    @property
+    def closings(self) -> Sequence[Closing]:
+        """Every closed round, in order."""
+        return tuple(self._closed.values())
+
+    def judgement(self, run: RunId, round_id: int, client: ClientId) -> Judgement | None:
+        """Return what was decided about a client's update of that round."""
+        return self._judged.get((run, round_id, client))
+
+    def closing(self, run: RunId, round_id: int) -> Closing | None:
+        """Return how that round ended."""
+        return self._closed.get((run, round_id))
+
+    def mergeable(self, run: RunId, round_id: int, accepted: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        """Return which of the round's ``accepted`` clients may enter the mean, in the given order."""
+        found = [(client, self.judgement(run, round_id, client)) for client in accepted]
+        return tuple(client for client, judgement in found if judgement is not None and judgement.accepted and judgement.kept)
+
+    def verdict(self, run: RunId, round_id: int, client: ClientId) -> Verdict | None:
+        """Return the client's verdict, or `None` while it is open: a refusal at once, anything else when the round is closed."""
+        judgement, closing = self.judgement(run, round_id, client), self.closing(run, round_id)
+        if judgement is None:
+            key = UpdateKey(run=run, round_id=round_id, client=client, attempt=1)
+            return None if closing is None else _refused(key, "no update of yours arrived in this round")
+        if not judgement.accepted:
+            return _refused(judgement.key, judgement.reason)
+        if closing is None:
+            return None
+        kept, reason = _outcome(judgement, closing)
+        return Verdict(key=judgement.key, accepted=True, kept=kept, reason=reason, score=judgement.perplexity_after)
+
+
+def refusal(key: UpdateKey, fault: ProtocolFault, *, digest: Digest | None = None) -> Judgement:
+    """Return the judgement that a fault means. A seal that does not open says nothing more, on purpose."""
+    reason = fault.reason if isinstance(fault, InvalidEnvelope) else f"{fault.reason}: {fault}"
+    return Judgement(key=key, accepted=False, kept=False, reason=reason, digest=digest)
+
+
+def report(book: Book) -> dict[str, Any]:
+    """Return the book for people and for the referee; ``aggregate`` is the last round that averaged anything."""
+    rounds = [_closing_line(c) for c in book.closings]
+    averaged = [line for line in rounds if line["clients"]]
+    return {
+        "clients": [_judgement_line(j) for j in book.judgements],
+        "aggregate": averaged[-1] if averaged else None,
+        "rounds": rounds,
+    }
+
+
+def _judgement_line(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "client": judgement.key.client,
+        "round_id": judgement.key.round_id,
+        "attempt": judgement.key.attempt,
+        "accepted": judgement.accepted,
+        "kept": judgement.kept,
+        "reason": judgement.reason,
+        "digest": None if judgement.digest is None else judgement.digest.hex,
+        "perplexity_public_before": judgement.perplexity_before,
+        "perplexity_public": judgement.perplexity_after,
+    }
+
+
+def _closing_line(closing: Closing) -> dict[str, Any]:
+    return {
+        "round_id": closing.round_id,
+        "accepted": list(closing.accepted),
+        "clients": list(closing.merged),
+        "kept": closing.kept,
+        "reason": closing.reason,
+        "perplexity_public_before": closing.perplexity_before,
+        "perplexity_public": closing.perplexity_after,
+    }
+
+
+def to_body(value: Judgement | Closing) -> dict[str, Any]:
+    """Return the journal's form."""
+    return msgspec.to_builtins(value)
+
+
+def _refused(key: UpdateKey, reason: str) -> Verdict:
+    return Verdict(key=key, accepted=False, kept=False, reason=reason, score=None)
+
+
+def _outcome(judgement: Judgement, closing: Closing) -> tuple[bool, str]:
+    client = judgement.key.client
+    if not judgement.kept:
+        return False, judgement.reason
+    if client not in closing.accepted:
+        return False, closing.reason or "the round closed without this update"
+    return closing.kept and client in closing.merged, closing.reason

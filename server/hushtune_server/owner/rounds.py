@@ -1,0 +1,268 @@
+"""How does an announced reception become a verdict? Receive, judge, settle; close the round; see the verdicts fetched."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from functools import partial
+from math import isfinite
+from typing import Any, Protocol
+
+from hushtune_common.clock import Clock
+from hushtune_common.config import Scenario
+from hushtune_common.errors import OperatingFault, PeerLost, ProtocolFault
+from hushtune_common.logs import log_event
+from hushtune_common.messages import (
+    ClientId,
+    Digest,
+    Directive,
+    DirectiveKind,
+    Receipt,
+    ReceptionNotice,
+    RunId,
+    Settlement,
+    UpdateKey,
+)
+from hushtune_common.seeding import SeedTree
+from hushtune_common.store.blobs import BlobStore
+from hushtune_common.store.journal import Journal
+from hushtune_server.owner.book import CLOSED, JUDGED, Book, Closing, Judgement, refusal, to_body
+from hushtune_server.owner.plugin import Trial
+from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
+from hushtune_server.owner.reception import UpdateReception
+
+_log = logging.getLogger(__name__)
+_FAREWELL_S = 15.0
+_BACKOFF_CAP_S = 20.0
+
+Slot = tuple[int, ClientId]
+
+
+class VerdictDesk(Protocol):
+    """Where clients wait for verdicts.
+
+    Law: after `ring`, everyone who waits looks at the book again.
+    """
+
+    def ring(self) -> None:
+        """Say that the book has changed."""
+        ...
+
+    async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
+        """Wait until each of ``clients`` has its verdict; return false when ``within_s`` was not enough."""
+        ...
+
+
+class OwnerRounds:
+    """The owner's part in every round of one run.
+
+    Laws: what is decided is in the journal before anybody is told; each update is judged once; a client whose update cannot be
+    read, or whose transfer fails, disturbs no other. Replayed notices, as after a restart, lead to the same answers.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        run: RunId,
+        book: Book,
+        journal: Journal,
+        desk: VerdictDesk,
+        store: BlobStore,
+        bench: Awaitable[Bench],
+        worker: Executor,
+        coordinator: CoordinatorPort,
+        air: AirPort,
+        clock: Clock,
+        seeds: SeedTree,
+    ) -> None:
+        """Take part in ``run``. The ``bench`` is made and used in the one thread of ``worker``."""
+        self._scenario = scenario
+        self._run = run
+        self._book = book
+        self._journal = journal
+        self._desk = desk
+        self._store = store
+        self._bench = bench
+        self._worker = worker
+        self._coordinator = coordinator
+        self._air = air
+        self._clock = clock
+        self._rng = seeds.child("settle").generator()
+        self._locks: defaultdict[Slot, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._updates: dict[Slot, UpdateReception] = {}
+        self._receiving: set[asyncio.Task[None]] = set()
+        self._phase = "waiting for a round"
+
+    async def follow(self) -> None:
+        """Take part until the last round is closed and its verdicts are fetched, or the coordinator drains."""
+        async with asyncio.TaskGroup() as group:
+            listening = group.create_task(self._listen(group))
+            await self._obey()
+            listening.cancel()
+            for task in self._receiving:
+                task.cancel()
+
+    async def _obey(self) -> None:
+        async with aclosing(self._coordinator.follow(lambda: self._phase)) as directives:
+            async for directive in directives:
+                match directive.kind:
+                    case DirectiveKind.ROUND_OPENED:
+                        self._enter(f"waiting for updates of round {directive.round_id}")
+                    case DirectiveKind.ROUND_CLOSED:
+                        await self._close(directive)
+                        if directive.last:
+                            return await self._see_off(directive)
+                    case DirectiveKind.DRAIN:
+                        return None
+                    case DirectiveKind.ASSIGNED:
+                        pass  # addressed to clients
+        raise PeerLost("the coordinator ended the run before its last round was closed")
+
+    async def _listen(self, group: asyncio.TaskGroup) -> None:
+        async with aclosing(self._air.notices()) as notices:
+            async for notice in notices:
+                if notice.transmission.key.run == self._run:
+                    task = group.create_task(self._receive(notice))
+                    self._receiving.add(task)
+                    task.add_done_callback(self._receiving.discard)
+
+    async def _receive(self, notice: ReceptionNotice) -> None:
+        key = notice.transmission.key
+        slot = (key.round_id, key.client)
+        try:
+            async with self._locks[slot]:
+                if self._book.closing(self._run, key.round_id) is not None:
+                    await self._air.acknowledge(Receipt(key=key, missing=()))
+                    self._forget(slot)
+                elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
+                    await self._air.acknowledge(Receipt(key=key, missing=()))
+                    await self._settle(known)
+                else:
+                    await self._take(notice, slot)
+        except OperatingFault as fault:
+            log_event(_log, "reception_failed", level=logging.WARNING, **_about(key), reason=fault.reason, problem=str(fault))
+
+    async def _take(self, notice: ReceptionNotice, slot: Slot) -> None:
+        key = notice.transmission.key
+        try:
+            update = self._updates.get(slot) or self._expect(slot)
+            path = await self._air.fetch(notice)
+            blob = await asyncio.to_thread(path.read_bytes)
+            receipt = await asyncio.to_thread(update.take, blob, transmission=notice.transmission)
+        except ProtocolFault as fault:
+            # Nothing can be asked again of a reception that is not what it says; the client is answered, not left waiting.
+            await self._decide(refusal(key, fault), slot)
+            await self._air.acknowledge(Receipt(key=key, missing=()))
+            return
+        await self._air.acknowledge(receipt)
+        if not update.whole:
+            return
+        data = await asyncio.to_thread(update.data)
+        digest = await asyncio.to_thread(Digest.of, data)
+        log_event(_log, "update_received", **_about(key), attempts=update.attempts, bytes_sealed=len(data), digest=digest)
+        self._enter(f"judging the update of {key.client}")
+        bench = await self._bench
+        judging = asyncio.get_running_loop().run_in_executor(self._worker, partial(bench.judge, data, key=key))
+        await self._decide(await judging, slot)
+        self._enter(f"waiting for updates of round {key.round_id}")
+
+    def _expect(self, slot: Slot) -> UpdateReception:
+        limits = self._scenario.limits
+        update = UpdateReception(
+            client=slot[1], round_id=slot[0], update_bytes_max=limits.update_bytes_max, attempts_max=limits.attempts_max
+        )
+        self._updates[slot] = update
+        return update
+
+    async def _decide(self, judgement: Judgement, slot: Slot) -> None:
+        key = judgement.key
+        event = await self._journal.append(JUDGED, to_body(judgement), key=f"judged/{self._run}/{slot[0]}/{slot[1]}")
+        self._book.apply(event.kind, event.body)
+        self._forget(slot)
+        if judgement.accepted:
+            log_event(_log, "update_accepted", **_about(key), digest=judgement.digest)
+            _log_evaluation(judgement, client=key.client)
+        else:
+            log_event(_log, "update_refused", level=logging.WARNING, **_about(key), reason=judgement.reason)
+        self._desk.ring()
+        await self._settle(judgement)
+
+    async def _settle(self, judgement: Judgement) -> None:
+        """Tell the coordinator, trying again while it cannot be reached; a round that is closed there no longer wants to know."""
+        settlement = Settlement(key=judgement.key, accepted=judgement.accepted)
+        attempts = self._scenario.limits.attempts_max
+        for attempt in range(1, attempts + 1):
+            try:
+                return await self._coordinator.settle(settlement)
+            except ProtocolFault as fault:
+                log_event(_log, "settlement_refused", client=judgement.key.client, reason=fault.reason, problem=str(fault))
+                return None
+            except OperatingFault:
+                if attempt == attempts:
+                    raise
+                await self._clock.sleep(float(self._rng.uniform(0.0, min(_BACKOFF_CAP_S, 0.5 * 2.0**attempt))))
+        return None
+
+    def _forget(self, slot: Slot) -> None:
+        self._updates.pop(slot, None)
+        self._store.discard(f"receptions/main/{self._run}/{slot[0]}/{slot[1]}")
+
+    async def _close(self, directive: Directive) -> None:
+        if self._book.closing(self._run, directive.round_id) is None:
+            closing = await self._conclude(directive)
+            event = await self._journal.append(CLOSED, to_body(closing), key=f"closed/{self._run}/{directive.round_id}")
+            self._book.apply(event.kind, event.body)
+            decision = "plugin_kept" if closing.kept else "plugin_rolled_back"
+            log_event(_log, decision, round_id=closing.round_id, clients=list(closing.merged), reason=closing.reason)
+        self._desk.ring()
+
+    async def _conclude(self, directive: Directive) -> Closing:
+        """Average what the round accepted, and keep it or not."""
+        merged = self._book.mergeable(self._run, directive.round_id, directive.accepted)
+        closing = partial(Closing, run=self._run, round_id=directive.round_id, accepted=directive.accepted)
+        if directive.failed_reason:
+            return closing(merged=(), kept=False, reason=f"the round failed: {directive.failed_reason}")
+        if not merged:
+            return closing(merged=(), kept=False, reason="no update was left to average")
+        self._enter(f"averaging {len(merged)} adapters")
+        bench = await self._bench
+        trial = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, merged)
+        _log_evaluation(trial, client="aggregate")
+        before, after = trial.perplexity_before, trial.perplexity_after
+        return closing(
+            merged=merged,
+            kept=trial.kept,
+            reason=trial.reason,
+            perplexity_before=before if isfinite(before) else None,
+            perplexity_after=after if isfinite(after) else None,
+        )
+
+    async def _see_off(self, directive: Directive) -> None:
+        self._enter("handing out verdicts")
+        accepted = frozenset(directive.accepted)
+        if not await self._desk.all_fetched(self._run, directive.round_id, accepted, within_s=_FAREWELL_S):
+            log_event(_log, "verdicts_left", level=logging.WARNING, round_id=directive.round_id, waited_s=_FAREWELL_S)
+
+    def _enter(self, phase: str) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            log_event(_log, "phase_changed", phase=phase)
+
+
+def _about(key: UpdateKey) -> dict[str, Any]:
+    return {"client": key.client, "round_id": key.round_id, "attempt": key.attempt}
+
+
+def _log_evaluation(found: Judgement | Trial, *, client: str) -> None:
+    log_event(
+        _log,
+        "plugin_evaluated",
+        client=client,
+        perplexity_public=found.perplexity_after,
+        perplexity_public_before=found.perplexity_before,
+        kept=found.kept,
+        reason=found.reason,
+    )

@@ -1,0 +1,114 @@
+"""What may a client ask of the owner? The manifest, and the verdict on its own update."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import grpc
+
+from hushtune_common.config import Scenario
+from hushtune_common.errors import DeadlineExceeded, NotYours, PeerLost, ScenarioMismatch, StaleRound
+from hushtune_common.messages import Caller, ClientId, EmulatorManifest, Role, RunId, Verdict
+from hushtune_common.wire import convert
+from hushtune_common.wire.interceptors import caller_of
+from hushtune_common.wire.v1 import owner_pb2 as pb
+from hushtune_common.wire.v1 import owner_pb2_grpc
+from hushtune_server.owner.book import Book
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_SHARE_WAITED = 0.9
+"""A long poll answers before the caller gives up, so that it gets our words and not a bare timeout."""
+
+
+class Desk:
+    """Where verdicts wait to be fetched."""
+
+    def __init__(self, book: Book, *, clients: frozenset[ClientId]) -> None:
+        """Hand out what ``book`` says to the ``clients`` of the scenario."""
+        self.book = book
+        self._clients = clients
+        self._changed = asyncio.Event()
+        self._fetched: set[tuple[RunId, int, ClientId]] = set()
+        self._closing = False
+
+    def client(self, caller: Caller) -> ClientId:
+        """Return the id of a calling client; `NotYours` for anyone else."""
+        if caller.role is not Role.CLIENT or caller.name not in self._clients:
+            raise NotYours(f"{caller.uri} is no client of this scenario")
+        return ClientId(caller.name)
+
+    def ring(self) -> None:
+        """Wake everyone who waits: the book has changed."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """End every waiting call."""
+        self._closing = True
+        self.ring()
+
+    async def verdict(self, run: RunId, round_id: int, client: ClientId, *, within_s: float) -> Verdict:
+        """Wait for the client's verdict, at most ``within_s``; `DeadlineExceeded` says to ask again."""
+        try:
+            async with asyncio.timeout(max(0.0, within_s)):
+                while (verdict := self.book.verdict(run, round_id, client)) is None:
+                    if self._closing:
+                        raise PeerLost("the owner is stopping")
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise DeadlineExceeded("no verdict yet; ask again") from error
+        self._fetched.add((run, round_id, client))
+        self.ring()
+        return verdict
+
+    async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
+        """Wait until each of ``clients`` has its verdict; return false when ``within_s`` was not enough."""
+        wanted = {(run, round_id, client) for client in clients}
+        try:
+            async with asyncio.timeout(within_s):
+                while not wanted <= self._fetched:
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class OwnerService(owner_pb2_grpc.OwnerServicer):
+    """The calls of ``hushtune.v1.Owner``."""
+
+    def __init__(self, scenario: Scenario, *, manifest: EmulatorManifest, desk: Desk) -> None:
+        """Publish ``manifest`` and the verdicts on ``desk``."""
+        self._scenario = scenario
+        self._manifest = manifest
+        self._desk = desk
+        self.run: RunId | None = None
+
+    async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
+        """Tell what is on offer, to clients of the same scenario."""
+        self._desk.client(caller_of(context))
+        if request.scenario_digest != self._scenario.digest.value:
+            raise ScenarioMismatch(f"this owner runs scenario {self._scenario.name!r}, digest {self._scenario.digest.short}")
+        return convert.manifest_to_wire(self._manifest)
+
+    async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
+        """Wait for the verdict on the caller's own update; whose it is, the certificate says."""
+        client = self._desk.client(caller_of(context))
+        if self.run is None:
+            raise PeerLost("the owner has not joined the run yet; ask again")
+        if request.run != self.run or not 1 <= request.round_id <= self._scenario.coordinator.rounds:
+            raise StaleRound(f"round {request.round_id} of run {request.run!r} is not one of ours")
+        idle_s = self._scenario.timing.idle_s
+        remaining_s = cast(float | None, context.time_remaining())  # the stubs forget calls without a deadline
+        within_s = _SHARE_WAITED * (idle_s if remaining_s is None else min(idle_s, remaining_s))
+        verdict = await self._desk.verdict(RunId(request.run), request.round_id, client, within_s=within_s)
+        return convert.verdict_to_wire(verdict)
+
+
+def register_owner(service: OwnerService) -> Callable[[grpc.aio.Server], None]:
+    """Return the function that adds ``service`` to a server."""
+
+    def register(server: grpc.aio.Server) -> None:
+        owner_pb2_grpc.add_OwnerServicer_to_server(service, server)
+
+    return register

@@ -1,0 +1,167 @@
+"""What does the owner do with weights, one thing at a time? Loads, plans, judges updates, merges them. Blocks while it works."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hushtune_common.adapter import AdapterState, load_adapter, save_adapter
+from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.config import Scenario
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import ConfigError, ProtocolFault
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, UpdateKey
+from hushtune_common.model.bundle import read_bundle, write_bundle
+from hushtune_common.model.data import load_records
+from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.sources import ModelSource, open_source
+from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.aggregate import mean
+from hushtune_server.owner.book import Judgement, refusal
+from hushtune_server.owner.emulators.planning import fresh_plan, request_of, shipped_plan
+from hushtune_server.owner.intake import Intake
+from hushtune_server.owner.plugin import Plugin, Trial
+from hushtune_server.owner.ports import Bench
+
+AGGREGATE = "aggregate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """Whom to tell what is being done: a phase in words, and steps done and in all."""
+
+    phase: Callable[[str], None]
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The owner's model in memory, the plan of its emulator, and the public windows (N, T) it is judged on."""
+
+    source: ModelSource
+    model: LanguageModel
+    plan: Plan
+    windows: NDArray[np.int64]
+
+
+def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
+    """Load the model, find or make the plan, write the emulator to ``bundle``. Minutes for a large model.
+
+    A plan that was made for another model or another request is refused before anything is loaded or written.
+    """
+    torch.set_num_threads(scenario.model.threads)
+    telling.phase("loading the model")
+    source = open_source(scenario.model.source, cache=cache)
+    plan = _shipped(scenario, source)
+    public = load_records(scenario.data.public)
+    windows = source.tokens.spread_windows(public, length=scenario.data.window_tokens, count=scenario.data.public_windows)
+    if not len(windows):
+        raise ConfigError("data.public", f"holds fewer than {scenario.data.window_tokens} tokens; give more public text")
+    model = source.load()
+    if plan is None:
+        telling.phase("profiling blocks on public text")
+        plan = fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
+    telling.phase("writing the emulator")
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(bundle, source=source, plan=plan)
+    return Prepared(source=source, model=model, plan=plan, windows=windows)
+
+
+class Workshop:
+    """The full model on the bench, with everything that updates are checked against.
+
+    Laws: `judge` leaves the model as it was; a refused update leaves nothing behind; `merge` changes the model only when it keeps
+    the mean.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        scenario: Scenario,
+        bundle: Path,
+        manifest: EmulatorManifest,
+        private: HybridPrivateKey,
+        state_dir: Path,
+        accepted: Mapping[UpdateKey, Digest],
+    ) -> None:
+        """Set up the bench; ``accepted`` are the updates of an earlier life of this process."""
+        gate = scenario.owner.gate
+        shipped = AdapterState(read_bundle(bundle).adapter_numpy())
+        self._schema = manifest.adapter
+        self._adapters = state_dir / "adapters"
+        self._seat = state_dir / "seated.safetensors"
+        self._adapters.mkdir(parents=True, exist_ok=True)
+        self._intake = Intake(
+            manifest=manifest,
+            private=private,
+            codec=DeltaCodec(shipped=shipped, config=scenario.codec),
+            gate=gate,
+            shipped=shipped,
+            accepted=accepted,
+        )
+        increase_max = gate.public_loss_increase_max_nats
+        self._plugin = Plugin(prepared.model, schema=self._schema, windows=prepared.windows, increase_max=increase_max)
+        self.loss_zero_shot = self._plugin.loss
+        if self._seat.exists():
+            self._plugin.keep(load_adapter(self._seat, self._schema))
+
+    def judge(self, blob: bytes, *, key: UpdateKey) -> Judgement:
+        """Check a whole sealed update, store its adapter, and try it in the model."""
+        digest = Digest.of(blob)
+        try:
+            state = self._intake.accept(blob, key=key)
+        except ProtocolFault as fault:
+            return refusal(key, fault, digest=digest)
+        save_adapter(self._path(key.client), state)
+        trial = self._plugin.try_in(state)
+        return Judgement(
+            key=key,
+            accepted=True,
+            kept=trial.kept,
+            reason=trial.reason,
+            digest=digest,
+            perplexity_before=_finite(trial.perplexity_before),
+            perplexity_after=_finite(trial.perplexity_after),
+        )
+
+    def merge(self, clients: Sequence[ClientId]) -> Trial:
+        """Average the adapters of ``clients``, each counting the same, and keep the mean in the model or roll back."""
+        merged = mean([(load_adapter(self._path(client), self._schema), 1.0) for client in clients])
+        save_adapter(self._path(AGGREGATE), merged)
+        trial = self._plugin.keep(merged)
+        if trial.kept:
+            save_adapter(self._seat, merged)
+        return trial
+
+    def _path(self, name: str) -> Path:
+        return self._adapters / f"{name}.safetensors"
+
+
+def _shipped(scenario: Scenario, source: ModelSource) -> Plan | None:
+    try:
+        return shipped_plan(scenario.owner.emulator, request=request_of(scenario, source=source))
+    except ConfigError as error:
+        if error.field != "owner.emulator.plan":
+            raise
+        raise ConfigError(error.field, f"{error.problem}; recompute it with: {_recompute(scenario)}") from error
+
+
+def _recompute(scenario: Scenario) -> str:
+    model, emulator = scenario.model, scenario.owner.emulator
+    return (
+        f"hushtune emulator plan --model {model.source} --public {scenario.data.public} --adapter-bottom {model.adapter_bottom} "
+        f"--adapter-top {model.adapter_top} --drop {emulator.drop} --method {emulator.method} --out {emulator.plan}"
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+_conforms: type[Bench] = Workshop
