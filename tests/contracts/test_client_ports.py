@@ -1,0 +1,341 @@
+"""Do the gateway over gRPC and the stand-in in process keep the same laws of the client's three ports?"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune_client.gateway import Addresses, Manners, open_ports
+from hushtune_client.ports import Ports
+from hushtune_client.telemetry import device_report
+from hushtune_common.clock import SystemClock
+from hushtune_common.config import ClientConfig, Position, TimingConfig
+from hushtune_common.errors import DigestMismatch, MalformedUpdate, PeerLost, Replayed, ScenarioMismatch, StaleRound
+from hushtune_common.link import channel
+from hushtune_common.messages import (
+    Beat,
+    ClientReport,
+    Completion,
+    Digest,
+    Directive,
+    DirectiveKind,
+    Role,
+    Transmission,
+    UpdateKey,
+    Verdict,
+)
+from hushtune_common.seeding import SeedTree
+from hushtune_common.store.blobs import BlobStore
+from hushtune_common.units import Hertz, Joule, Second, Watt
+from tests.kits import Kits
+from tests.loopback import CLIENT, DESIGN, GAIN, REFUSED, RUN, SCENARIO, World, assignment_of, loopback_ports
+from tests.loopback_grpc import grpc_ports
+
+Open = Callable[..., AbstractAsyncContextManager[Ports]]
+KEY = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=1)
+FRAME = channel.cut(bytes(range(256)) * 20, design=DESIGN).to_bytes()
+COMPLETION = Completion(
+    key=KEY,
+    uploaded=True,
+    reason="",
+    bytes_raw=100,
+    bytes_uploaded=50,
+    airtime=Second(1.5),
+    train_seconds=Second(2.5),
+    energy=Joule(3.5),
+)
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
+    return Kits(tmp_path_factory.mktemp("kits"))
+
+
+@pytest.fixture(params=["in process", "over gRPC"])
+def ports_to(request: pytest.FixtureRequest, kits: Kits, tmp_path: Path) -> Open:
+    @asynccontextmanager
+    async def in_process(world: World, scenario: Digest = SCENARIO) -> AsyncGenerator[Ports]:
+        yield loopback_ports(world, folder=tmp_path, scenario=scenario)
+
+    def over_grpc(world: World, scenario: Digest = SCENARIO) -> AbstractAsyncContextManager[Ports]:
+        return grpc_ports(world, kits=kits, folder=tmp_path, scenario=scenario)
+
+    return in_process if request.param == "in process" else over_grpc
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30.0))
+
+
+def report(round_id: int = 1, samples: int = 100) -> ClientReport:
+    device = ClientConfig(id=CLIENT, position=Position(x_m=1.0, y_m=2.0))
+    return device_report(device, round_id=round_id, gain_main=GAIN, gain_tap=GAIN, sample_count=samples, expected_bits=1000)
+
+
+def transmission(attempt: int = 1, frame: bytes = FRAME) -> Transmission:
+    return Transmission(
+        key=replace(KEY, attempt=attempt),
+        frame=Digest.of(frame),
+        frame_bytes=len(frame),
+        design=DESIGN,
+        power=Watt(0.1),
+        bandwidth=Hertz(1e6),
+    )
+
+
+def opened(seq: int, round_id: int = 1) -> Directive:
+    return Directive(seq=seq, kind=DirectiveKind.ROUND_OPENED, round_id=round_id)
+
+
+# --- owner ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_arrives_as_it_was_published(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            assert await ports.owner.manifest() == world.manifest
+
+    run(work())
+
+
+def test_an_owner_of_another_scenario_gives_no_manifest(ports_to: Open) -> None:
+    async def work() -> None:
+        async with ports_to(World(), scenario=Digest.of(b"other")) as ports:
+            with pytest.raises(ScenarioMismatch):
+                await ports.owner.manifest()
+
+    run(work())
+
+
+def test_an_emulator_is_fetched_as_promised_and_fetching_again_gives_the_same(ports_to: Open) -> None:
+    async def work() -> None:
+        world, seen = World(), list[tuple[int, int]]()
+        async with ports_to(world) as ports:
+            path = await ports.owner.fetch(world.manifest, progress=lambda done, total: seen.append((done, total)))
+            assert Digest.of(path.read_bytes()) == world.manifest.emulator
+            again = await ports.owner.fetch(world.manifest)
+            assert again.read_bytes() == path.read_bytes()
+        assert seen[-1] == (world.manifest.size_bytes, world.manifest.size_bytes)
+        assert seen == sorted(seen)
+
+    run(work())
+
+
+def test_an_emulator_with_other_content_is_refused(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        world.tampered = bytes(len(world.emulator))
+        async with ports_to(world) as ports:
+            with pytest.raises(DigestMismatch):
+                await ports.owner.fetch(world.manifest)
+
+    run(work())
+
+
+def test_a_verdict_is_waited_for_and_is_the_callers_own(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        foreign = Verdict(key=replace(KEY, client="c2"), accepted=False, kept=False, reason="no", score=None)
+        own = Verdict(key=KEY, accepted=True, kept=True, reason="better", score=12.5)
+        async with ports_to(world) as ports:
+            waiting = asyncio.create_task(ports.owner.verdict(RUN, 1))
+            world.judge(foreign)
+            world.judge(own)
+            assert await waiting == own
+
+    run(work())
+
+
+# --- coordinator ------------------------------------------------------------------------------------------------------
+
+
+def test_joining_tells_the_run_and_the_servers_timing(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World(timing=TimingConfig(connect_s=7.0, idle_s=5.0, round_s=50.0))
+        async with ports_to(world) as ports:
+            welcome = await ports.coordinator.join()
+            assert (welcome.run, welcome.timing) == (RUN, world.timing)
+
+    run(work())
+
+
+def test_a_client_of_another_scenario_cannot_join(ports_to: Open) -> None:
+    async def work() -> None:
+        async with ports_to(World(), scenario=Digest.of(b"other")) as ports:
+            with pytest.raises(ScenarioMismatch):
+                await ports.coordinator.join()
+
+    run(work())
+
+
+def test_directives_arrive_in_order_and_only_above_what_was_seen(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        for seq in (1, 2, 3):
+            world.post(opened(seq, round_id=seq))
+        async with ports_to(world) as ports:
+            seen = 1
+
+            def beat() -> Beat:
+                return Beat(last_seen_seq=seen, phase="testing", progress=0)
+
+            async for directive in ports.coordinator.follow(beat):
+                assert directive == opened(seen + 1, round_id=seen + 1)
+                seen = directive.seq
+                if seen == 3:
+                    world.post(opened(4, round_id=4))
+                if seen == 4:
+                    break
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_no_directive_is_missed_or_repeated_when_streams_are_cut(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World(cuts_streams=True)
+        for seq in (1, 2, 3):
+            world.post(opened(seq, round_id=seq))
+        async with ports_to(world) as ports:
+            received = list[int]()
+
+            def beat() -> Beat:
+                return Beat(last_seen_seq=received[-1] if received else 0, phase="testing", progress=0)
+
+            async for directive in ports.coordinator.follow(beat):
+                received.append(directive.seq)
+                if len(received) == 3:
+                    break
+        assert received == [1, 2, 3]
+
+    run(work())
+
+
+def test_a_directive_is_acknowledged_by_the_next_beat_at_once(ports_to: Open) -> None:
+    async def work() -> None:
+        world, seen = World(timing=TimingConfig(connect_s=10.0, idle_s=600.0, round_s=600.0)), 0
+        world.post(opened(1))
+        async with ports_to(world) as ports:
+            await ports.coordinator.join()
+
+            def beat() -> Beat:
+                return Beat(last_seen_seq=seen, phase="", progress=0)
+
+            async def follow() -> None:
+                nonlocal seen
+                async for directive in ports.coordinator.follow(beat):
+                    seen = directive.seq
+
+            following = asyncio.create_task(follow())
+            # The pace would bring the next beat after 100 s.
+            await world.until(lambda: any(beat.last_seen_seq == 1 for beat in world.beats))
+            following.cancel()
+            await asyncio.wait({following})
+
+    run(work())
+
+
+def test_an_assignment_arrives_whole_also_one_without_power(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        for seq, gate in ((1, assignment_of().gate), (2, REFUSED)):
+            assigned = assignment_of(gate=gate)
+            world.post(Directive(seq=seq, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=assigned))
+        async with ports_to(world) as ports:
+            received = list[Directive]()
+            async for directive in ports.coordinator.follow(lambda: Beat(last_seen_seq=0, phase="", progress=0)):
+                received.append(directive)
+                if len(received) == 2:
+                    break
+        assert received == world.directives
+
+    run(work())
+
+
+def test_repeating_a_report_or_a_completion_changes_nothing(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            for _ in range(2):
+                await ports.coordinator.report(report())
+                await ports.coordinator.complete(COMPLETION)
+            assert world.reports == {(CLIENT, 1): report()}
+            assert world.completions == {KEY: COMPLETION}
+            with pytest.raises(Replayed):
+                await ports.coordinator.report(report(samples=7))
+
+    run(work())
+
+
+def test_a_report_for_a_round_that_is_not_open_is_stale(ports_to: Open) -> None:
+    async def work() -> None:
+        async with ports_to(World()) as ports:
+            with pytest.raises(StaleRound):
+                await ports.coordinator.report(report(round_id=2))
+
+    run(work())
+
+
+def test_leaving_tells_why(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            await ports.coordinator.leave("done")
+        assert world.left == ["done"]
+
+    run(work())
+
+
+# --- air --------------------------------------------------------------------------------------------------------------
+
+
+def test_sounding_tells_the_gain_of_the_round(ports_to: Open) -> None:
+    async def work() -> None:
+        async with ports_to(World()) as ports:
+            assert await ports.air.sound(2) == GAIN * 2
+
+    run(work())
+
+
+def test_a_frame_is_written_under_its_digest_and_carried_once(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World(lost=lambda key, sent: sent[:1] if key.attempt == 1 else ())
+        async with ports_to(world) as ports:
+            assert await ports.air.write_frame(KEY, FRAME) == Digest.of(FRAME)
+            first = await ports.air.transmit(transmission())
+            assert first.missing == (0,)
+            assert first.airtime > 0.0
+            assert await ports.air.transmit(transmission()) == first
+        assert world.frames == {Digest.of(FRAME): FRAME}
+
+    run(work())
+
+
+def test_a_frame_that_was_not_written_cannot_be_sent(ports_to: Open) -> None:
+    async def work() -> None:
+        async with ports_to(World()) as ports:
+            with pytest.raises(MalformedUpdate):
+                await ports.air.transmit(transmission())
+
+    run(work())
+
+
+# --- only over gRPC ---------------------------------------------------------------------------------------------------
+
+
+def test_a_counterpart_that_does_not_answer_is_named_with_its_address(kits: Kits, tmp_path: Path) -> None:
+    async def work() -> None:
+        timing = TimingConfig(connect_s=0.5, idle_s=1.0, round_s=5.0)
+        manners = Manners(timing=timing, attempts_max=2, clock=SystemClock(), seeds=SeedTree(0))
+        nowhere = Addresses(owner="127.0.0.1:1", coordinator="127.0.0.1:1", air="127.0.0.1:1")
+        store = BlobStore(tmp_path / "blobs", quota_bytes=1)
+        with pytest.raises(PeerLost, match=r"owner .*127\.0\.0\.1:1"):
+            async with open_ports(nowhere, kit=kits.kit(Role.CLIENT, CLIENT), manners=manners, scenario=SCENARIO, store=store):
+                pytest.fail("nobody is there")
+
+    run(work())

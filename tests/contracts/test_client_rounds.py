@@ -1,0 +1,230 @@
+"""Does a client's round go on correctly after every event, whatever is late, repeated or lost?"""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hushtune_client.phases import (
+    Abandon,
+    AskVerdict,
+    Assigned,
+    AssignmentReceived,
+    Closed,
+    Command,
+    Completed,
+    Conclude,
+    Drained,
+    Event,
+    Finished,
+    FrameAnswered,
+    Idle,
+    Measure,
+    Reported,
+    RoundClosed,
+    RoundFailed,
+    RoundOpened,
+    Send,
+    State,
+    Stop,
+    Terms,
+    Train,
+    Training,
+    TrainingStarted,
+    UpdateSealed,
+    Uploading,
+    VerdictReached,
+)
+from hushtune_client.rounds import advance, event_of, resume
+from hushtune_common.messages import ClientId, Directive, DirectiveKind
+from hushtune_common.units import Joule, Second
+from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
+
+TERMS = Terms(run=RUN, client=CLIENT, attempts_max=3)
+OPENED = RoundOpened(round_id=1)
+ASSIGNED = AssignmentReceived(assignment=assignment_of())
+STARTED = TrainingStarted(round_id=1)
+SEALED = UpdateSealed(round_id=1, bytes_raw=1000, train_seconds=Second(5.0), energy=Joule(20.0))
+CLOSED = RoundClosed(round_id=1, accepted=True, failed="", last=False)
+
+
+def answered(attempt: int, *missing: int, round_id: int = 1) -> FrameAnswered:
+    return FrameAnswered(
+        round_id=round_id, attempt=attempt, frame_bytes=100, airtime=Second(2.0), energy=Joule(0.5), missing=missing
+    )
+
+
+def play(*events: Event, state: State | None = None) -> tuple[State, list[Command]]:
+    """Fold the events; return the last state and every command on the way."""
+    commands: list[Command] = []
+    state = state or Idle()
+    for event in events:
+        state, now = advance(state, event, terms=TERMS)
+        commands.extend(now)
+    return state, commands
+
+
+def test_a_round_without_trouble_goes_from_report_to_verdict() -> None:
+    state, commands = play(OPENED, ASSIGNED, STARTED, SEALED, answered(1), CLOSED, VerdictReached(round_id=1))
+    assert state == Idle(closed_round=1)
+    assert [type(c) for c in commands] == [Measure, Train, Send, Conclude, AskVerdict]
+
+
+def test_the_completion_adds_up_what_all_attempts_cost() -> None:
+    state, _ = play(OPENED, ASSIGNED, STARTED, SEALED, answered(1, 3, 4), answered(2))
+    assert isinstance(state, Completed)
+    done = state.completion
+    assert (done.uploaded, done.key.attempt, done.bytes_raw, done.bytes_uploaded) == (True, 2, 1000, 200)
+    assert (done.airtime, done.train_seconds, done.energy) == (4.0, 5.0, 21.0)
+
+
+def test_only_the_missing_blocks_are_sent_again() -> None:
+    _, commands = play(OPENED, ASSIGNED, SEALED, answered(1, 7, 9))
+    assert commands[-1] == Send(assignment=ASSIGNED.assignment, attempt=2, only=(7, 9))
+
+
+def test_after_the_last_attempt_the_client_gives_up_and_says_so() -> None:
+    state, commands = play(OPENED, ASSIGNED, SEALED, answered(1, 7), answered(2, 7), answered(3, 7))
+    assert isinstance(state, Completed)
+    assert not state.completion.uploaded
+    assert "outage" in state.completion.reason
+    assert sum(isinstance(c, Send) for c in commands) == TERMS.attempts_max
+
+
+def test_a_refused_gate_trains_nothing_and_gives_the_gates_reason() -> None:
+    state, commands = play(OPENED, AssignmentReceived(assignment=assignment_of(gate=REFUSED)))
+    assert [type(c) for c in commands] == [Measure, Conclude]
+    assert isinstance(state, Completed)
+    assert REFUSED.reason in state.completion.reason
+    assert play(CLOSED, state=state) == (Closed(round_id=1, last=False), [AskVerdict(round_id=1)])
+
+
+def test_nobody_asks_for_a_verdict_on_what_was_not_sent() -> None:
+    refused, _ = play(OPENED, AssignmentReceived(assignment=assignment_of(gate=REFUSED)))
+    assert play(replace(CLOSED, accepted=False), state=refused) == (Idle(closed_round=1), [])
+
+
+def test_nobody_asks_for_a_verdict_on_a_failed_round() -> None:
+    sent, _ = play(OPENED, ASSIGNED, SEALED, answered(1))
+    closed = RoundClosed(round_id=1, accepted=False, failed="the owner is gone", last=True)
+    assert play(closed, state=sent) == (Finished(round_id=1), [Stop()])
+
+
+@pytest.mark.parametrize("done", [(), (ASSIGNED,), (ASSIGNED, STARTED), (ASSIGNED, STARTED, SEALED)], ids=len)
+def test_a_round_that_closes_early_is_abandoned(done: tuple[Event, ...]) -> None:
+    state, commands = play(OPENED, *done, replace(CLOSED, accepted=False))
+    assert state == Idle(closed_round=1)
+    assert commands[-1] == Abandon(round_id=1)
+
+
+@pytest.mark.parametrize("done", [(), (ASSIGNED,), (ASSIGNED, STARTED), (ASSIGNED, STARTED, SEALED)], ids=len)
+def test_a_fault_ends_in_a_completion_with_its_reason(done: tuple[Event, ...]) -> None:
+    state, commands = play(OPENED, *done, RoundFailed(round_id=1, reason="TRAINER_FAILED: died"))
+    assert isinstance(state, Completed)
+    assert (state.completion.uploaded, state.completion.reason) == (False, "TRAINER_FAILED: died")
+    assert isinstance(commands[-1], Conclude)
+
+
+def test_the_last_round_ends_the_process_after_its_verdict() -> None:
+    last = replace(CLOSED, last=True)
+    state, commands = play(OPENED, ASSIGNED, SEALED, answered(1), last)
+    assert state == Closed(round_id=1, last=True)
+    assert play(VerdictReached(round_id=1), state=state) == (Finished(round_id=1), [Stop()])
+    assert Stop() not in commands
+
+
+def test_a_run_that_fails_before_its_first_round_ends_the_process() -> None:
+    closed = RoundClosed(round_id=1, accepted=False, failed="too few clients", last=True)
+    assert play(closed) == (Finished(round_id=1), [Stop()])
+
+
+def test_draining_stops_the_work_but_not_an_awaited_verdict() -> None:
+    training, _ = play(OPENED, ASSIGNED, STARTED)
+    assert play(Drained(), state=training) == (Finished(round_id=1), [Abandon(round_id=1), Stop()])
+    closed, _ = play(OPENED, ASSIGNED, SEALED, answered(1), CLOSED)
+    assert play(Drained(), state=closed) == (Closed(round_id=1, last=True), [])
+
+
+def test_a_newer_round_replaces_one_whose_end_was_missed() -> None:
+    state, commands = play(OPENED, ASSIGNED, STARTED, RoundOpened(round_id=2))
+    assert state == Reported(round_id=2)
+    assert commands[-2:] == [Abandon(round_id=1), Measure(round_id=2)]
+
+
+def test_an_assignment_for_somebody_else_is_not_an_event() -> None:
+    foreign = assignment_of(client=ClientId("c2"))
+    with pytest.raises(ValueError, match="assigns nothing to c1"):
+        event_of(Directive(seq=1, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=foreign), client=CLIENT)
+
+
+# --- laws over any order of events ------------------------------------------------------------------------------------
+
+_rounds = st.integers(1, 3)
+_blocks = st.sets(st.integers(0, 5), max_size=3).map(lambda found: tuple(sorted(found)))
+_events: st.SearchStrategy[Event] = st.one_of(
+    st.builds(RoundOpened, round_id=_rounds),
+    _rounds.map(lambda r: AssignmentReceived(assignment=assignment_of(r))),
+    _rounds.map(lambda r: AssignmentReceived(assignment=assignment_of(r, gate=REFUSED))),
+    st.builds(TrainingStarted, round_id=_rounds),
+    _rounds.map(lambda r: replace(SEALED, round_id=r)),
+    st.tuples(st.integers(1, 4), _blocks, _rounds).map(lambda amr: answered(amr[0], *amr[1], round_id=amr[2])),
+    st.builds(RoundFailed, round_id=_rounds, reason=st.just("lost")),
+    st.builds(RoundClosed, round_id=_rounds, accepted=st.booleans(), failed=st.sampled_from(["", "no"]), last=st.booleans()),
+    st.builds(VerdictReached, round_id=_rounds),
+    st.just(Drained()),
+)
+
+
+def current_round(state: State) -> int:
+    return state.closed_round if isinstance(state, Idle) else state.round_id
+
+
+@given(st.lists(_events, max_size=40))
+def test_an_event_that_comes_twice_changes_nothing_the_second_time(events: list[Event]) -> None:
+    state: State = Idle()
+    for event in events:
+        state, _ = advance(state, event, terms=TERMS)
+        assert advance(state, event, terms=TERMS) == (state, ())
+
+
+@given(st.lists(_events, max_size=40))
+def test_rounds_never_go_back_and_attempts_stay_within_their_limit(events: list[Event]) -> None:
+    state: State = Idle()
+    for event in events:
+        before = current_round(state)
+        state, commands = advance(state, event, terms=TERMS)
+        assert current_round(state) >= before
+        assert all(c.attempt <= TERMS.attempts_max for c in commands if isinstance(c, Send))
+
+
+@given(st.lists(_events, max_size=40))
+def test_each_round_is_concluded_at_most_once_and_never_without_a_report(events: list[Event]) -> None:
+    _, commands = play(*events)
+    concluded = [c.completion.key.round_id for c in commands if isinstance(c, Conclude)]
+    measured = [c.round_id for c in commands if isinstance(c, Measure)]
+    assert len(concluded) == len(set(concluded))
+    assert set(concluded) <= set(measured)
+
+
+@given(st.lists(_events, max_size=40))
+def test_a_restart_repeats_exactly_the_work_that_was_left(events: list[Event]) -> None:
+    state, _ = play(*events)
+    expected: dict[type[State], type[Command] | None] = {
+        Idle: None,
+        Reported: Measure,
+        Assigned: Train,
+        Training: Train,
+        Uploading: Send,
+        Completed: Conclude,
+        Closed: AskVerdict,
+        Finished: Stop,
+    }
+    wanted = expected[type(state)]
+    assert [type(c) for c in resume(state)] == ([] if wanted is None else [wanted])
+
+
+@given(st.lists(_events, max_size=30))
+def test_once_finished_nothing_moves(events: list[Event]) -> None:
+    finished = Finished(round_id=3)
+    assert play(*events, state=finished) == (finished, [])

@@ -1,0 +1,292 @@
+"""The three counterparts of a client in one process, scripted by a test, and the values that such tests start from."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
+from hushtune_common.config import TimingConfig
+from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
+from hushtune_common.link.channel import Frame
+from hushtune_common.messages import (
+    Assignment,
+    Beat,
+    ClientId,
+    ClientReport,
+    Completion,
+    Digest,
+    Directive,
+    EmulatorManifest,
+    Gate,
+    GateDecision,
+    RunId,
+    SecrecyDesign,
+    TensorSpec,
+    Transmission,
+    UpdateKey,
+    Verdict,
+)
+from hushtune_common.units import Decibel, FlopPerSecond, Hertz, PowerRatio, Second, Watt
+
+RUN = RunId("run-1")
+CLIENT = ClientId("c1")
+SCENARIO = Digest.of(b"scenario")
+GAIN = PowerRatio(1e-10)
+EMULATOR = b"an emulator" * 1000
+
+DESIGN = SecrecyDesign(
+    modulation="qpsk",
+    code_bits=10_240,
+    info_bits=8448,
+    codewords=4,
+    message_bits=8224,
+    random_bits=4 * 8448 - 8224,
+    snr_tap_design_db=Decibel(-5.0),
+    log2_delta=-64.0,
+    rho=0.5,
+    rate=0.4,
+)
+GRANTED = Gate(
+    decision=GateDecision.GRANTED,
+    reason="",
+    snr_main_db=Decibel(8.0),
+    snr_tap_bound_db=Decibel(-5.0),
+    block_error_rate=1e-3,
+    rate_coded=0.4,
+    rate_gaussian=1.5,
+)
+REFUSED = replace(
+    GRANTED,
+    decision=GateDecision.EXCLUDED,
+    reason="the tap hears better than the owner",
+    snr_main_db=Decibel(float("-inf")),
+)
+
+
+def assignment_of(round_id: int = 1, *, gate: Gate = GRANTED, client: ClientId = CLIENT) -> Assignment:
+    return Assignment(
+        client=client,
+        round_id=round_id,
+        gate=gate,
+        adapter_share=1.0,
+        bandwidth=Hertz(5e6),
+        power=Watt(0.1),
+        clock=FlopPerSecond(2.0e12),
+        secrecy_rate_bps=1e6,
+        deadline=Second(100.0),
+        design=DESIGN if gate.decision is GateDecision.GRANTED else None,
+    )
+
+
+def manifest_of(emulator: bytes) -> EmulatorManifest:
+    return EmulatorManifest(
+        emulator=Digest.of(emulator),
+        size_bytes=len(emulator),
+        base=Digest.of(b"base"),
+        plan=Digest.of(b"plan"),
+        tokenizer=Digest.of(b"tokenizer"),
+        adapter=(TensorSpec(name="model.layers.0.mlp.up_proj.weight", shape=(2, 3), dtype="F32", block=0),),
+        sealing_key=b"key",
+        codec="delta-int8-b64-zstd/1",
+    )
+
+
+def nothing_missing(_: UpdateKey, __: tuple[int, ...]) -> tuple[int, ...]:
+    return ()
+
+
+@dataclass(slots=True)
+class World:
+    """What the counterparts know, and what they have been told.
+
+    ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
+    with ``cuts_streams`` the coordinator ends every stream after one directive.
+    """
+
+    emulator: bytes = EMULATOR
+    tampered: bytes | None = None
+    manifest: EmulatorManifest = field(default_factory=lambda: manifest_of(EMULATOR))
+    scenario: Digest = SCENARIO
+    timing: TimingConfig = field(default_factory=lambda: TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0))
+    lost: Callable[[UpdateKey, tuple[int, ...]], tuple[int, ...]] = nothing_missing
+    cuts_streams: bool = False
+    open_rounds: set[int] = field(default_factory=lambda: {1})
+    directives: list[Directive] = field(default_factory=list[Directive])
+    beats: list[Beat] = field(default_factory=list[Beat])
+    reports: dict[tuple[ClientId, int], ClientReport] = field(default_factory=dict[tuple[ClientId, int], ClientReport])
+    completions: dict[UpdateKey, Completion] = field(default_factory=dict[UpdateKey, Completion])
+    verdicts: dict[tuple[RunId, int, ClientId], Verdict] = field(default_factory=dict[tuple[RunId, int, ClientId], Verdict])
+    frames: dict[Digest, bytes] = field(default_factory=dict[Digest, bytes])
+    sent: dict[UpdateKey, tuple[Transmission, FrameOutcome]] = field(
+        default_factory=dict[UpdateKey, tuple[Transmission, FrameOutcome]]
+    )
+    left: list[str] = field(default_factory=list[str])
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def ring(self) -> None:
+        """Wake whoever waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds; it is looked at after every change."""
+        while not condition():
+            await self._changed.wait()
+
+    def post(self, directive: Directive) -> None:
+        """Push a directive."""
+        self.directives.append(directive)
+        self.ring()
+
+    def judge(self, verdict: Verdict) -> None:
+        """Give a verdict."""
+        key = verdict.key
+        self.verdicts[key.run, key.round_id, key.client] = verdict
+        self.ring()
+
+    def require_scenario(self, digest: Digest) -> None:
+        """Refuse a client of another experiment."""
+        if digest != self.scenario:
+            raise ScenarioMismatch("another scenario")
+
+    async def verdict(self, run: RunId, round_id: int, client: ClientId) -> Verdict:
+        """Wait for a verdict."""
+        key = (run, round_id, client)
+        await self.until(lambda: key in self.verdicts)
+        return self.verdicts[key]
+
+    async def directives_after(self, seq: int) -> AsyncIterator[Directive]:
+        """Yield directives above ``seq``, for ever."""
+        while True:
+            fresh = [d for d in self.directives if d.seq > seq]
+            if not fresh:
+                await self._changed.wait()
+                continue
+            yield fresh[0]
+            seq = fresh[0].seq
+
+    def heard(self, beat: Beat) -> None:
+        """Take a beat."""
+        self.beats.append(beat)
+        self.ring()
+
+    def report(self, report: ClientReport) -> None:
+        """Take a report once."""
+        if report.round_id not in self.open_rounds:
+            raise StaleRound(f"round {report.round_id} is not open")
+        if self.reports.setdefault((report.client, report.round_id), report) != report:
+            raise Replayed("another report for the same round")
+        self.ring()
+
+    def complete(self, completion: Completion) -> None:
+        """Take a completion once."""
+        if self.completions.setdefault(completion.key, completion) != completion:
+            raise Replayed("another completion for the same key")
+        self.ring()
+
+    def leave(self, reason: str) -> None:
+        """Take a goodbye."""
+        self.left.append(reason)
+        self.ring()
+
+    def transmit(self, transmission: Transmission, frame: bytes | None) -> FrameOutcome:
+        """Carry a frame once; the same key again gives the stored outcome."""
+        known = self.sent.get(transmission.key)
+        if known is not None:
+            return known[1]
+        if frame is None:
+            raise MalformedUpdate("no such frame was written")
+        indices = tuple(int(i) for i in Frame.from_bytes(frame).indices)
+        outcome = FrameOutcome(airtime=Second(0.25 * len(indices)), missing=self.lost(transmission.key, indices))
+        self.sent[transmission.key] = (transmission, outcome)
+        self.frames[transmission.frame] = frame
+        self.ring()
+        return outcome
+
+
+class LoopbackOwner:
+    """The owner in process."""
+
+    def __init__(self, world: World, *, folder: Path, scenario: Digest = SCENARIO, client: ClientId = CLIENT) -> None:
+        self._world, self._folder, self._scenario, self._client = world, folder, scenario, client
+
+    async def manifest(self) -> EmulatorManifest:
+        self._world.require_scenario(self._scenario)
+        return self._world.manifest
+
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
+        if self._world.tampered is not None:
+            raise DigestMismatch("other bytes than the name announces")
+        path = self._folder / manifest.emulator.hex
+        path.write_bytes(self._world.emulator)
+        if progress:
+            progress(manifest.size_bytes, manifest.size_bytes)
+        return path
+
+    async def verdict(self, run: RunId, round_id: int) -> Verdict:
+        return await self._world.verdict(run, round_id, self._client)
+
+
+class LoopbackCoordinator:
+    """The coordinator in process."""
+
+    def __init__(self, world: World, *, scenario: Digest = SCENARIO) -> None:
+        self._world, self._scenario = world, scenario
+
+    async def join(self) -> Welcome:
+        self._world.require_scenario(self._scenario)
+        return Welcome(run=RUN, timing=self._world.timing)
+
+    async def follow(self, beat: Callable[[], Beat]) -> AsyncIterator[Directive]:
+        while True:
+            first = beat()
+            self._world.heard(first)
+            async for directive in self._world.directives_after(first.last_seen_seq):
+                yield directive
+                if self._world.cuts_streams:
+                    break
+                self._world.heard(beat())
+
+    async def report(self, report: ClientReport) -> None:
+        self._world.report(report)
+
+    async def complete(self, completion: Completion) -> None:
+        self._world.complete(completion)
+
+    async def leave(self, reason: str) -> None:
+        self._world.leave(reason)
+
+
+class LoopbackAir:
+    """The air in process."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._written: dict[Digest, bytes] = {}
+
+    async def sound(self, round_id: int) -> PowerRatio:
+        return PowerRatio(GAIN * round_id)
+
+    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
+        self._written[Digest.of(frame)] = frame
+        if progress:
+            progress(len(frame), len(frame))
+        return Digest.of(frame)
+
+    async def transmit(self, transmission: Transmission) -> FrameOutcome:
+        return self._world.transmit(transmission, self._written.get(transmission.frame))
+
+
+def loopback_ports(world: World, *, folder: Path, scenario: Digest = SCENARIO) -> Ports:
+    """Return ports to ``world`` that need no network."""
+    return Ports(
+        owner=LoopbackOwner(world, folder=folder, scenario=scenario),
+        coordinator=LoopbackCoordinator(world, scenario=scenario),
+        air=LoopbackAir(world),
+    )
+
+
+_owner: type[OwnerPort] = LoopbackOwner
+_coordinator: type[CoordinatorPort] = LoopbackCoordinator
+_air: type[AirPort] = LoopbackAir
