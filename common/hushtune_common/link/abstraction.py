@@ -62,7 +62,10 @@ def block_error_rate(point: CodingPoint, snr_db: Floats) -> Floats:
 
 
 def effective_snr_db(modulation: str, snr_db: Floats) -> Floats:
-    """Return the white-noise SNR that carries the same information as the coherence blocks on the last axis of ``snr_db``."""
+    """Return the white-noise SNR that carries the same information as the coherence blocks on the last axis of ``snr_db``.
+
+    The result saturates where the constellation is full (17 dB with QPSK, 24 dB with 16-QAM), far above any waterfall.
+    """
     information = _information(modulation)
     mean = np.interp(snr_db, _INFORMATION_DB[: information.size], information).mean(axis=-1)
     return np.interp(mean, information, _INFORMATION_DB[: information.size])

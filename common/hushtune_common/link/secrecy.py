@@ -1,6 +1,6 @@
 """Closed forms of the radio link: path gain, noise, the assumed bound on the tap, secrecy rate and outage."""
 
-from math import exp, expm1, hypot, isfinite, log, log1p, log2, log10
+from math import expm1, hypot, isfinite, log, log1p, log2, log10
 from typing import Final
 
 from hushtune_common.config import ClientConfig, Position, Scenario
@@ -58,12 +58,3 @@ def outage_factor(outage: float) -> float:
 def any_outage(outage: float, count: int) -> float:
     """Return the probability that at least one of ``count`` independent coherence blocks is in outage."""
     return -expm1(count * log1p(-outage))
-
-
-def secrecy_outage(snr_main_mean: float, snr_tap_mean: float, rate: float) -> float:
-    """Return P[Gaussian secrecy rate < rate] when both SNRs fade independently (Rayleigh) around their means.
-
-    Bloch, Barros, Rodrigues and McLaughlin (2008). ``rate`` is in bit per complex symbol.
-    """
-    factor = 2.0**rate
-    return 1.0 - snr_main_mean / (snr_main_mean + factor * snr_tap_mean) * exp(-(factor - 1.0) / snr_main_mean)

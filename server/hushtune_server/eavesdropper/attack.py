@@ -220,7 +220,8 @@ def _statement(e: Evidence) -> tuple[str, ...]:
         f"{e.bytes_known} of {e.bytes_total} sealed bytes; that it failed to decode is a sanity check, not evidence of secrecy",
         f"bound of the design: distinguishing advantage at most 2 x 2^{e.log2_delta_total:.1f} over all {e.blocks.of} blocks "
         f"sent, retransmissions included (2^{d.log2_delta:g} per block, mean over the public seed{dither}); "
-        f"{d.modulation}, {d.codewords} codewords of {d.info_bits} in {d.code_bits} bits, {d.message_bits} message and {d.random_bits} random bits per block",
+        f"{d.modulation}, {d.codewords} codewords of {d.info_bits} in {d.code_bits} bits, "
+        f"{d.message_bits} message and {d.random_bits} random bits per block",
         f"assumed: tap SNR at most {e.snr_bound_db:.2f} dB on average (path loss plus {e.tap_margin_db:g} dB), one antenna, a "
         "passive eavesdropper, an authenticated control channel, random bits from the operating system",
         "the bound is derived along published lines, not peer reviewed",

@@ -1,12 +1,12 @@
 """What can each client send secretly: its coding points, powers and secrecy designs in a given band.
 
 A point is usable when the owner decodes it at no more than the client's top power *and* its hash block keeps enough message
-bits at the assumed tap SNR. Power is the least that closes the point with ``main_margin_db`` to spare: more helps the tap as well.
+bits at the assumed tap SNR. Power is the least that closes the point, plus ``main_margin_db``: more helps the tap as well.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 
 from hushtune_common.config import AirConfig, Scenario, SecrecyConfig
 from hushtune_common.errors import SecrecyUnavailable
@@ -23,7 +23,11 @@ _SNR_TAP_LEAST_DB = -60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One coding point for one client in one band, with what speaks against it (``problem`` is empty when nothing does)."""
+    """One coding point for one client in one band, with what speaks against it (``problem`` is empty when nothing does).
+
+    ``power`` is the least that closes the point with its margin, also where that is more than the client has; the SNRs are then
+    those at the client's top power.
+    """
 
     point: CodingPoint
     power: Watt
@@ -113,7 +117,7 @@ class AllocationProblem:
         if not isfinite(least):
             top = link.snr(power=Watt(report.power_max), gain=report.gain_main, bandwidth=bandwidth)
             problem = f"{point.name} is not known to reach a block error rate of {demand.block_error_max:g}"
-            return self._rejected(point, report, bandwidth, snr_db=to_db(top), problem=problem)
+            return self._rejected(point, report, bandwidth, snr_db=to_db(top), power=Watt(inf), problem=problem)
         snr_db = Decibel(least + demand.main_margin_db)
         power = Watt(from_db(snr_db) * link.noise_power(bandwidth) / report.gain_main)
         if power > report.power_max:
@@ -123,7 +127,7 @@ class AllocationProblem:
                 f"{bandwidth / 1e6:.2f} MHz: raise power_max_w to {_watt(power)}, give the client at most "
                 f"{bandwidth * report.power_max / power / 1e6:.2f} MHz, or move it closer"
             )
-            return self._rejected(point, report, bandwidth, snr_db=Decibel(reached), problem=problem)
+            return self._rejected(point, report, bandwidth, snr_db=reached, power=power, problem=problem)
         return self._designed(point, report, bandwidth, power=power, snr_db=snr_db)
 
     def _designed(self, point: CodingPoint, report: ClientReport, bandwidth: Hertz, *, power: Watt, snr_db: Decibel) -> Candidate:
@@ -136,7 +140,7 @@ class AllocationProblem:
             snr_tap_bound_db=tap_db,
             block_error_rate=self._block_error(point, snr_db),
             design=None,
-            airtime=Second(float("inf")),
+            airtime=Second(inf),
             problem="",
         )
         where = f"tap bound {tap_db:.1f} dB at the least power that closes {point.name} ({_watt(power)})"
@@ -161,16 +165,16 @@ class AllocationProblem:
         return ""
 
     def _rejected(
-        self, point: CodingPoint, report: ClientReport, bandwidth: Hertz, *, snr_db: Decibel, problem: str
+        self, point: CodingPoint, report: ClientReport, bandwidth: Hertz, *, snr_db: Decibel, power: Watt, problem: str
     ) -> Candidate:
         return Candidate(
             point=point,
-            power=Watt(report.power_max),
+            power=power,
             snr_main_db=snr_db,
             snr_tap_bound_db=self._tap_db(Watt(report.power_max), report, bandwidth),
             block_error_rate=self._block_error(point, snr_db),
             design=None,
-            airtime=Second(float("inf")),
+            airtime=Second(inf),
             problem=problem,
         )
 

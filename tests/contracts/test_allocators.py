@@ -1,0 +1,140 @@
+"""Does every allocator keep its laws?"""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hushtune_common.messages import GateDecision
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
+from hushtune_server.coordinator.allocators.allocator import VIOLATION_MAX, Allocation, Allocator
+from hushtune_server.coordinator.allocators.equal_share import EqualShare
+from hushtune_server.coordinator.problems.secrecy import AllocationProblem
+from tests.radio import report, scenario
+
+ALLOCATORS: list[Allocator] = [EqualShare(clock_share=0.7)]
+allocators = pytest.mark.parametrize("allocator", ALLOCATORS, ids=lambda a: type(a).__name__)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> AllocationProblem:
+    """Rounds of one to five clients anywhere, with or without fading."""
+    count = draw(st.integers(1, 5))
+    reports = [
+        report(
+            f"c{k}",
+            main_db=draw(st.floats(-130.0, -60.0)),
+            tap_db=draw(st.floats(-140.0, -70.0)),
+            power_max=draw(st.sampled_from([1e-4, 1e-2, 0.2])),
+            update_bits=draw(st.integers(1, 10**9)),
+        )
+        for k in range(count)
+    ]
+    world = scenario(air={"fading": draw(st.sampled_from(["none", "rayleigh_block"]))})
+    return AllocationProblem.of(world, reports)
+
+
+def solve(allocator: Allocator, problem: AllocationProblem) -> Allocation:
+    return allocator.allocate(problem, seeds=SeedTree(1))
+
+
+@pytest.mark.slow
+@allocators
+@given(problem=problems())
+def test_an_allocation_is_feasible_and_answers_every_report_in_order(allocator: Allocator, problem: AllocationProblem) -> None:
+    found = solve(allocator, problem)
+    assert found.violation <= VIOLATION_MAX
+    assert problem.residuals(found.assignments).worst == found.violation
+    assert [(a.client, a.round_id) for a in found.assignments] == [(r.client, r.round_id) for r in problem.reports]
+    assert sum(a.bandwidth for a in found.assignments) <= problem.air.bandwidth_hz * (1 + 1e-12)
+    for given_, asked in zip(found.assignments, problem.reports, strict=True):
+        assert 0.0 <= given_.power <= asked.power_max
+        assert 0.0 <= given_.clock <= asked.clock_max
+        assert given_.gate.reason
+
+
+@pytest.mark.slow
+@allocators
+@given(problem=problems(), data=st.data())
+def test_permuting_the_clients_permutes_the_assignments(
+    allocator: Allocator, problem: AllocationProblem, data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(problem.reports))))
+    found, turned = solve(allocator, problem), solve(allocator, problem.permuted(order))
+    assert turned.assignments == tuple(found.assignments[i] for i in order)
+    assert problem.permuted(order).residuals(turned.assignments).clients == tuple(
+        problem.residuals(found.assignments).clients[i] for i in order
+    )
+
+
+@pytest.mark.slow
+@allocators
+@given(problem=problems())
+def test_the_same_problem_has_the_same_answer(allocator: Allocator, problem: AllocationProblem) -> None:
+    assert solve(allocator, problem) == solve(allocator, problem)
+
+
+@allocators
+def test_when_everybody_is_excluded_everybody_is_told_why(allocator: Allocator) -> None:
+    reports = [report("c1", main_db=-100.0, tap_db=-90.0), report("c2", main_db=-100.0, tap_db=-100.0)]
+    found = solve(allocator, AllocationProblem.of(scenario(), reports))
+    assert [a.gate.decision for a in found.assignments] == [GateDecision.EXCLUDED] * 2
+    assert "10.0 dB above the owner's" in found.assignments[0].gate.reason
+    assert all(a.design is None and a.bandwidth == 0.0 for a in found.assignments)
+
+
+@pytest.mark.slow
+@allocators
+@given(problem=problems())
+def test_more_margin_for_the_tap_never_grants_more(allocator: Allocator, problem: AllocationProblem) -> None:
+    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 4.0)) for r in problem.reports)
+    changed = AllocationProblem(reports=worse, air=problem.air, secrecy=problem.secrecy, round_s=problem.round_s)
+    # The share of band depends on who is excluded, so compare the rates per symbol that power does not limit.
+    rich = [r for r in problem.reports if r.power_max == 0.2]
+    before = {a.client: a.gate.rate_coded for a in solve(allocator, problem).assignments if a.design}
+    after = {a.client: a.gate.rate_coded for a in solve(allocator, changed).assignments if a.design}
+    excluded = sum(problem.hopeless(r) for r in problem.reports) != sum(changed.hopeless(r) for r in worse)
+    if not excluded:
+        assert all(after.get(r.client, 0.0) <= before.get(r.client, 0.0) for r in rich)
+
+
+@pytest.mark.slow
+@allocators
+def test_sixty_clients_share_one_band(allocator: Allocator) -> None:
+    rng = SeedTree(1).child("reports").generator()
+    reports = [
+        report(f"c{k}", main_db=float(rng.uniform(-110, -80)), tap_db=float(rng.uniform(-130, -100)), update_bits=1000)
+        for k in range(60)
+    ]
+    found = solve(allocator, AllocationProblem.of(scenario(), reports))
+    assert sum(a.bandwidth for a in found.assignments) <= 20e6 * (1 + 1e-12)
+
+
+def test_a_client_that_reports_twice_is_refused() -> None:
+    twice = (report("c1", main_db=-90.0, tap_db=-120.0),) * 2
+    with pytest.raises(ValueError, match="more than once"):
+        AllocationProblem.of(scenario(), twice)
+
+
+@pytest.mark.parametrize("gain", [float("nan"), -1.0, float("inf")])
+def test_impossible_gains_never_reach_an_allocator(gain: float) -> None:
+    good = report("c1", main_db=-90.0, tap_db=-120.0)
+    with pytest.raises(ValueError, match="gain_tap"):
+        replace(good, gain_tap=PowerRatio(gain))
+
+
+def test_residuals_see_what_is_wrong() -> None:
+    asked = report("c1", main_db=-90.0, tap_db=-120.0)
+    problem = AllocationProblem.of(scenario(), [asked])
+    (fair,) = solve(ALLOCATORS[0], problem).assignments
+    for broken in (
+        replace(fair, bandwidth=Hertz(fair.bandwidth * 1.5)),
+        replace(fair, power=Watt(asked.power_max * 1.25)),
+        replace(fair, clock=FlopPerSecond(asked.clock_max * 2.0)),
+        replace(fair, power=Watt(fair.power * 0.5)),
+    ):
+        assert problem.residuals([broken]).worst > 0.1
+    hurried = AllocationProblem(reports=(asked,), air=problem.air, secrecy=problem.secrecy, round_s=Second(1e-3))
+    assert hurried.residuals([fair]).worst > 1.0

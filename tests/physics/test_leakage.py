@@ -1,0 +1,188 @@
+"""Is the leakage bound the one that was published and checked, and does the design waste nothing?"""
+
+import itertools
+import time
+from math import log2
+
+import numpy as np
+import pytest
+
+from hushtune_common.errors import SecrecyUnavailable
+from hushtune_common.link.leakage import information_density, log2_delta, random_bits, total_log2_delta
+from hushtune_common.link.wiretap import design
+from hushtune_common.seeding import SeedTree
+from tests.radio import POINTS, qpsk_design
+
+# Reference values computed with a separate program at 40 001 integration nodes.
+CUMULANTS = [
+    ("qpsk", -5.0, 0.197731546, 0.433445163, (0.021239574, 0.132334126, 0.318488866)),
+    ("qam16", 0.0, 0.494870686, 0.813995837, (0.052216700, 0.308508515, 0.714615936)),
+]
+DESIGNS = [  # point, tap SNR, n I, deviation, least r at 2^-40 / 2^-64 / 2^-128, message bits, payload bytes, rate
+    ("qpsk-0.825", -10, 703.9, 43.0, (1064, 1170, 1394), 7272, 905, 1.420),
+    ("qpsk-0.825", -7, 1342.8, 56.9, (1804, 1935, 2209), 6512, 810, 1.272),
+    ("qpsk-0.825", -5, 2024.8, 66.6, (2556, 2704, 3012), 5744, 714, 1.122),
+    ("qpsk-0.825", -3, 2980.2, 75.4, (3572, 3736, 4071), 4712, 585, 0.920),
+    ("qpsk-0.825", 0, 4976.1, 82.2, (5611, 5783, 6130), 2664, 329, 0.520),
+    ("qpsk-0.825", 2, 6575.6, 78.8, (7178, 7339, 7662), 1104, 134, 0.216),
+    ("qpsk-0.825", 3, 7379.6, 74.0, (7942, 8091, 8389), 352, 40, 0.069),
+    ("qam16-0.825", -5, 1013.8, 48.3, (1411, 1526, 1769), 6920, 861, 2.703),
+    ("qam16-0.825", 0, 2533.7, 64.6, (3046, 3189, 3483), 5256, 653, 2.053),
+    ("qam16-0.825", 3, 3945.0, 69.0, (4485, 4634, 4938), 3808, 472, 1.488),
+    ("qpsk-0.5", -8, 1792.3, 66.9, (2329, 2481, 2796), 5960, 741, 0.705),
+]
+
+
+@pytest.mark.parametrize(("modulation", "snr_db", "mean", "variance", "cumulants"), CUMULANTS)
+def test_cumulants_are_the_reference_values(
+    modulation: str, snr_db: float, mean: float, variance: float, cumulants: tuple[float, float, float]
+) -> None:
+    density = information_density(modulation, snr_db)
+    assert density.mean == pytest.approx(mean, abs=1e-8)
+    assert density.variance == pytest.approx(variance, abs=1e-8)
+    assert [density.cumulant(rho)[0] for rho in (0.1, 0.5, 1.0)] == pytest.approx(cumulants, abs=1e-8)
+
+
+def test_the_slope_of_a_cumulant_is_its_derivative() -> None:
+    density = information_density("qam16", 3.0)
+    step = 1e-5
+    for rho in (0.05, 0.3, 0.9):
+        difference = (density.cumulant(rho + step)[0] - density.cumulant(rho - step)[0]) / (2 * step)
+        assert density.cumulant(rho)[1] == pytest.approx(difference, abs=1e-7)
+
+
+@pytest.mark.parametrize(("name", "snr_db", "total", "deviation", "least", "message", "payload", "rate"), DESIGNS)
+def test_designs_are_the_reference_table(
+    name: str, snr_db: int, total: float, deviation: float, least: tuple[int, int, int], message: int, payload: int, rate: float
+) -> None:
+    point = POINTS[name]
+    density = information_density(point.modulation, float(snr_db))
+    assert point.dimensions * density.mean == pytest.approx(total, abs=0.06)
+    assert (point.dimensions * density.variance) ** 0.5 == pytest.approx(deviation, abs=0.06)
+    found = [
+        random_bits(density, dimensions=point.dimensions, log2_delta_max=target, at_most=point.info_bits)
+        for target in (-40.0, -64.0, -128.0)
+    ]
+    assert tuple(found) == least
+    made = design(point, codewords=1, snr_tap_db=float(snr_db), log2_delta=-64.0)
+    assert (made.message_bits, made.payload_bytes) == (message, payload)
+    assert made.rate == pytest.approx(rate, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("codewords", "least", "rate"), [(1, 2704, 1.122), (2, 4990, 1.163), (4, 9408, 1.191), (8, 18_028, 1.210)]
+)
+def test_hashing_over_more_codewords_needs_fewer_random_bits_each(codewords: int, least: int, rate: float) -> None:
+    density = information_density("qpsk", -5.0)
+    found = random_bits(density, dimensions=10_240 * codewords, log2_delta_max=-64.0, at_most=8448 * codewords)
+    made = qpsk_design(codewords=codewords)
+    assert found == least
+    assert made.random_bits == codewords * 8448 - (codewords * 8448 - least) // 8 * 8
+    assert made.rate == pytest.approx(rate, abs=6e-4)
+
+
+def test_the_least_number_of_random_bits_is_the_least() -> None:
+    density = information_density("qpsk", -5.0)
+    assert log2_delta(density, dimensions=10_240, random_bits=2704)[0] <= -64.0
+    assert log2_delta(density, dimensions=10_240, random_bits=2703)[0] > -64.0
+
+
+def test_more_random_bits_leak_less_and_a_better_tap_more() -> None:
+    bounds = [log2_delta(information_density("qpsk", -5.0), dimensions=10_240, random_bits=r)[0] for r in range(2100, 4200, 100)]
+    assert all(a >= b for a, b in itertools.pairwise(bounds))
+    rates = [design(POINTS["qam16-0.825"], codewords=4, snr_tap_db=s, log2_delta=-64.0).rate for s in np.arange(-40.0, 7.0, 1.0)]
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+
+
+def test_the_bound_is_never_worse_than_without_a_tail_nor_better_than_the_normal_approximation() -> None:
+    density = information_density("qpsk", -5.0)
+    whole = -1.0 - 0.5 * (3388 - 10_240 * density.cumulant(1.0)[0])
+    assert whole == pytest.approx(-64.0, abs=0.5)  # without the tail, 3388 bits are needed
+    assert log2_delta(density, dimensions=10_240, random_bits=3388)[0] <= whole
+    normal = 10_240 * density.mean + (10_240 * density.variance) ** 0.5 * 9.08  # Qinv(2^-64) = 9.08
+    assert 2704 - 90 < normal < 2704
+
+
+def test_the_information_density_is_that_of_simulated_noise() -> None:
+    rng = SeedTree(3).child("noise").generator()
+    count, noise = 200_000, 10 ** (5.0 / 10)  # variance at -5 dB
+    z = 1.0 + np.sqrt(noise) * rng.standard_normal(count)
+    sample = 1.0 - np.log2(1.0 + np.exp(-2.0 * z / noise))
+    density = information_density("qpsk", -5.0)
+    assert abs(sample.mean() - density.mean) < 4.0 * np.sqrt(density.variance / count)
+    assert abs(sample.var() / density.variance - 1.0) < 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("message", "snr_db", "exact", "bound"), [(1, -10.0, 4.5e-3, 1.1e-2), (4, -10.0, 1.3e-2, 3.2e-2), (8, -10.0, 8.0e-2, 1.3e-1)]
+)
+def test_the_bound_lies_above_the_exact_leakage_of_a_small_code(message: int, snr_db: float, exact: float, bound: float) -> None:
+    leaks = _exact_total_variation(message, snr_db, draws=40, hashes=6)
+    density = information_density("qpsk", snr_db)
+    ours = 2.0 ** log2_delta(density, dimensions=32, random_bits=16 - message)[0]
+    error = leaks.std(ddof=1) / np.sqrt(leaks.size)
+    assert ours == pytest.approx(bound, rel=0.05)
+    assert abs(leaks.mean() - exact) < 4.0 * error + 0.05 * exact
+    assert leaks.mean() <= ours + 3.0 * error
+
+
+def test_leakage_adds_up_over_all_blocks_sent() -> None:
+    made = qpsk_design()
+    assert total_log2_delta(made, 14_006) == pytest.approx(-64.0 + log2(14_006))
+    assert total_log2_delta(made, 0) == float("-inf")
+    assert total_log2_delta(made, 2**70) == 0.0
+
+
+def test_sixteen_qam_pays_one_bit_for_the_public_acknowledgement() -> None:
+    made = design(POINTS["qam16-0.825"], codewords=1, snr_tap_db=0.0, log2_delta=-64.0)
+    assert made.random_bits >= 3189 + 1
+
+
+@pytest.mark.parametrize("snr_db", [5.0, 9.0, 40.0, 200.0])
+def test_an_impossible_design_is_refused_at_once(snr_db: float) -> None:
+    with pytest.raises(SecrecyUnavailable, match="message bits remain"):
+        qpsk_design(snr_tap_db=snr_db)
+
+
+def test_a_deaf_tap_leaves_almost_all_bits_to_the_message() -> None:
+    made = qpsk_design(snr_tap_db=-400.0)
+    assert made.random_bits <= 136  # 2 * 64 bits for the bound, rounded to bytes
+    assert made.snr_tap_design_db == -60.0
+
+
+def test_a_design_costs_less_than_a_tenth_of_a_second() -> None:
+    clock = time.process_time
+    qpsk_design(snr_tap_db=-4.0)
+    start = clock()
+    for step in range(5):
+        qpsk_design(snr_tap_db=-3.0 + 0.01 * step)
+    assert (clock() - start) / 5 < 0.1
+
+
+def _exact_total_variation(
+    message: int, snr_db: float, *, draws: int, hashes: int
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Enumerate the Reed-Muller code RM(2,5): TV between the tap's output given one message and given none, per noise draw."""
+    rng = SeedTree(5).child("enumeration", str(message)).generator()
+    points = (np.arange(32)[:, None] >> np.arange(5)) & 1
+    rows = [
+        np.ones(32, dtype=np.int64),
+        *points.T,
+        *(points[:, i] & points[:, j] for i, j in itertools.combinations(range(5), 2)),
+    ]
+    words = (np.arange(1 << 16)[:, None] >> np.arange(16)) & 1  # (65536, 16): message part x1, then random part x2
+    signs = 1.0 - 2.0 * ((words @ np.array(rows)) & 1).astype(np.float64)
+    variance = 10 ** (-snr_db / 10)
+    found: list[float] = []
+    for _ in range(hashes):
+        seed = rng.integers(0, 2, size=15)
+        toeplitz = np.array([[seed[i - j + 15 - message] for j in range(16 - message)] for i in range(message)])
+        told = (words[:, :message] + words[:, message:] @ toeplitz.T) & 1
+        group = told @ (1 << np.arange(message))
+        for _ in range(draws):
+            z = signs[rng.integers(1 << 16)] + np.sqrt(variance) * rng.standard_normal(32)
+            likelihood = np.exp(signs @ z / variance - np.abs(z).sum() / variance)
+            posterior = np.bincount(group, weights=likelihood, minlength=1 << message) / likelihood.sum()
+            found.append(0.5 * float(np.abs(posterior - 2.0**-message).sum()))
+    return np.array(found)

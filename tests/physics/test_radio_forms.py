@@ -1,0 +1,83 @@
+"""Are path loss, noise, secrecy rate, outage and the map what the formulas say?"""
+
+from math import exp, log2
+
+import numpy as np
+import pytest
+
+from hushtune_common.errors import ConfigError
+from hushtune_common.link.secrecy import (
+    any_outage,
+    gaussian_secrecy_rate,
+    noise_power,
+    outage_factor,
+    path_gain,
+    snr,
+    tap_gain_bound,
+)
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import Hertz, Metre, PowerRatio, Watt, to_db
+from hushtune_server.air.fading import Geography
+from tests.radio import scenario
+
+
+def test_path_loss_is_128_db_at_a_kilometre_and_falls_by_37_6_db_per_decade() -> None:
+    assert to_db(path_gain(Metre(1000.0))) == pytest.approx(-128.1)
+    assert to_db(path_gain(Metre(100.0))) == pytest.approx(-128.1 + 37.6)
+
+
+def test_nobody_is_closer_than_ten_metres() -> None:
+    assert path_gain(Metre(0.0)) == path_gain(Metre(10.0))
+    with pytest.raises(ValueError, match="distance"):
+        path_gain(Metre(float("nan")))
+
+
+def test_noise_is_minus_174_dbm_per_hertz() -> None:
+    assert to_db(noise_power(Hertz(1e6))) == pytest.approx(-174.0 - 30.0 + 60.0)
+    assert snr(power=Watt(0.2), gain=PowerRatio(1e-10), bandwidth=Hertz(1e6)) == pytest.approx(0.2e-10 / 10 ** (-14.4))
+
+
+def test_the_gaussian_secrecy_rate_is_the_difference_of_two_capacities() -> None:
+    assert gaussian_secrecy_rate(3.0, 1.0) == pytest.approx(log2(4.0) - log2(2.0))
+    assert gaussian_secrecy_rate(1.0, 3.0) == 0.0
+
+
+def test_a_faded_tap_exceeds_the_design_snr_as_often_as_allowed() -> None:
+    gains = SeedTree(4).child("outage").generator().exponential(size=400_000)
+    share = float((gains > outage_factor(1e-2)).mean())
+    assert share == pytest.approx(1e-2, abs=4 * (1e-2 / 400_000) ** 0.5)
+    assert exp(-outage_factor(1e-3)) == pytest.approx(1e-3)
+
+
+def test_outages_of_independent_blocks_add_up() -> None:
+    assert any_outage(0.1, 2) == pytest.approx(1 - 0.9**2)
+    assert any_outage(1e-12, 3) == pytest.approx(3e-12)
+
+
+def test_shadowing_has_the_stated_spread_and_the_median_of_the_path_loss() -> None:
+    place = Geography(scenario(air={"shadowing_db": 8.0}), SeedTree(1).child("air"))
+    level = np.array([to_db(place.gain_main("c1", n)) for n in range(1, 2001)]) - to_db(path_gain(Metre(60.0)))
+    assert abs(level.mean()) < 4 * 8.0 / 2000**0.5
+    assert level.std() == pytest.approx(8.0, rel=4 / (2 * 2000) ** 0.5)
+
+
+def test_links_rounds_and_clients_are_shadowed_independently_and_repeatably() -> None:
+    place = Geography(scenario(), SeedTree(1).child("air"))
+    main = np.array([to_db(place.gain_main("c1", n)) for n in range(1, 1001)])
+    tap = np.array([to_db(place.gain_tap("c1", n)) for n in range(1, 1001)])
+    assert abs(np.corrcoef(main, tap)[0, 1]) < 4 / 1000**0.5
+    again = Geography(scenario(), SeedTree(1).child("air"))
+    assert again.gain_tap("c1", 7) == place.gain_tap("c1", 7)
+    assert again.gains("c2", 7).main == place.gain_main("c2", 7)
+
+
+def test_without_shadowing_the_true_tap_is_the_margin_below_the_assumed_one() -> None:
+    world = scenario(air={"shadowing_db": 0.0}, secrecy={"tap_margin_db": 12.0})
+    place = Geography(world, SeedTree(1))
+    for client in world.clients:
+        assert to_db(tap_gain_bound(world, client)) == pytest.approx(to_db(place.gain_tap(client.id, 1)) + 12.0)
+
+
+def test_an_unknown_client_is_named() -> None:
+    with pytest.raises(ConfigError, match="c9"):
+        Geography(scenario(), SeedTree(1)).gain_main("c9", 1)
