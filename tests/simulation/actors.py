@@ -1,0 +1,372 @@
+"""Who takes part in a simulated run: the real coordinator's pure parts, and scripts for everybody else."""
+
+import json
+from collections.abc import Callable
+
+from hushtune_common.messages import (
+    Assignment,
+    ClientId,
+    Completion,
+    Directive,
+    DirectiveKind,
+    GateDecision,
+    RunId,
+    Settlement,
+    UpdateKey,
+)
+from hushtune_common.units import Joule, Second
+from hushtune_server.coordinator.events import (
+    OWNER,
+    Completed,
+    Died,
+    Event,
+    Joined,
+    Left,
+    Member,
+    Reported,
+    Settled,
+    Solved,
+    Ticked,
+    kind_of,
+    to_body,
+)
+from hushtune_server.coordinator.liveness import Liveness
+from hushtune_server.coordinator.phases import Closed, Rules, Solve, State
+from hushtune_server.coordinator.rounds import unsolved
+from tests.fakes import FixedSolver, report_of
+from tests.simulation.checks import Advance, Checker
+from tests.simulation.simulator import Violation, World
+
+RUN = RunId("run-1")
+ROUND_S, IDLE_S, TICK_S, RETRY_S = 60.0, 12.0, 1.0, 3.0
+Make = Callable[[Second], Event]
+
+
+class Coordinator:
+    """The production machine with a journal, streams and a process that can crash."""
+
+    def __init__(self, world: World, rules: Rules, checker: Checker, machine: Advance) -> None:
+        self.state = State()
+        self.up = True
+        self.life = 1
+        self._world = world
+        self._rules = rules
+        self._checker = checker
+        self._machine = machine
+        self._began_at = 0.0
+        self._liveness = Liveness(idle_s=Second(IDLE_S), looked_at=Second(0.0))
+        self._streams: dict[Member, Stream] = {}
+        self._schedule()
+
+    def now(self) -> Second:
+        return Second(self._world.now - self._began_at)
+
+    def take(self, make: Make) -> None:
+        """Advance, remember, check, then speak: the order of the real process."""
+        before, event = self.state, make(self.now())
+        after, effects = self._machine(before, event, rules=self._rules)
+        if after is before:
+            return
+        self._checker.appended(kind_of(event), json.dumps(to_body(event), allow_nan=False))
+        self.state = after
+        self._world.note(f"coordinator {kind_of(event)} -> round {after.round_id} {after.name}")
+        self._checker.check(after)
+        for effect in effects:
+            if isinstance(effect, Solve):
+                self._solve(effect)
+        for stream in tuple(self._streams.values()):
+            stream.push(after)
+        if isinstance(after.phase, Closed):
+            self.take(lambda at: Ticked(at=at))
+
+    def connect(self, stream: "Stream") -> None:
+        """Open a member's stream; an older one of the same member is gone with it."""
+        member = stream.member
+        if member not in self.state.roster.joined_at:
+            return
+        self._streams[member] = stream
+        self.take(lambda at: Joined(at=at, member=member))
+        self._liveness = self._liveness.connected(member, self.now())
+        stream.push(self.state)
+
+    def heard(self, stream: "Stream") -> None:
+        if self._streams.get(stream.member) is stream:
+            self._liveness = self._liveness.heard(stream.member, self.now())
+
+    def disconnect(self, stream: "Stream") -> None:
+        if self._streams.get(stream.member) is stream:
+            del self._streams[stream.member]
+            self._liveness = self._liveness.disconnected(stream.member, self.now())
+
+    def forget(self, member: Member) -> None:
+        self._liveness = self._liveness.forgotten(member)
+        gone = self._streams.pop(member, None)
+        if gone is not None:
+            gone.broken()
+
+    def _schedule(self) -> None:
+        life = self.life
+        self._world.after(TICK_S, lambda: self._tick(life))
+        self._world.after(self._world.lifetime(self._world.weather.coordinator_crash_s), lambda: self._crash(life))
+
+    def _tick(self, life: int) -> None:
+        if not self.up or life != self.life:
+            return
+        self._liveness = self._liveness.looked(self.now())
+        for member in self._liveness.dead(self.now()):
+            silent_s = self._liveness.silence(member, self.now())
+            self.take(lambda at, m=member, s=silent_s: Died(at=at, member=m, silent_s=s))
+            self.forget(member)
+        self.take(lambda at: Ticked(at=at))
+        self._world.after(TICK_S, lambda: self._tick(life))
+
+    def _solve(self, order: Solve) -> None:
+        life = self.life
+        deferred = frozenset(r.client for r in order.reports if self._world.happens(self._world.weather.deferral))
+        solution = FixedSolver(deferred=deferred).solve(order.round_id, order.reports)
+
+        def answer() -> None:
+            if self.up and life == self.life:
+                self.take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution))
+
+        self._world.after(self._world.between(0.1, 2.0), answer)
+
+    def _crash(self, life: int) -> None:
+        if life != self.life or self._world.weather.coordinator_crash_s == float("inf"):
+            return
+        self._world.note("coordinator crashed")
+        self.up = False
+        for stream in tuple(self._streams.values()):
+            stream.broken()
+        self._streams.clear()
+        self._world.after(self._world.between(0.5, 2 * ROUND_S), self._restart)
+
+    def _restart(self) -> None:
+        # The checker has folded the journal all along; what it holds is what a restart finds.
+        self._world.note(f"coordinator restarted in round {self.state.round_id} {self.state.name}")
+        self.up = True
+        self.life += 1
+        self._began_at = self._world.now - self.state.at
+        self._liveness = Liveness(idle_s=Second(IDLE_S), looked_at=self.now())
+        for member in (m for m in self.state.roster.joined_at if self.state.roster.alive(m)):
+            self._liveness = self._liveness.heard(member, self.now())
+        pending = unsolved(self.state)
+        if pending is not None:
+            self._solve(pending)
+        self._schedule()
+
+
+class Stream:
+    """A member's stream: in order until it breaks, then nothing."""
+
+    def __init__(self, world: World, coordinator: Coordinator, actor: "Actor") -> None:
+        self.member = actor.member
+        self.open = True
+        self._world = world
+        self._coordinator = coordinator
+        self._actor = actor
+        self._given = actor.last_seen
+        self._last_arrival = 0.0
+        world.after(world.lifetime(world.weather.break_s), self.broken)
+
+    def push(self, state: State) -> None:
+        """Put the member's new directives on their way."""
+        for directive in state.posted(self.member, after=self._given):
+            self._given = directive.seq
+            self._last_arrival = max(self._last_arrival, self._world.now + self._world.between(0.0, self._world.weather.delay_s))
+            self._world.after(self._last_arrival - self._world.now, lambda d=directive: self._arrive(d))
+
+    def beat(self) -> None:
+        """Carry a sign of life to the coordinator."""
+        if self.open:
+            self._world.after(self._world.between(0.0, self._world.weather.delay_s), lambda: self._coordinator.heard(self))
+
+    def broken(self) -> None:
+        """Break: what is under way is lost, both ends notice."""
+        if self.open:
+            self.open = False
+            self._coordinator.disconnect(self)
+            self._actor.stream_broke(self)
+
+    def _arrive(self, directive: Directive) -> None:
+        if self.open:
+            self._actor.hear(directive)
+
+
+class Actor:
+    """A scripted member: joins, follows, beats, crashes, comes back."""
+
+    sturdiness = 1.0
+    """By how much rarer its crashes are."""
+
+    def __init__(self, world: World, coordinator: Coordinator, member: Member) -> None:
+        self.member = member
+        self.last_seen = 0
+        self.finished = False
+        self.up = True
+        self._world = world
+        self._coordinator = coordinator
+        self._stream: Stream | None = None
+        self._life = 0
+        world.after(world.between(0.0, 5.0), self.start)
+
+    def start(self) -> None:
+        """Begin a life."""
+        self.up = True
+        self._life += 1
+        life = self._life
+        self._world.after(self._world.lifetime(self.sturdiness * self._world.weather.crash_s), lambda: self._crash(life))
+        self.call("join", lambda at: Joined(at=at, member=self.member), then=self._follow)
+        self._beat(life)
+
+    def call(self, name: str, make: Make, *, then: Callable[[], None] | None = None) -> None:
+        """Call the coordinator and repeat until it answered; requests and answers go through the weather."""
+        life, answered = self._life, [False]
+
+        def arrive() -> None:
+            if self._coordinator.up:
+                self._coordinator.take(make)
+                self._world.send(answer)
+
+        def answer() -> None:
+            if not answered[0] and self.up and life == self._life:
+                answered[0] = True
+                if then is not None:
+                    then()
+
+        def attempt() -> None:
+            if not answered[0] and self.up and life == self._life:
+                self._world.send(arrive)
+                self._world.after(RETRY_S, attempt)
+
+        self._world.note(f"{self.member} calls {name}")
+        attempt()
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Act later in this life."""
+        life = self._life
+
+        def act() -> None:
+            if self.up and life == self._life:
+                action()
+
+        self._world.after(delay_s, act)
+
+    def hear(self, directive: Directive) -> None:
+        if directive.seq <= self.last_seen:
+            raise Violation(f"{self.member} heard directive {directive.seq} after {self.last_seen}")
+        self.last_seen = directive.seq
+        self.finished = self.finished or directive.last
+        self.obey(directive)
+
+    def obey(self, directive: Directive) -> None:
+        """Do what the directive asks for."""
+
+    def stream_broke(self, stream: Stream) -> None:
+        if stream is self._stream:
+            self._stream = None
+            self.later(self._world.between(0.1, 3.0), self._follow)
+
+    def _follow(self) -> None:
+        if not self._coordinator.up:
+            self.later(1.0, self._follow)
+        elif self._stream is None:
+            self._stream = Stream(self._world, self._coordinator, self)
+            self._coordinator.connect(self._stream)
+
+    def _beat(self, life: int) -> None:
+        if self.up and life == self._life and not self.finished:
+            if self._stream is not None:
+                self._stream.beat()
+            self._world.after(IDLE_S / 6, lambda: self._beat(life))
+
+    def _crash(self, life: int) -> None:
+        if not self.up or life != self._life or self._world.weather.crash_s == float("inf") or self.finished:
+            return
+        self._world.note(f"{self.member} crashed")
+        self.up = False
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.broken()
+        if self._world.happens(self._world.weather.return_share):
+            if self._world.happens(0.5):
+                self.last_seen = 0
+            self._world.after(self._world.between(1.0, ROUND_S), self.start)
+
+
+class Owner(Actor):
+    """Judges what arrives, once per client and round; a judgement is told until it is heard."""
+
+    # Its crash ends the run, so a frail owner would leave little to see.
+    sturdiness = 5.0
+
+    def __init__(self, world: World, coordinator: Coordinator, checker: Checker) -> None:
+        super().__init__(world, coordinator, OWNER)
+        self._checker = checker
+        self._judged: dict[tuple[int, ClientId], bool] = {}
+
+    def receive(self, key: UpdateKey) -> None:
+        """Judge an update that came through the air."""
+        if self.up:
+            self.later(self._world.between(0.1, 2.0), lambda: self._judge(key))
+
+    def _judge(self, key: UpdateKey) -> None:
+        update = (key.round_id, key.client)
+        accepted = self._judged.setdefault(update, not self._world.happens(self._world.weather.refusal))
+        if accepted:
+            self._checker.accepted_by_owner.add(update)
+        settlement = Settlement(key=key, accepted=accepted)
+        self.call(f"settle {key.client} {key.round_id} {accepted}", lambda at: Settled(at=at, settlement=settlement))
+
+
+class Client(Actor):
+    """Reports, trains, uploads, completes."""
+
+    def __init__(self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner) -> None:
+        super().__init__(world, coordinator, Member(client))
+        self._client = client
+        self._owner = owner
+
+    def obey(self, directive: Directive) -> None:
+        round_id = directive.round_id
+        match directive.kind:
+            case DirectiveKind.ROUND_OPENED:
+                report = report_of(self._client, round_id)
+                self.later(
+                    self._world.between(0.1, 4.0),
+                    lambda: self.call(f"report {round_id}", lambda at: Reported(at=at, report=report)),
+                )
+            case DirectiveKind.ASSIGNED:
+                if directive.assignment is not None:
+                    self._train(directive.assignment)
+            case DirectiveKind.ROUND_CLOSED:
+                if directive.last:
+                    self.call("leave", lambda at: Left(at=at, member=self.member, reason="the run is over"))
+            case DirectiveKind.DRAIN:
+                raise Violation("nobody sends this")
+
+    def _train(self, assignment: Assignment) -> None:
+        if assignment.gate.decision is not GateDecision.GRANTED:
+            self._complete(assignment.round_id, uploaded=False)
+        elif not self._world.happens(self._world.weather.stall):
+            self.later(self._world.between(1.0, 15.0), lambda: self._trained(assignment.round_id))
+
+    def _trained(self, round_id: int) -> None:
+        uploaded = not self._world.happens(self._world.weather.failure)
+        if uploaded:
+            key = UpdateKey(run=RUN, round_id=round_id, client=self._client, attempt=1)
+            self._world.after(self._world.between(0.1, 3.0), lambda: self._owner.receive(key))
+        self._complete(round_id, uploaded=uploaded)
+
+    def _complete(self, round_id: int, *, uploaded: bool) -> None:
+        completion = Completion(
+            key=UpdateKey(run=RUN, round_id=round_id, client=self._client, attempt=1),
+            uploaded=uploaded,
+            reason="" if uploaded else "no update",
+            bytes_raw=1,
+            bytes_uploaded=1,
+            airtime=Second(1.0),
+            train_seconds=Second(1.0),
+            energy=Joule(1.0),
+        )
+        self.call(f"complete {round_id} {uploaded}", lambda at: Completed(at=at, completion=completion))

@@ -1,0 +1,67 @@
+"""The laws that hold after every event, seen from outside of the machine."""
+
+import json
+from typing import Protocol
+
+from hushtune_common.messages import ClientId
+from hushtune_server.coordinator.events import Event, from_body
+from hushtune_server.coordinator.phases import Closed, Failed, Phase, Rules, State
+from hushtune_server.coordinator.rounds import Step
+from tests.simulation.simulator import Violation
+
+
+class Advance(Protocol):
+    """The machine under test, or a mutant of it."""
+
+    def __call__(self, state: State, event: Event, *, rules: Rules) -> Step: ...
+
+
+class Checker:
+    """The laws, with what the world knows and the machine does not: which updates the owner really accepted."""
+
+    def __init__(self, rules: Rules, machine: Advance) -> None:
+        self.accepted_by_owner: set[tuple[int, ClientId]] = set()
+        self._rules = rules
+        self._machine = machine
+        self._folded = State()
+        self._last_seq = 0
+        self._ended: dict[int, Phase] = {}
+
+    def appended(self, kind: str, text: str) -> None:
+        """Fold what the journal now holds, as a restart would."""
+        self._folded, _ = self._machine(self._folded, from_body(kind, json.loads(text)), rules=self._rules)
+
+    def check(self, state: State) -> None:
+        if self._folded != state:
+            raise Violation(f"the folded journal differs from the live state: {self._folded} is not {state}")
+        self._check_directives(state)
+        self._check_end(state)
+        clients = len(self._rules.clients)
+        # The end of the round before, this round's opening, assignments and end, and a failure to gather for the next.
+        if len(state.outbox) > clients + 4 or len(state.roster.joined_at) > clients + 1:
+            raise Violation(f"the state grows: {len(state.outbox)} directives, {len(state.roster.joined_at)} members")
+
+    def _check_directives(self, state: State) -> None:
+        numbers = [p.directive.seq for p in state.outbox]
+        fresh = [n for n in numbers if n > self._last_seq]
+        if numbers != sorted(set(numbers)) or fresh != list(range(self._last_seq + 1, state.next_seq)):
+            raise Violation(f"directives are not numbered in order: {numbers} after {self._last_seq}")
+        self._last_seq = state.next_seq - 1
+
+    def _check_end(self, state: State) -> None:
+        phase = state.phase
+        if not isinstance(phase, Closed | Failed):
+            return
+        if self._ended.setdefault(state.round_id, phase) != phase:
+            raise Violation(f"round {state.round_id} changed after its end")
+        if isinstance(phase, Failed):
+            if not phase.reason:
+                raise Violation("a round failed without a reason")
+            return
+        if len(set(phase.accepted)) != len(phase.accepted) or len(phase.accepted) < self._rules.needed:
+            raise Violation(f"round {state.round_id} closed with {phase.accepted}")
+        for client in phase.accepted:
+            if not phase.round.granted(client):
+                raise Violation(f"{client} was accepted in round {state.round_id} without a grant")
+            if (state.round_id, client) not in self.accepted_by_owner:
+                raise Violation(f"{client} was accepted in round {state.round_id}, but the owner never said so")

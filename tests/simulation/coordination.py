@@ -1,0 +1,109 @@
+"""One coordinator, its owner and its clients in a world full of faults.
+
+The coordinator is the production state machine, liveness and straggler policy; owner and clients are scripts. After every event
+the laws are checked; then the faults stop and the run must end. Replay one world with its trace:
+``python -m tests.simulation.coordination SEED``.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from hushtune_common.messages import ClientId
+from hushtune_common.units import Second
+from hushtune_server.coordinator.phases import Rules, State, is_over
+from hushtune_server.coordinator.rounds import advance
+from hushtune_server.coordinator.stragglers import Deadline, Everyone, Quorum, StragglerPolicy
+from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Client, Coordinator, Owner
+from tests.simulation.checks import Advance, Checker
+from tests.simulation.simulator import Violation, World
+
+FAULTS_S = 150.0
+
+
+def rules_for(world: World) -> Rules:
+    """Draw the size of the run and its policy."""
+    policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(5.0)), Deadline(), Everyone()]
+    return Rules(
+        run=RUN,
+        clients=tuple(ClientId(f"c{k}") for k in range(1, int(world.rng.integers(2, 6)))),
+        rounds=int(world.rng.integers(1, 4)),
+        policy=policies[int(world.rng.choice(3, p=[0.6, 0.25, 0.15]))],
+        round_s=Second(ROUND_S),
+        report_s=Second(ROUND_S / 3),
+        start_wait_s=Second(IDLE_S),
+        tick_s=Second(ROUND_S / 20),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a world ended."""
+
+    state: State
+    events: int
+    seconds: float
+
+
+class Story:
+    """One world from its first event to its end."""
+
+    def __init__(self, seed: int, *, machine: Advance = advance, fair: bool = False) -> None:
+        """Draw the world of ``seed`` and put the ``machine`` into it."""
+        self.world = World(seed, round_s=ROUND_S, fair=fair)
+        self._rules = rules_for(self.world)
+        checker = Checker(self._rules, machine)
+        self._coordinator = Coordinator(self.world, self._rules, checker, machine)
+        owner = Owner(self.world, self._coordinator, checker)
+        clients = [Client(self.world, self._coordinator, c, owner) for c in self._rules.clients]
+        self._actors: list[Actor] = [owner, *clients]
+        self.world.after(FAULTS_S, self._clear)
+
+    def run(self) -> Ending:
+        """Let everything happen; raise ``Violation`` when a law breaks or the run does not end after the faults stopped."""
+        # Each round may take its gathering and itself; a crash at the last moment adds its downtime.
+        deadline = FAULTS_S + 2 * ROUND_S * (self._rules.rounds + 1) + 2 * ROUND_S
+        events = 0
+        while not self._done():
+            if self.world.now > deadline or not self.world.step():
+                where = f"round {self._coordinator.state.round_id} is {self._coordinator.state.name}"
+                heard = ", ".join(f"{a.member} {'has' if a.finished else 'has not'} heard the end" for a in self._actors if a.up)
+                raise Violation(f"the run did not end {deadline - FAULTS_S:g} s after the faults stopped: {where}; {heard}")
+            events += 1
+        return Ending(state=self._coordinator.state, events=events, seconds=self.world.now)
+
+    def _done(self) -> bool:
+        over = self._coordinator.up and is_over(self._coordinator.state, rules=self._rules)
+        return over and all(a.finished for a in self._actors if a.up)
+
+    def _clear(self) -> None:
+        self.world.note("faults stop")
+        self.world.clear()
+
+
+def play(seed: int, *, machine: Advance = advance, fair: bool = False) -> Ending:
+    """Run one world; a ``Violation`` says how to see it again."""
+    story = Story(seed, machine=machine, fair=fair)
+    try:
+        return story.run()
+    except Violation as violation:
+        raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.coordination {seed}") from None
+
+
+def main() -> None:
+    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
+    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    for seed in range(first, first + count):
+        story = Story(seed)
+        try:
+            ending = story.run()
+        except Violation:
+            print("\n".join(story.world.trace))
+            raise
+        if count == 1:
+            print("\n".join(story.world.trace))
+        end = f"{ending.state.name} in round {ending.state.round_id}"
+        print(f"seed {seed}: {end} after {ending.seconds:.0f} s, {ending.events} events")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Is a run safe under faults, and does it end once they stop?"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+
+import pytest
+
+from hushtune_common.messages import UpdateKey
+from hushtune_common.units import Second
+from hushtune_server.coordinator.events import Completed, Event, Reported, Settled
+from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+from hushtune_server.coordinator.rounds import Step, advance
+from tests.simulation.coordination import Story, play
+from tests.simulation.simulator import Violation
+
+SEEDS = range(400)
+
+
+@pytest.mark.slow
+def test_no_law_breaks_and_every_run_ends() -> None:
+    endings = [play(seed) for seed in SEEDS]
+
+    # The worlds must be neither all mild nor all hopeless, or they would show nothing.
+    closed = sum(isinstance(e.state.phase, Closed) for e in endings)
+    failed = sum(isinstance(e.state.phase, Failed) for e in endings)
+    assert closed + failed == len(SEEDS)
+    assert min(closed, failed) >= len(SEEDS) // 5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_faults_every_round_closes_with_everybody(seed: int) -> None:
+    ending = play(seed, fair=True)
+
+    assert isinstance(ending.state.phase, Closed)
+    assert not ending.state.phase.missing
+
+
+def test_a_seed_is_a_replay() -> None:
+    def trace() -> list[str]:
+        story = Story(4)
+        story.run()
+        return story.world.trace
+
+    assert trace() == trace()
+
+
+def without_round_check(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine that takes every message for one of the round in progress."""
+
+    def moved(key: UpdateKey) -> UpdateKey:
+        return replace(key, round_id=state.round_id)
+
+    match event:
+        case Settled():
+            event = replace(event, settlement=replace(event.settlement, key=moved(event.settlement.key)))
+        case Completed():
+            event = replace(event, completion=replace(event.completion, key=moved(event.completion.key)))
+        case Reported():
+            event = replace(event, report=replace(event.report, round_id=state.round_id))
+        case _:
+            pass
+    return advance(state, event, rules=rules)
+
+
+def without_timeout(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine whose rounds may last for ever."""
+    return advance(state, event, rules=replace(rules, round_s=Second(inf), report_s=Second(inf)))
+
+
+def forgetful(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine that acts on judgements that change nothing."""
+    after, effects = advance(state, event, rules=rules)
+    return (
+        (replace(after, next_seq=after.next_seq + 1), effects)
+        if after is state and isinstance(event, Settled)
+        else (after, effects)
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "symptom"),
+    [
+        (without_round_check, "the owner never said so"),
+        (without_timeout, "did not end"),
+        (forgetful, "not numbered in order"),
+    ],
+)
+def test_a_broken_machine_is_caught(machine: Callable[..., Step], symptom: str) -> None:
+    with pytest.raises(Violation, match=symptom) as caught:
+        _play_all(machine)
+
+    assert "python -m tests.simulation.coordination" in str(caught.value)
+
+
+def _play_all(machine: Callable[..., Step]) -> None:
+    for seed in SEEDS:
+        play(seed, machine=machine)
