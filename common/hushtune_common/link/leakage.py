@@ -88,7 +88,7 @@ def log2_delta(density: InformationDensity, *, dimensions: int, random_bits: int
         k, k1 = density.cumulant(rho)
         return float(_bound(np.float64(rho), np.float64(k), np.float64(k1), dimensions=dimensions, random_bits=random_bits))
 
-    rho = cast(float, fminbound(at, float(low), float(high), xtol=1e-6))
+    rho = float(cast(float, fminbound(at, float(low), float(high), xtol=1e-6)))  # a numpy scalar would not survive a journal
     return min((at(rho), rho), (float(coarse[best]), float(_RHO_GRID[best])), (whole, 1.0))
 
 
