@@ -208,9 +208,7 @@ class _Conductor:
     def _begin(self, command: Command) -> None:
         match command:
             case Abandon():
-                for task in [t for t, round_id in self._working.items() if round_id == command.round_id]:
-                    task.cancel()
-                log_event(_logger, "round_abandoned", round_id=command.round_id)
+                self._spawn(self._abandon(command.round_id))
             case Stop():
                 if not self._over.done():
                     self._over.set_result(None)
@@ -220,6 +218,15 @@ class _Conductor:
                 task = self._spawn(self._perform(command, round_id=_round_of(command)))
                 self._working[task] = _round_of(command)
                 task.add_done_callback(lambda done: self._working.pop(done, None))
+
+    async def _abandon(self, round_id: int) -> None:
+        stopped = {task for task, of in self._working.items() if of == round_id}
+        for task in stopped:
+            task.cancel()
+        if stopped:
+            await asyncio.wait(stopped)
+        self._state.forget_private(round_id)
+        log_event(_logger, "round_abandoned", round_id=round_id)
 
     async def _perform(self, command: Measure | Train | Send | Conclude | AskVerdict, *, round_id: int) -> None:
         if self._duties is None:

@@ -292,6 +292,8 @@ class Duties:
         )
 
     async def _conclude(self, completion: Completion) -> None:
+        # What is sealed stays for a restart; the private windows and the bare adapter are not needed again.
+        self._state.forget_private(completion.key.round_id)
         await self._ports.coordinator.complete(completion)
         log_event(
             _logger,

@@ -1,0 +1,207 @@
+"""Does a restarted client know exactly what it knew, and refuse a folder that is not its own?"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from hushtune_client.phases import (
+    AssignmentReceived,
+    Closed,
+    Conclude,
+    Event,
+    FrameAnswered,
+    Idle,
+    Reported,
+    RoundClosed,
+    RoundOpened,
+    Send,
+    Train,
+    TrainingStarted,
+    UpdateSealed,
+    Uploading,
+    VerdictReached,
+)
+from hushtune_client.rounds import resume
+from hushtune_client.state import ClientState
+from hushtune_common.errors import ConfigError, DigestMismatch
+from hushtune_common.messages import ClientId, RunId, UpdateKey, Verdict
+from hushtune_common.units import Joule, Second
+from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
+
+_T = TypeVar("_T")
+SEALED = UpdateSealed(round_id=1, bytes_raw=10, train_seconds=Second(1.0), energy=Joule(2.0))
+LOST_SOME = FrameAnswered(round_id=1, attempt=1, frame_bytes=5, airtime=Second(1.0), energy=Joule(0.1), missing=(2, 5))
+CLOSED = RoundClosed(round_id=1, accepted=True, failed="", last=True)
+WHOLE_ROUND: Sequence[Event] = (
+    RoundOpened(round_id=1),
+    AssignmentReceived(assignment=assignment_of()),
+    TrainingStarted(round_id=1),
+    SEALED,
+    LOST_SOME,
+    replace(LOST_SOME, attempt=2, missing=()),
+    CLOSED,
+    VerdictReached(round_id=1),
+)
+
+
+def in_folder(folder: Path, work: Callable[[ClientState], Awaitable[_T]], *, client: ClientId = CLIENT) -> _T:
+    """Open the state, do ``work`` and close: one life of the process."""
+
+    async def live() -> _T:
+        state = ClientState.open(folder, client=client, attempts_max=3)
+        try:
+            return await work(state)
+        finally:
+            await state.close()
+
+    return asyncio.run(live())
+
+
+async def joined(state: ClientState, *events: Event) -> None:
+    await state.join(RUN)
+    for seq, event in enumerate(events, start=1):
+        await state.record(event, seq=seq)
+
+
+@pytest.mark.parametrize("count", range(len(WHOLE_ROUND) + 1))
+def test_a_restart_at_any_point_gives_the_same_state(tmp_path: Path, count: int) -> None:
+    async def before(state: ClientState) -> object:
+        await joined(state, *WHOLE_ROUND[:count])
+        return state.current, state.last_seen_seq, state.terms
+
+    async def after(state: ClientState) -> object:
+        assert state.restarted
+        return state.current, state.last_seen_seq, state.terms
+
+    assert in_folder(tmp_path, before) == in_folder(tmp_path, after)
+
+
+def test_a_directive_that_was_seen_before_the_restart_changes_nothing_after_it(tmp_path: Path) -> None:
+    async def before(state: ClientState) -> None:
+        await joined(state, RoundOpened(round_id=1))
+
+    async def after(state: ClientState) -> None:
+        assert await state.record(RoundOpened(round_id=1), seq=1) == ()
+        commands = await state.record(AssignmentReceived(assignment=assignment_of()), seq=2)
+        assert [type(c) for c in commands] == [Train]
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_a_restart_while_uploading_sends_the_same_bytes_of_the_same_attempt(tmp_path: Path) -> None:
+    async def before(state: ClientState) -> None:
+        await joined(state, *WHOLE_ROUND[:3])
+        await state.keep_sealed(1, b"sealed bytes")
+        await state.record(SEALED)
+        await state.record(LOST_SOME)
+
+    async def after(state: ClientState) -> None:
+        assert isinstance(state.current, Uploading)
+        assert resume(state.current) == (Send(assignment=assignment_of(), attempt=2, only=(2, 5)),)
+        assert state.sealed(1) == b"sealed bytes"
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_a_gate_that_names_no_power_at_all_survives_a_restart(tmp_path: Path) -> None:
+    refused = AssignmentReceived(assignment=assignment_of(gate=REFUSED))
+
+    async def before(state: ClientState) -> None:
+        await joined(state, RoundOpened(round_id=1), refused)
+
+    async def after(state: ClientState) -> None:
+        assert [type(c) for c in resume(state.current)] == [Conclude]
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_sealed_bytes_that_changed_on_disk_are_not_sent(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        await state.keep_sealed(1, b"sealed bytes")
+        state.files(1).sealed.write_bytes(b"other bytes!")
+        with pytest.raises(DigestMismatch):
+            state.sealed(1)
+        state.files(1).sealed.unlink()
+        with pytest.raises(DigestMismatch):
+            state.sealed(1)
+
+    in_folder(tmp_path, work)
+
+
+def test_a_folder_belongs_to_one_run_and_one_client(tmp_path: Path) -> None:
+    async def other_run(state: ClientState) -> None:
+        with pytest.raises(ConfigError, match="belongs to run run-1"):
+            await state.join(RunId("run-2"))
+
+    async def nothing(_: ClientState) -> None:
+        return None
+
+    in_folder(tmp_path, joined)
+    in_folder(tmp_path, other_run)
+    with pytest.raises(ConfigError, match="belongs to client c1"):
+        in_folder(tmp_path, nothing, client=ClientId("c2"))
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ConfigError, match="--state"):
+        ClientState.open(tmp_path / "file", client=CLIENT, attempts_max=1)
+
+
+def test_verdicts_are_remembered(tmp_path: Path) -> None:
+    key = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=2)
+    verdict = Verdict(key=key, accepted=True, kept=False, reason="rolled back", score=12.5)
+
+    async def before(state: ClientState) -> None:
+        await joined(state)
+        await state.keep_verdict(verdict)
+
+    async def after(state: ClientState) -> None:
+        assert state.verdicts() == (verdict,)
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_what_is_private_is_readable_by_its_owner_only_and_goes_with_the_round(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        files = state.files(1)
+        assert files.directory.stat().st_mode & 0o077 == 0
+        for path in (files.windows, files.adapter, files.sealed):
+            path.write_bytes(b"x")
+        state.forget_private(1)
+        assert (files.windows.exists(), files.adapter.exists(), files.sealed.exists()) == (False, False, True)
+
+    in_folder(tmp_path, work)
+
+
+def test_events_that_change_nothing_are_not_written(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await joined(state, RoundOpened(round_id=1))
+        assert state.current == Reported(round_id=1)
+        for _ in range(50):
+            assert await state.record(TrainingStarted(round_id=7)) == ()
+        assert (state.current, state.last_seen_seq) == (Reported(round_id=1), 1)
+
+    in_folder(tmp_path, work)
+    journal_bytes = sum(file.stat().st_size for file in tmp_path.glob("journal*"))
+    assert journal_bytes < 65_536
+
+
+def test_a_directive_of_an_earlier_round_still_counts_as_seen(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await joined(state, *WHOLE_ROUND[:1])
+        await state.record(RoundOpened(round_id=1), seq=9)
+        assert state.last_seen_seq == 9
+        assert not isinstance(state.current, Idle | Closed)
+
+    in_folder(tmp_path, work)

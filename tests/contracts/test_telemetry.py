@@ -1,0 +1,77 @@
+"""Do the modelled costs follow from their definitions, and is an update never larger than was reported?"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hushtune_client.telemetry import (
+    PathSize,
+    compute_energy,
+    device_report,
+    training_flops,
+    transmit_energy,
+    update_bits,
+)
+from hushtune_common.adapter import AdapterState
+from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.config import ClientConfig, CodecConfig, Position
+from hushtune_common.messages import TensorSpec
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import FlopPerSecond, PowerRatio, Second, Watt
+
+DEVICE = ClientConfig(id="c1", position=Position(x_m=1.0, y_m=2.0))
+
+
+def test_the_flops_of_a_stack_of_square_layers_are_those_of_its_matrix_products() -> None:
+    tokens, width, depth, trained = 5, 8, 6, 2
+    product = 2 * tokens * width * width  # a multiplication and an addition per weight and token
+    forward, backward, gradients = depth * product, depth * product, trained * product
+    path = PathSize(matmul=depth * width * width, adapter=trained * width * width)
+    assert training_flops(path, tokens=tokens) == forward + backward + gradients
+
+
+@given(st.floats(1e10, 1e13), st.floats(1e9, 1e15))
+def test_energy_is_power_times_time(clock: float, flops: float) -> None:
+    power_w = DEVICE.energy_w_per_flops3 * clock**3
+    seconds = flops / clock
+    assert compute_energy(DEVICE, clock=FlopPerSecond(clock), flops=flops) == pytest.approx(power_w * seconds)
+
+
+def test_half_the_clock_costs_a_quarter_of_the_energy() -> None:
+    full = compute_energy(DEVICE, clock=FlopPerSecond(2e12), flops=1e12)
+    assert compute_energy(DEVICE, clock=FlopPerSecond(1e12), flops=1e12) == pytest.approx(full / 4)
+
+
+def test_sending_costs_the_radiated_power_for_the_time_on_air() -> None:
+    assert transmit_energy(power=Watt(0.2), airtime=Second(3.0)) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", [(64, 64), (100,), (7, 9, 11)])
+def test_incompressible_training_fits_the_reported_size_closely(bits: int, shape: tuple[int, ...]) -> None:
+    config = CodecConfig(bits=4 if bits == 4 else 8)
+    shipped = AdapterState({"model.layers.0.w": np.zeros(shape, np.float32)})
+    noise = SeedTree(1).generator().uniform(-1.0, 1.0, shape).astype(np.float32)
+    encoded = DeltaCodec(shipped=shipped, config=config).encode(AdapterState({"model.layers.0.w": noise}))
+    reported = update_bits((TensorSpec(name="model.layers.0.w", shape=shape, dtype="F32", block=0),), codec=config)
+    assert 8 * len(encoded) <= reported
+    assert reported - 8 * len(encoded) <= 8 * 4096 + 0.1 * noise.size * bits
+
+
+def test_the_report_carries_limits_and_sizes_and_nothing_of_the_data() -> None:
+    report = device_report(
+        DEVICE, round_id=2, gain_main=PowerRatio(1e-9), gain_tap=PowerRatio(1e-10), sample_count=10, expected_bits=99
+    )
+    assert (report.client, report.round_id, report.sample_count, report.update_bits) == ("c1", 2, 10, 99)
+    assert (report.power_max, report.clock_max, report.energy_max) == (
+        DEVICE.power_max_w,
+        DEVICE.clock_max_flops,
+        DEVICE.energy_max_j,
+    )
+
+
+@pytest.mark.parametrize(("matmul", "adapter"), [(10, 0), (10, 11), (0, 0)])
+def test_an_impossible_path_is_refused(matmul: int, adapter: int) -> None:
+    with pytest.raises(ValueError, match="impossible"):
+        PathSize(matmul=matmul, adapter=adapter)
