@@ -19,7 +19,7 @@ from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_server.coordinator.allocators.allocator import Allocator
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
-from hushtune_server.coordinator.events import Died, Event, Solution, Solved, from_body
+from hushtune_server.coordinator.events import OWNER, Died, Event, Solution, Solved, from_body
 from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
 from hushtune_server.coordinator.ports import Solver
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
@@ -179,7 +179,9 @@ class Witness:
     def observe(self, before: State, after: State, event: Event) -> None:
         """Log one event that changed something; leave a file when it ended the round."""
         if isinstance(event, Died):
-            log_event(_log, "client_died", level=logging.WARNING, client=event.member, silent_s=round(event.silent_s, 3))
+            who = {} if event.member == OWNER else {"client": event.member}
+            name = "owner_died" if event.member == OWNER else "client_died"
+            log_event(_log, name, level=logging.WARNING, **who, silent_s=round(event.silent_s, 3))
         if isinstance(event, Solved):
             _log_solution(event)
         if (after.name, after.round_id) == (before.name, before.round_id):

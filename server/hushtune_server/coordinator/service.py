@@ -59,23 +59,6 @@ _REASON_CHARS_MAX = 200
 _CLOSE_S_MAX = 2.0
 
 
-class Bell:
-    """Wakes everybody who waits for the next ring."""
-
-    def __init__(self) -> None:
-        """Start silent."""
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake them."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    def next(self) -> Coroutine[Any, Any, bool]:
-        """Return a wait for the ring after this call, even if it is awaited later."""
-        return self._event.wait()
-
-
 class Desk:
     """The live run: its state, who is connected, and the one place where events become durable."""
 
@@ -94,7 +77,7 @@ class Desk:
         for member in (m for m in state.roster.joined_at if state.roster.alive(m)):
             self._liveness = self._liveness.heard(member, self.now())
         self._turn = asyncio.Lock()
-        self._news = Bell()
+        self._news = asyncio.Event()
         self._streams: dict[Member, int] = {}
         self._stream_count = 0
         self._given: dict[Member, int] = {}
@@ -147,7 +130,7 @@ class Desk:
         seen = await self._first_beat(member, beats)
         stream = await self._connect(member)
         reader = asyncio.create_task(self._listen(member, beats))
-        ring = asyncio.create_task(self._news.next())
+        ring = asyncio.create_task(self._news.wait())
         try:
             while self._streams.get(member) == stream and not self._closing:
                 for directive in self.state.posted(member, after=seen):
@@ -158,7 +141,7 @@ class Desk:
                     reader.result()
                     break
                 if ring.done():
-                    ring = asyncio.create_task(self._news.next())
+                    ring = asyncio.create_task(self._news.wait())
         finally:
             reader.cancel()
             ring.cancel()
@@ -188,7 +171,7 @@ class Desk:
     async def close(self) -> None:
         """End all streams and finish what is being remembered."""
         self._closing = True
-        self._news.ring()
+        self._ring()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=_CLOSE_S_MAX)
 
@@ -230,7 +213,7 @@ class Desk:
         for effect in effects:
             if isinstance(effect, Solve):
                 self._spawn(self._solve(effect))
-        self._news.ring()
+        self._ring()
         return after
 
     async def _solve(self, order: Solve) -> None:
@@ -277,7 +260,7 @@ class Desk:
         self._stream_count += 1
         self._streams[member] = self._stream_count
         self._liveness = self._liveness.connected(member, self.now())
-        self._news.ring()
+        self._ring()
         return self._stream_count
 
     def _disconnect(self, member: Member, stream: int) -> None:
@@ -292,7 +275,12 @@ class Desk:
     def _forget(self, member: Member) -> None:
         self._liveness = self._liveness.forgotten(member)
         self._streams.pop(member, None)
-        self._news.ring()
+        self._ring()
+
+    def _ring(self) -> None:
+        """Wake every stream that waits for news; later waits are for the next ring."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     # --- what is refused ----------------------------------------------------------------------------------------------
 
@@ -341,8 +329,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> AsyncIterator[pb.FollowResponse]:
         """Push directives while the caller beats."""
         member = self._member(caller_of(context, Role.CLIENT, Role.OWNER))
-        beats = (convert.beat_from_wire(request) async for request in request_iterator)
-        async with aclosing(self._desk.follow(member, beats)) as directives:
+        async with aclosing(self._desk.follow(member, _beats(request_iterator))) as directives:
             async for directive in directives:
                 yield convert.directive_to_wire(directive)
 
@@ -396,6 +383,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if not is_member(member, rules=self._desk.rules):
             raise NotYours(f"{caller.uri} is no client of scenario {self._scenario.name!r}")
         return member
+
+
+async def _beats(requests: AsyncIterator[pb.FollowRequest]) -> AsyncIterator[Beat]:
+    # A function, not an expression: the requests are not touched before the first beat is asked for, which a refusal never does.
+    async for request in requests:
+        yield convert.beat_from_wire(request)
 
 
 def register_coordinator(service: CoordinatorService) -> Callable[[grpc.aio.Server], None]:
