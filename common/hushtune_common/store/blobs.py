@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import NoReturn
 
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, OffsetMismatch, PeerLost, StaleRound, StorageFull
@@ -70,7 +71,8 @@ class BlobStore:
     """Blobs below one folder: ``complete/PREFIX/DIGEST``, and partials with their durable offset.
 
     Laws: a complete blob has the content and size of its name; only bytes that would survive a crash count as committed; the sum
-    of complete blobs and announced partials never exceeds the quota. One process owns the folder; methods belong to one loop.
+    of complete blobs and announced partials never exceeds the quota. One process owns the folder. Writers belong to one event
+    loop; ``put``, ``adopt`` and ``discard`` may run in any thread.
     """
 
     def __init__(self, root: Path, *, quota_bytes: int) -> None:
@@ -80,6 +82,7 @@ class BlobStore:
         self._quota_bytes = quota_bytes
         self._slots: dict[str, _Slot] = {}
         self._sizes: dict[Path, int] = {}
+        self._lock = Lock()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="blobs")
         for folder in (self._complete, self._partial):
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +97,7 @@ class BlobStore:
     @property
     def used_bytes(self) -> int:
         """Bytes that count against the quota: complete blobs, and partials at their announced size."""
-        return sum(self._sizes.values())
+        return sum(list(self._sizes.values()))  # copied in one step: another thread may add to it
 
     def complete(self, name: BlobName) -> bool:
         """Return whether the whole blob is held."""
@@ -128,6 +131,11 @@ class BlobStore:
         file.unlink(missing_ok=True)
         return name
 
+    def require_room(self, name: BlobName) -> None:
+        """Raise ``StorageFull`` when the blob is neither held, nor begun, nor fits."""
+        with self._lock:
+            self._require_room(self._part_path(name), 0 if self.complete(name) else name.size)
+
     def writer(self, name: BlobName) -> "PartialWriter":
         """Return a writer that continues at the committed size; an older writer of the same name loses its place.
 
@@ -146,13 +154,13 @@ class BlobStore:
     def discard(self, prefix: str) -> None:
         """Delete every blob and partial at and below ``prefix``; running writers of them lose their place."""
         require_prefix(prefix)
-        for text in [text for text in self._slots if text.startswith(prefix + "/")]:
-            self._slots.pop(text).generation += 1
+        for text in [text for text in list(self._slots) if text.startswith(prefix + "/")]:
+            self._lose(text)
         # Partials first: what a running job renames in between is then found among the complete ones.
         for folder in (self._partial / prefix, self._complete / prefix):
             shutil.rmtree(folder, ignore_errors=True)
-            for file in [file for file in self._sizes if file.is_relative_to(folder)]:
-                del self._sizes[file]
+            for file in [file for file in list(self._sizes) if file.is_relative_to(folder)]:
+                self._sizes.pop(file, None)
 
     def _complete_path(self, name: BlobName) -> Path:
         return self._complete / name.prefix / name.digest.hex
@@ -161,11 +169,13 @@ class BlobStore:
         return self._partial / name.prefix / f"{name.digest.hex}.{name.size}.part"
 
     def _reserve(self, file: Path, size: int) -> None:
-        if file in self._sizes:
-            return
-        if self.used_bytes + size > self._quota_bytes:
+        with self._lock:
+            self._require_room(file, size)
+            self._sizes[file] = size
+
+    def _require_room(self, file: Path, size: int) -> None:
+        if file not in self._sizes and self.used_bytes + size > self._quota_bytes:
             raise StorageFull(f"{size} bytes do not fit: {self.used_bytes} of {self._quota_bytes} are in use")
-        self._sizes[file] = size
 
     def _take_whole(self, name: BlobName, fill: Callable[[Path], object]) -> None:
         if self.complete(name):
@@ -181,14 +191,17 @@ class BlobStore:
                     os.fsync(stream.fileno())
             install(file, self._complete_path(name))
         finally:
-            del self._sizes[file]
+            self._sizes.pop(file, None)
             file.unlink(missing_ok=True)
         self._sizes[self._complete_path(name)] = name.size
 
-    def _drop_partial(self, name: BlobName) -> None:
-        slot = self._slots.pop(name.text, None)
+    def _lose(self, text: str) -> None:
+        slot = self._slots.pop(text, None)
         if slot is not None:
             slot.generation += 1
+
+    def _drop_partial(self, name: BlobName) -> None:
+        self._lose(name.text)
         part = self._part_path(name)
         for file in (part, offset_path(part)):
             file.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import sqlite3
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ class Journal:
     async def _flush(self) -> None:
         entries, self._pending = self._pending, []
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._executor, self._writer.write, entries)
+        try:
+            outcomes = await loop.run_in_executor(self._executor, self._writer.write, entries)
+        except BaseException:
+            for entry in entries:
+                entry.done.cancel()  # nobody waits for ever
+            raise
         for entry, outcome in zip(entries, outcomes, strict=True):
             match outcome:
                 case Event():
@@ -122,15 +128,20 @@ class _Writer:
     """The connection; every method runs in the writer thread."""
 
     def __init__(self, path: Path, schema: str) -> None:
-        try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
-            self._prepare(path, schema)
-        except sqlite3.DatabaseError as error:
-            raise ConfigError(str(path), f"is not a journal ({error}); move it away to start afresh") from None
         self._keys: dict[str, Event] = {}
         self._last = 0
+        try:
+            with ExitStack() as undo:
+                self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+                undo.callback(self._db.close)
+                found = self._prepare(schema)
+                if found != (schema, _VERSION):
+                    raise ConfigError(str(path), f"holds another journal ({found}), not {schema!r}; move it away to start afresh")
+                undo.pop_all()
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(str(path), f"cannot be used as a journal ({error}); move it away to start afresh") from None
 
-    def _prepare(self, path: Path, schema: str) -> None:
+    def _prepare(self, schema: str) -> object:
         self._db.execute("PRAGMA busy_timeout=5000")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -141,11 +152,7 @@ class _Writer:
                 self._db.execute(statement)
             self._db.execute("INSERT INTO about VALUES (?, ?)", (schema, _VERSION))
         self._db.execute("COMMIT")
-        found = self._db.execute("SELECT schema, version FROM about").fetchone()
-        if found != (schema, _VERSION):
-            self._db.close()
-            wanted = f"{schema} version {_VERSION}"
-            raise ConfigError(str(path), f"holds {found and f'{found[0]} version {found[1]}'}, not {wanted}; move it away")
+        return self._db.execute("SELECT schema, version FROM about").fetchone()
 
     def read(self) -> list[Event]:
         """Return all events, and remember their keys."""

@@ -57,6 +57,10 @@ _PUBLIC_TEXT: Mapping[str, str] = {errors.InvalidEnvelope.reason: "the update wa
 _WITHOUT_REASON: Mapping[grpc.StatusCode, type[HushtuneError]] = {
     _Code.UNAVAILABLE: PeerLost,
     _Code.CANCELLED: PeerLost,
+    # Our handlers' defects carry a reason. Without one this is the library's own word for a connection that was cut, or a stream
+    # that the peer ended, while a message was being sent (https://github.com/grpc/grpc/issues/36066).
+    _Code.INTERNAL: PeerLost,
+    _Code.UNKNOWN: PeerLost,
     _Code.DEADLINE_EXCEEDED: DeadlineExceeded,
     _Code.UNIMPLEMENTED: VersionMismatch,
     _Code.RESOURCE_EXHAUSTED: LimitExceeded,
@@ -106,8 +110,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HushtuneError:
     info = _error_info(error)
     message = error.details() or error.code().name
     if info is None or info.reason not in _BY_REASON:
-        kind = _WITHOUT_REASON.get(error.code(), HushtuneError)
-        return kind(f"{error.code().name}: {message}" if info is None else message)
+        if info is not None and info.reason == HushtuneError.reason:
+            return HushtuneError(message)
+        return _WITHOUT_REASON.get(error.code(), HushtuneError)(f"{error.code().name}: {message}")
     if info.reason == OffsetMismatch.reason:
         size = info.metadata.get("committed_size", "")
         return OffsetMismatch(int(size)) if size.isascii() and size.isdigit() and len(size) < 20 else PeerLost(message)

@@ -7,7 +7,7 @@ import asyncio
 import os
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,12 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         return pb.FindMissingResponse(resource_names=[name.text for name in names if not self._store.complete(name)])
 
     async def QueryWriteStatus(self, request: pb.QueryWriteStatusRequest, context: Any) -> pb.QueryWriteStatusResponse:
-        """Answer how much of a blob is durable."""
-        name = self._allowed(caller_of(context), request.resource_name, self._may_read, self._may_write)
+        """Answer how much of a blob is durable, and refuse what ``Write`` would refuse for its name.
+
+        A sender asks first, and learns here what a refusal in mid-stream may not tell it: gRPC can lose that status.
+        """
+        name = self._allowed(caller_of(context), request.resource_name, self._may_write)
+        self._require_acceptable(name)
         size = self._store.committed_size(name)
         return pb.QueryWriteStatusResponse(committed_size=size, complete=self._store.complete(name))
 
@@ -88,8 +92,7 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         if first is None:
             raise MalformedUpdate("resource_name: a write without a message")
         name = self._allowed(caller, first.resource_name, self._may_write)
-        if name.size > self._size_max:
-            raise LimitExceeded(f"{name.size} bytes are more than the {self._size_max} allowed")
+        self._require_acceptable(name)
         if self._store.complete(name):
             return pb.WriteResponse(committed_size=name.size, complete=True)
         writer, part = self._store.writer(name), first
@@ -114,8 +117,14 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         if not 0 <= request.read_offset <= name.size or request.read_limit < 0:
             raise MalformedUpdate(f"read_offset: {request.read_offset} is not within the {name.size} bytes of the blob")
         end = min(name.size, request.read_offset + request.read_limit) if request.read_limit else name.size
-        async for offset, data, crc in _parts(path, start=request.read_offset, end=end, step=part_bytes(name.size)):
-            yield pb.ReadResponse(offset=offset, data=data, crc32=crc)
+        async with aclosing(_parts(path, start=request.read_offset, end=end, step=part_bytes(name.size))) as parts:
+            async for offset, data, crc in parts:
+                yield pb.ReadResponse(offset=offset, data=data, crc32=crc)
+
+    def _require_acceptable(self, name: BlobName) -> None:
+        if name.size > self._size_max:
+            raise LimitExceeded(f"{name.size} bytes are more than the {self._size_max} allowed")
+        self._store.require_room(name)
 
     async def _next(self, stream: AsyncIterator[Any]) -> Any:
         async with _moving(self._idle_s):
@@ -231,15 +240,16 @@ async def _write(
     try:
         # A call that has ended refuses further parts; why it has ended is its own answer, awaited below.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            async for position, data, crc in _parts(source, start=offset, end=name.size, step=part_bytes(name.size)):
-                end = position + len(data)
-                request = pb.WriteRequest(write_offset=position, data=data, crc32=crc, finish_write=end == name.size)
-                if position == offset:
-                    request.resource_name = name.text
-                async with _moving(idle_s):
-                    await call.write(request)
-                if progress:
-                    progress(end, name.size)
+            async with aclosing(_parts(source, start=offset, end=name.size, step=part_bytes(name.size))) as parts:
+                async for position, data, crc in parts:
+                    end = position + len(data)
+                    request = pb.WriteRequest(write_offset=position, data=data, crc32=crc, finish_write=end == name.size)
+                    if position == offset:
+                        request.resource_name = name.text
+                    async with _moving(idle_s):
+                        await call.write(request)
+                    if progress:
+                        progress(end, name.size)
             await call.done_writing()
         with faults.translated():
             async with _moving(idle_s):
@@ -272,16 +282,19 @@ async def _read(stub: Any, name: BlobName, writer: PartialWriter, *, idle_s: flo
         call.cancel()
 
 
-async def _parts(source: Path | bytes, *, start: int, end: int, step: int) -> AsyncIterator[tuple[int, bytes, int]]:
+async def _parts(source: Path | bytes, *, start: int, end: int, step: int) -> AsyncGenerator[tuple[int, bytes, int]]:
     """Yield offset, bytes and CRC-32 of each part, at least one; the next is read while the current one is sent."""
     spans = [(offset, min(step, end - offset)) for offset in range(start, end, step)] or [(start, 0)]
     loop = asyncio.get_running_loop()
     coming = loop.run_in_executor(None, _part, source, *spans[0])
-    for index, (offset, _) in enumerate(spans):
-        data, crc = await coming
-        if index + 1 < len(spans):
-            coming = loop.run_in_executor(None, _part, source, *spans[index + 1])
-        yield offset, data, crc
+    try:
+        for index, (offset, _) in enumerate(spans):
+            data, crc = await coming
+            if index + 1 < len(spans):
+                coming = loop.run_in_executor(None, _part, source, *spans[index + 1])
+            yield offset, data, crc
+    finally:
+        coming.cancel()  # one that nobody will send
 
 
 def _part(source: Path | bytes, offset: int, count: int) -> tuple[bytes, int]:

@@ -1,0 +1,326 @@
+"""Do values survive the wire, and are all others refused by the name of their field?"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf, nan
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hushtune_common import messages as ours
+from hushtune_common.errors import MalformedUpdate
+from hushtune_common.units import Decibel, Second
+from hushtune_common.wire import convert
+from hushtune_common.wire.v1 import coordinator_pb2
+
+CALLER = ours.Caller(role=ours.Role.CLIENT, name="c1")
+
+names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
+texts = st.text(max_size=50)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+positives = st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
+not_negatives = st.floats(min_value=0.0, allow_infinity=False)
+levels = st.floats(allow_nan=False).filter(lambda level: level != inf)
+counts = st.integers(0, 2**31 - 1)
+ordinals = st.integers(1, 2**31 - 1)
+bigs = st.integers(1, 2**63 - 1)
+digests = st.binary(min_size=32, max_size=32).map(ours.Digest)
+indices = st.lists(st.integers(0, 999_999), unique=True, max_size=20).map(lambda values: tuple(sorted(values)))
+
+keys = st.builds(ours.UpdateKey, run=names, round_id=ordinals, client=names, attempt=ordinals)
+own_keys = st.builds(ours.UpdateKey, run=names, round_id=ordinals, client=st.just("c1"), attempt=ordinals)
+
+
+@st.composite
+def designs(draw: st.DrawFn) -> ours.SecrecyDesign:
+    info = draw(st.integers(1, 1000)) * 8
+    codewords = draw(st.integers(64, 200))
+    message = 8 * draw(st.integers(8, info * codewords // 8))
+    return ours.SecrecyDesign(
+        modulation=draw(st.sampled_from(["qpsk", "qam16"])),
+        code_bits=info + draw(st.integers(1, 1000)),
+        info_bits=info,
+        codewords=codewords,
+        message_bits=message,
+        random_bits=info * codewords - message,
+        snr_tap_design_db=Decibel(draw(numbers)),
+        log2_delta=draw(numbers),
+        rho=draw(numbers),
+        rate=draw(not_negatives),
+    )
+
+
+gates = st.builds(
+    ours.Gate,
+    decision=st.sampled_from(ours.GateDecision),
+    reason=texts,
+    snr_main_db=levels,
+    snr_tap_bound_db=levels,
+    block_error_rate=st.floats(0.0, 1.0),
+    rate_coded=numbers,
+    rate_gaussian=numbers,
+)
+
+
+@st.composite
+def assignments(draw: st.DrawFn) -> ours.Assignment:
+    gate = draw(gates)
+    return draw(
+        st.builds(
+            ours.Assignment,
+            client=names,
+            round_id=ordinals,
+            gate=st.just(gate),
+            adapter_share=st.floats(0.0, 1.0, exclude_min=True),
+            bandwidth=not_negatives,
+            power=not_negatives,
+            clock=not_negatives,
+            secrecy_rate_bps=not_negatives,
+            deadline=not_negatives,
+            design=designs() if gate.decision is ours.GateDecision.GRANTED else st.none(),
+        )
+    )
+
+
+transmissions = st.builds(
+    ours.Transmission, key=keys, frame=digests, frame_bytes=bigs, design=designs(), power=positives, bandwidth=positives
+)
+receipts = st.builds(ours.Receipt, key=keys, missing=indices)
+specs = st.builds(
+    ours.TensorSpec,
+    name=st.text(min_size=1, max_size=50),
+    shape=st.lists(bigs, min_size=1, max_size=8).map(tuple),
+    dtype=st.sampled_from(["F32", "F16", "BF16"]),
+    block=counts,
+)
+manifests = st.builds(
+    ours.EmulatorManifest,
+    emulator=digests,
+    size_bytes=bigs,
+    base=digests,
+    plan=digests,
+    tokenizer=digests,
+    adapter=st.lists(specs, min_size=1, max_size=3).map(tuple),
+    sealing_key=st.binary(min_size=1, max_size=2000),
+    codec=st.text(min_size=1, max_size=50),
+)
+verdicts = st.builds(
+    ours.Verdict, key=own_keys, accepted=st.booleans(), kept=st.booleans(), reason=texts, score=st.none() | numbers
+)
+reports = st.builds(
+    ours.ClientReport,
+    client=st.just("c1"),
+    round_id=ordinals,
+    gain_main=positives,
+    gain_tap=not_negatives,
+    power_max=positives,
+    clock_max=positives,
+    energy_max=positives,
+    sample_count=bigs,
+    update_bits=bigs,
+)
+completions = st.builds(
+    ours.Completion,
+    key=own_keys,
+    uploaded=st.booleans(),
+    reason=texts,
+    bytes_raw=st.integers(0, 2**63 - 1),
+    bytes_uploaded=st.integers(0, 2**63 - 1),
+    airtime=not_negatives,
+    train_seconds=not_negatives,
+    energy=not_negatives,
+)
+notices = st.builds(
+    ours.ReceptionNotice,
+    seq=bigs,
+    listener=st.sampled_from(ours.Listener),
+    transmission=transmissions,
+    reception=digests,
+    reception_bytes=bigs,
+    fidelity=st.text(min_size=1, max_size=20),
+    airtime=not_negatives,
+)
+directives = st.builds(
+    ours.Directive,
+    seq=bigs,
+    kind=st.sampled_from([kind for kind in ours.DirectiveKind if kind is not ours.DirectiveKind.ASSIGNED]),
+    round_id=counts,
+    accepted=st.lists(names, max_size=3).map(tuple),
+    failed_reason=texts,
+    last=st.booleans(),
+) | st.builds(ours.Directive, seq=bigs, kind=st.just(ours.DirectiveKind.ASSIGNED), round_id=counts, assignment=assignments())
+beats = st.builds(ours.Beat, last_seen_seq=st.integers(0, 2**63 - 1), phase=texts, progress=st.integers(0, 2**63 - 1))
+settlements = st.builds(ours.Settlement, key=keys, accepted=st.booleans())
+
+
+def of_caller(decode: Callable[..., Any]) -> Callable[[Any], Any]:
+    return lambda pb: decode(pb, caller=CALLER)
+
+
+def verdict_from_wire(pb: Any) -> ours.Verdict:
+    return convert.verdict_from_wire(pb, client=ours.ClientId("c1"))
+
+
+KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callable[[Any], Any]]] = {
+    "manifest": (manifests, convert.manifest_to_wire, convert.manifest_from_wire),
+    "verdict": (verdicts, convert.verdict_to_wire, verdict_from_wire),
+    "report": (reports, convert.report_to_wire, of_caller(convert.report_from_wire)),
+    "design": (designs(), convert.design_to_wire, convert.design_from_wire),
+    "gate": (gates, convert.gate_to_wire, convert.gate_from_wire),
+    "assignment": (assignments(), convert.assignment_to_wire, convert.assignment_from_wire),
+    "directive": (directives, convert.directive_to_wire, convert.directive_from_wire),
+    "beat": (beats, convert.beat_to_wire, convert.beat_from_wire),
+    "completion": (completions, convert.completion_to_wire, of_caller(convert.completion_from_wire)),
+    "settlement": (settlements, convert.settlement_to_wire, convert.settlement_from_wire),
+    "transmission": (transmissions, convert.transmission_to_wire, convert.transmission_from_wire),
+    "notice": (notices, convert.notice_to_wire, convert.notice_from_wire),
+    "receipt": (receipts, convert.receipt_to_ack, convert.receipt_from_ack),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_every_value_survives_the_wire(kind: str, data: st.DataObject):
+    values, encode, decode = KINDS[kind]
+    value = data.draw(values)
+    message = encode(value)
+    assert decode(type(message).FromString(message.SerializeToString())) == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_damaged_messages_are_malformed_or_valid_and_nothing_else(kind: str, data: st.DataObject):
+    values, encode, decode = KINDS[kind]
+    message = encode(data.draw(values))
+    leaf, field = data.draw(st.sampled_from(leaves(message)))
+    if field.is_repeated:
+        leaf.ClearField(field.name)
+    elif field.cpp_type == field.CPPTYPE_DOUBLE:
+        setattr(leaf, field.name, data.draw(st.sampled_from([nan, inf, -inf, -1.0])))
+    elif field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_ENUM):
+        setattr(leaf, field.name, data.draw(st.sampled_from([-1, 0, 77, 2**31 - 1])))
+    elif field.type == field.TYPE_STRING:
+        setattr(leaf, field.name, data.draw(st.sampled_from(["", "../x", "A", "x" * 2000])))
+    else:
+        leaf.ClearField(field.name)
+    with suppress(MalformedUpdate):
+        decode(message)
+
+
+def leaves(message: Any) -> list[tuple[Any, Any]]:
+    found: list[tuple[Any, Any]] = []
+    for field in message.DESCRIPTOR.fields:
+        found.append((message, field))
+        if field.message_type is not None and not field.is_repeated and message.HasField(field.name):
+            found.extend(leaves(getattr(message, field.name)))
+    return found
+
+
+def good(kind: str) -> Any:
+    values, encode, _ = KINDS[kind]
+    return encode(minimal(values))
+
+
+def minimal(values: st.SearchStrategy[Any]) -> Any:
+    drawn: list[Any] = []
+
+    @settings(max_examples=1)
+    @given(values)
+    def draw(value: Any) -> None:
+        drawn.append(value)
+
+    draw()
+    return drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("manifest", "emulator_digest", b"short"),
+        ("manifest", "size_bytes", 0),
+        ("manifest", "sealing_key", b""),
+        ("manifest", "sealing_key", bytes(10_000)),
+        ("manifest", "codec", ""),
+        ("verdict", "score", nan),
+        ("verdict", "attempt", 0),
+        ("verdict", "reason", "x" * 1001),
+        ("report", "gain_main", nan),
+        ("report", "gain_main", 0.0),
+        ("report", "gain_tap", -1.0),
+        ("report", "power_max_w", inf),
+        ("report", "sample_count", 0),
+        ("design", "modulation", "qam1024"),
+        ("design", "codewords", 0),
+        ("design", "codewords", 10**6),
+        ("design", "message_bits", 63),
+        ("design", "rate", nan),
+        ("gate", "decision", coordinator_pb2.GATE_DECISION_UNSPECIFIED),
+        ("gate", "decision", 99),
+        ("gate", "snr_main_db", nan),
+        ("gate", "block_error_rate", 1.5),
+        ("assignment", "client", "../c1"),
+        ("assignment", "round_id", 0),
+        ("assignment", "adapter_share", 1.5),
+        ("assignment", "power_w", -1.0),
+        ("directive", "kind", 0),
+        ("directive", "seq", 0),
+        ("beat", "progress", -1),
+        ("beat", "phase", "x" * 1001),
+        ("completion", "run", ""),
+        ("completion", "airtime_s", inf),
+        ("completion", "bytes_raw", -1),
+        ("settlement", "client", "C1"),
+        ("transmission", "frame_digest", b""),
+        ("transmission", "power_w", nan),
+        ("transmission", "bandwidth_hz", 0.0),
+        ("notice", "listener", 0),
+        ("notice", "reception_bytes", 0),
+        ("notice", "fidelity", ""),
+        ("receipt", "attempt", -1),
+    ],
+)
+def test_bad_values_are_refused(kind: str, field: str, value: Any):
+    message = good(kind)
+    setattr(message, field, value)
+    with pytest.raises(MalformedUpdate, match=": "):
+        KINDS[kind][2](message)
+
+
+@pytest.mark.parametrize("missing", [[3, 3], [2, 1], [-1], [1_000_000], list(range(1_000_001))])
+def test_missing_blocks_are_increasing_and_bounded(missing: list[int]):
+    message = good("receipt")
+    message.missing[:] = missing
+    with pytest.raises(MalformedUpdate, match="missing"):
+        convert.receipt_from_ack(message)
+
+
+def test_an_assignment_comes_with_its_directive_and_no_other():
+    message = good("directive")
+    message.kind = coordinator_pb2.DIRECTIVE_KIND_ASSIGNED
+    message.ClearField("assignment")
+    with pytest.raises(MalformedUpdate, match="assignment: is absent"):
+        convert.directive_from_wire(message)
+    message.kind = coordinator_pb2.DIRECTIVE_KIND_DRAIN
+    message.assignment.client = "c1"
+    with pytest.raises(MalformedUpdate, match="assignment: is present"):
+        convert.directive_from_wire(message)
+
+
+@given(receipts)
+def test_a_receipt_reaches_the_client_with_the_last_message_only(receipt: ours.Receipt):
+    pending = convert.receipt_to_transmit(None, airtime=Second(1.5))
+    assert convert.receipt_from_transmit(pending, key=receipt.key) is None
+    final = convert.receipt_to_transmit(receipt, airtime=Second(1.5))
+    assert final.airtime_s == 1.5
+    assert convert.receipt_from_transmit(final, key=receipt.key) == receipt
+
+
+def test_the_client_of_a_report_is_the_caller():
+    message = good("report")
+    other = ours.Caller(role=ours.Role.CLIENT, name="c2")
+    assert convert.report_from_wire(message, caller=other).client == "c2"
