@@ -121,7 +121,9 @@ class Everyone:
 def _decide(view: RoundView, elapsed: Second, *, needed: int, wait_after_s: Second) -> Decision:
     missing = needed - len(view.arrived)
     if missing > len(view.waiting):
-        return Fail(reason=f"{needed} of {view.of} clients are needed, at most {len(view.arrived) + len(view.waiting)} can deliver")
+        return Fail(
+            reason=f"{needed} of {view.of} clients are needed, at most {len(view.arrived) + len(view.waiting)} can deliver"
+        )
     if missing > 0:
         if elapsed < view.limit_s:
             return Wait()
