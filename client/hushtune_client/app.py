@@ -16,9 +16,11 @@ from hushtune_client.phases import (
     AskVerdict,
     Closed,
     Command,
+    Completed,
     Conclude,
     Event,
     Finished,
+    FrameAnswered,
     Measure,
     RoundFailed,
     Send,
@@ -32,7 +34,16 @@ from hushtune_client.state import ClientState
 from hushtune_client.trainer import Trainer
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import ConfigError, HushtuneError, MalformedUpdate, OperatingFault, PeerLost, Refusal, StaleRound
+from hushtune_common.errors import (
+    ChannelOutage,
+    ConfigError,
+    HushtuneError,
+    MalformedUpdate,
+    OperatingFault,
+    PeerLost,
+    Refusal,
+    StaleRound,
+)
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
 from hushtune_common.seeding import SeedTree
@@ -202,7 +213,11 @@ class _Conductor:
 
     async def _take(self, event: Event, *, seq: int | None = None) -> None:
         async with self._turn:
-            for command in await self._state.record(event, seq=seq):
+            commands = await self._state.record(event, seq=seq)
+            if isinstance(event, FrameAnswered) and event.missing and isinstance(self._state.current, Completed):
+                outage = ChannelOutage(self._state.current.completion.reason)
+                self._spoil(event.round_id, outage, duty="send")
+            for command in commands:
                 self._begin(command)
 
     def _begin(self, command: Command) -> None:
@@ -246,8 +261,10 @@ class _Conductor:
             case Measure() if not isinstance(error, OperatingFault | Refusal | StaleRound):
                 raise error
             case Measure() | Train() | Send():
-                log_event(_logger, "round_failed", level=logging.ERROR, **fields)
-                self._spoiled[round_id] = error
+                if isinstance(error, StaleRound):
+                    log_event(_logger, "round_missed", level=logging.WARNING, **fields)  # others were faster, nothing broke
+                else:
+                    self._spoil(round_id, error, duty=duty)
                 return RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}")
             case AskVerdict():
                 log_event(_logger, "verdict_missed", level=logging.WARNING, **fields)
@@ -256,6 +273,12 @@ class _Conductor:
                 # The coordinator closes the round without this word too; a stale round is closed already.
                 log_event(_logger, "completion_undelivered", level=logging.WARNING, **fields)
                 return None
+
+    def _spoil(self, round_id: int, error: HushtuneError, *, duty: str) -> None:
+        """Remember what this client's part of the round came to nothing by; it is the exit code if no better round follows."""
+        self._spoiled[round_id] = error
+        fields = {"duty": duty, "round_id": round_id, "reason": error.reason, "problem": str(error)}
+        log_event(_logger, "round_failed", level=logging.ERROR, **fields)
 
     async def _end(self, reason: str) -> None:
         """Stop every job, and say goodbye if there is still somebody to hear it."""

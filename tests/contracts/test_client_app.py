@@ -1,0 +1,365 @@
+"""Does the whole client process take part, refuse what it must, come back after a crash, and stop when told?"""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hushtune_client import app, cli
+from hushtune_client.app import ClientOptions
+from hushtune_common import config, logs
+from hushtune_common.adapter import AdapterState
+from hushtune_common.clock import SystemClock
+from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.config import Scenario, TimingConfig
+from hushtune_common.crypto import envelope
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import ChannelOutage, ConfigError, DigestMismatch, HushtuneError, LimitExceeded, ScenarioMismatch
+from hushtune_common.link.channel import Assembly, Frame, Reception
+from hushtune_common.messages import Digest, Directive, DirectiveKind, EmulatorManifest, Gate, Listener, Role, UpdateKey, Verdict
+from hushtune_common.model.bundle import read_bundle
+from hushtune_common.seeding import SeedTree
+from tests.kits import Kits
+from tests.loopback import CLIENT, DESIGN, GRANTED, REFUSED, RUN, World, assignment_of
+from tests.loopback_grpc import serving
+from tests.models import tiny_bundle
+
+SCENARIO = """
+name = "one-client"
+seed = 3
+[model]
+source = "random:blocks=6,hidden=32,heads=4,seed=1"
+[data]
+private = "txt:private.txt"
+public = "txt:private.txt"
+window_tokens = 17
+train_windows = 12
+[training]
+learning_rate = 1e-2
+[timing]
+connect_s = 10
+idle_s = 3
+round_s = 60
+[limits]
+attempts_max = 3
+[[clients]]
+id = "c1"
+position = { x_m = -60.0, y_m = 40.0 }
+"""
+SECRET = "the password of the captain is marigold"
+KEY = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=1)
+
+
+@dataclass(slots=True)
+class Stage:
+    """A scenario on disk, a scripted world that fits it, and the owner's key."""
+
+    folder: Path
+    kits: Kits
+    path: Path
+    scenario: Scenario
+    world: World
+    private: HybridPrivateKey
+
+    def options(self, owner: str, coordinator: str, air: str) -> ClientOptions:
+        return ClientOptions(
+            scenario=self.scenario,
+            client_id=CLIENT,
+            kit=self.kits.folder(Role.CLIENT, CLIENT),
+            state_dir=self.folder / "state",
+            owner=owner,
+            coordinator=coordinator,
+            air=air,
+            data=None,
+        )
+
+    async def take_part(self) -> int:
+        """Run the client in this process against the world."""
+        async with serving(self.world, kits=self.kits, folder=self.folder) as at:
+            options = self.options(at.owner, at.coordinator, at.air)
+            return await app.run(options, clock=SystemClock(), seeds=SeedTree(self.scenario.seed))
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
+    return Kits(tmp_path_factory.mktemp("kits"))
+
+
+@pytest.fixture
+def stage(tmp_path: Path, kits: Kits) -> Stage:
+    lines = [
+        f"{SECRET} number {word}" for word in ("one", "two", "three", "seven", "eight", "nine", "ten", "red", "blue", "green")
+    ]
+    (tmp_path / "private.txt").write_text("\n".join(lines), encoding="utf-8")
+    path = tmp_path / "one.toml"
+    path.write_text(SCENARIO, encoding="utf-8")
+    scenario = config.load(path)
+    emulator = tiny_bundle(tmp_path, 3)
+    bundle = read_bundle(emulator)
+    private = HybridPrivateKey.generate()
+    manifest = EmulatorManifest(
+        emulator=Digest.of(emulator.read_bytes()),
+        size_bytes=emulator.stat().st_size,
+        base=bundle.base_digest,
+        plan=bundle.plan.digest,
+        tokenizer=bundle.tokens.digest,
+        adapter=bundle.schema,
+        sealing_key=private.public.to_bytes(),
+        codec="delta-int8-b64-zstd/1",
+    )
+    timing = TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0)
+    world = World(emulator=emulator.read_bytes(), manifest=manifest, scenario=scenario.digest, timing=timing)
+    return Stage(folder=tmp_path, kits=kits, path=path, scenario=scenario, world=world, private=private)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    stream, root = io.StringIO(), logging.getLogger()
+    before, level = list(root.handlers), root.level
+    logs.configure(clock=SystemClock(), stream=stream, json_lines=True, role="client")
+    yield stream
+    root.handlers[:] = before
+    root.setLevel(level)
+
+
+def events(log: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 60.0))
+
+
+async def direct(world: World, gate: Gate = GRANTED) -> None:
+    """Play coordinator and owner for one round, which is the last."""
+    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
+    await world.until(lambda: bool(world.reports))
+    assigned = assignment_of(gate=gate)
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=assigned))
+    await world.until(lambda: bool(world.completions))
+    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
+    world.post(Directive(seq=3, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
+    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
+
+
+async def with_direction(work: Coroutine[Any, Any, Any], world: World, gate: Gate = GRANTED) -> Any:
+    directing = asyncio.create_task(direct(world, gate))
+    try:
+        return await work
+    finally:
+        directing.cancel()
+
+
+def received(stage: Stage) -> AdapterState:
+    """Return what the owner can make of all frames on air."""
+    frames = [Frame.from_bytes(stage.world.frames[sent.frame]) for sent, _ in stage.world.sent.values()]
+    assembly = Assembly(frames[0].update_bytes, DESIGN.payload_bytes)
+    for (sent, outcome), frame in zip(stage.world.sent.values(), frames, strict=True):
+        assert sent.power <= stage.scenario.clients[0].power_max_w
+        heard = ~(frame.indices[:, None] == outcome.missing).any(axis=1) if outcome.missing else frame.indices >= 0
+        assembly.add(Reception.of(frame, listener=Listener.MAIN, heard=heard, snr_db=heard.astype("float32")))
+    bundle = read_bundle(stage.folder / "bundle.safetensors")
+    codec = DeltaCodec(shipped=AdapterState(bundle.adapter_numpy()), config=stage.scenario.codec)
+    sealed = envelope.from_bytes(assembly.data())
+    assert sealed.key == KEY
+    return codec.decode(envelope.open_sealed(sealed, private=stage.private, codec=codec.id), bundle.schema)
+
+
+@pytest.mark.slow
+def test_a_client_goes_from_emulator_to_verdict_and_its_text_stays_at_home(stage: Stage, log: io.StringIO) -> None:
+    stage.world.lost = lambda key, blocks: blocks[::2] if key.attempt == 1 else ()
+    assert run(with_direction(stage.take_part(), stage.world)) == 0
+    state = received(stage)
+    shipped = read_bundle(stage.folder / "bundle.safetensors").adapter_numpy()
+    assert any((state.tensors[name] != tensor).any() for name, tensor in shipped.items())
+    (done,) = stage.world.completions.values()
+    assert (done.uploaded, done.key.attempt) == (True, 2)
+    assert done.bytes_raw == state.bytes_raw
+    assert done.bytes_uploaded == sum(sent.frame_bytes for sent, _ in stage.world.sent.values())
+    assert min(done.airtime, done.train_seconds, done.energy) > 0.0
+    wanted = [
+        "training_finished",
+        "update_encoded",
+        "update_sealed",
+        "frame_transmitted",
+        "frame_transmitted",
+        "verdict_received",
+    ]
+    assert [e["event"] for e in events(log) if e["event"] in set(wanted)] == wanted
+    spoken = log.getvalue() + repr(stage.world.reports) + repr(stage.world.completions) + repr(stage.world.beats)
+    assert not re.search("password|captain|marigold", spoken)
+    assert not list((stage.folder / "state").rglob("windows.npy")), "private windows are deleted with the round"
+    assert stage.world.left == ["the run is over"]
+
+
+@pytest.mark.slow
+def test_a_refused_gate_sends_nothing_and_is_no_failure(stage: Stage, log: io.StringIO) -> None:
+    assert run(with_direction(stage.take_part(), stage.world, REFUSED)) == 0
+    (done,) = stage.world.completions.values()
+    assert not done.uploaded
+    assert REFUSED.reason in done.reason
+    assert not stage.world.sent
+    (refusal,) = [e for e in events(log) if e["event"] == "gate_refused"]
+    assert refusal["reason"] == REFUSED.reason
+
+
+@pytest.mark.slow
+def test_an_adapter_that_never_gets_through_is_a_failure_with_its_exit_code(stage: Stage, log: io.StringIO) -> None:
+    stage.world.lost = lambda _, blocks: blocks[:1]
+    assert run(with_direction(stage.take_part(), stage.world)) == ChannelOutage.exit_code
+    (done,) = stage.world.completions.values()
+    assert (done.uploaded, done.key.attempt) == (False, 3)
+    assert "outage" in done.reason
+    (failure,) = [e for e in events(log) if e["event"] == "round_failed"]
+    assert failure["reason"] == ChannelOutage.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["tokenizer", "base", "plan"])
+def test_an_emulator_that_is_not_the_promised_one_is_refused_by_name(stage: Stage, what: str) -> None:
+    stage.world.manifest = replace(stage.world.manifest, **{what: Digest.of(b"other")})
+    with pytest.raises(DigestMismatch, match=f"wrong {what}"):
+        run(with_direction(stage.take_part(), stage.world))
+    assert not stage.world.reports
+    assert "DIGEST_MISMATCH" in stage.world.left[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"size_bytes": 1 << 40}, LimitExceeded), ({"codec": "delta-int4-b64-zstd/1"}, ScenarioMismatch)],
+    ids=["too large", "another codec"],
+)
+def test_a_manifest_that_cannot_be_right_is_refused_before_the_download(
+    stage: Stage, change: dict[str, Any], error: type[HushtuneError]
+) -> None:
+    stage.world.manifest = replace(stage.world.manifest, **change)
+    with pytest.raises(error):
+        run(with_direction(stage.take_part(), stage.world))
+    assert not list((stage.folder / "state" / "blobs").rglob(stage.world.manifest.emulator.hex + "*"))
+
+
+def test_a_kit_of_somebody_else_is_refused_before_dialling(stage: Stage) -> None:
+    options = replace(stage.options("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), kit=stage.kits.folder(Role.CLIENT, "c2"))
+    with pytest.raises(ConfigError, match="hushtune://client/c2"):
+        run(app.run(options, clock=SystemClock(), seeds=SeedTree(3)))
+
+
+# --- as a real process ------------------------------------------------------------------------------------------------
+
+
+async def started(stage: Stage, owner: str, coordinator: str, air: str, *extra: str) -> asyncio.subprocess.Process:
+    state, kit = str(stage.folder / "state"), str(stage.kits.folder(Role.CLIENT, CLIENT))
+    arguments = ["run", str(stage.path), "--client", CLIENT, "--kit", kit, "--state", state, "--json-logs", *extra]
+    arguments += ["--owner", owner, "--coordinator", coordinator, "--air", air]
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "hushtune_client",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def until_logged(process: asyncio.subprocess.Process, event: str) -> None:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if json.loads(line)["event"] == event:
+            return
+    pytest.fail(f"ended before {event}")
+
+
+@pytest.mark.slow
+def test_a_terminated_client_leaves_and_ends_with_its_child_within_five_seconds(stage: Stage) -> None:
+    async def work() -> None:
+        forever = ["--set", "training.epochs=100000"]
+        stage.world.scenario = config.load(stage.path, overrides=forever[1:]).digest
+        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
+            directing = asyncio.create_task(direct(stage.world))
+            process = await started(stage, at.owner, at.coordinator, at.air, *forever)
+            await until_logged(process, "training_progressed")
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            _, errors = await asyncio.wait_for(process.communicate(), 5.0)
+            directing.cancel()
+        assert process.returncode == 130, errors
+        assert errors == b""
+        assert psutil.wait_procs(family, timeout=2.0)[1] == []
+        assert stage.world.left == ["interrupted"]
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
+    async def work() -> None:
+        slow = ["--set", "training.epochs=300"]
+        stage.world.scenario = config.load(stage.path, overrides=slow[1:]).digest
+        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
+            directing = asyncio.create_task(direct(stage.world))
+            first = await started(stage, at.owner, at.coordinator, at.air, *slow)
+            await until_logged(first, "training_progressed")
+            first.kill()
+            await first.communicate()
+            second = await started(stage, at.owner, at.coordinator, at.air, *slow)
+            output, errors = await second.communicate()
+            directing.cancel()
+        assert second.returncode == 0, errors
+        names = [json.loads(line)["event"] for line in output.splitlines()]
+        assert "training_finished" in names
+        assert "device_reported" not in names, "the report was made in the first life"
+        (done,) = stage.world.completions.values()
+        assert done.uploaded
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_health_names_each_counterpart(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    async def work() -> None:
+        kit = str(stage.kits.folder(Role.CLIENT, CLIENT))
+        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
+            flags = ["--kit", kit, "--owner", at.owner, "--coordinator", at.coordinator, "--air", at.air]
+            assert await asyncio.to_thread(cli.main, ["health", *flags]) == 0
+
+    run(work())
+    assert [line.split(" at ")[0] for line in capsys.readouterr().out.splitlines()] == ["owner", "coordinator", "air"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "told"),
+    [
+        (("[model]", "[modle]"), 3, "did you mean model?"),
+        (('private = "txt:private.txt"', 'private = "txt:nowhere.txt"'), 3, "nowhere.txt"),
+        (('id = "c1"', 'id = "c9"'), 3, "no client 'c1'"),
+    ],
+    ids=["mistyped key", "missing text", "unknown client"],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(
+    stage: Stage, capsys: pytest.CaptureFixture[str], change: tuple[str, str], code: int, told: str
+) -> None:
+    stage.path.write_text(SCENARIO.replace(*change), encoding="utf-8")
+    flags = ["--kit", str(stage.kits.folder(Role.CLIENT, CLIENT)), "--state", str(stage.folder / "state")]
+    flags += ["--owner", "127.0.0.1:1", "--coordinator", "127.0.0.1:1", "--air", "127.0.0.1:1"]
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        assert cli.main(["run", str(stage.path), "--client", CLIENT, "--json-logs", *flags]) == code
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1
+    assert told in printed.err
+    assert json.loads(printed.out.splitlines()[-1])["event"] == "process_failed"
