@@ -129,3 +129,8 @@ class Ledger:
             }
             for s in self._sent
         ]
+
+
+def receipt_body(receipt: Receipt) -> dict[str, Any]:
+    """Return the journal's form of a receipt."""
+    return msgspec.to_builtins(receipt)

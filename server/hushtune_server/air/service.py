@@ -16,13 +16,14 @@ from hushtune_common.messages import Caller, Digest, Listener, Receipt, Role, Tr
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
+from hushtune_common.units import Decibel, Second
 from hushtune_common.wire import convert
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.transfer import BlobsService
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc, blobs_pb2
 from hushtune_server.air.fading import Geography
-from hushtune_server.air.ledger import ACKNOWLEDGED, TRANSMITTED, Heard, Ledger, Sent
+from hushtune_server.air.ledger import ACKNOWLEDGED, TRANSMITTED, Heard, Ledger, Sent, receipt_body
 from hushtune_server.air.medium import Medium, Overheard
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Sky:
         self._seeds = seeds
         self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
         self._commit = asyncio.Lock()
+        self._writing: dict[str, BlobName] = {}
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
 
@@ -88,6 +90,7 @@ class Sky:
         """Put a written frame on air, once: the same key again returns the stored outcome, also while it is being carried."""
         known = self.ledger.find(transmission)
         if known is not None:
+            self._store.discard(f"frames/{transmission.key.text}")  # a client that restarted may have written it again
             return known
         task = self._carrying.get(transmission.key)
         if task is None:
@@ -115,10 +118,16 @@ class Sky:
     async def acknowledge(self, receipt: Receipt) -> None:
         """Record the owner's receipt, wake the sender, and forget what only the owner would have read."""
         self.ledger.require_sent(receipt.key)
-        missing = list(receipt.missing)
-        await self._record(ACKNOWLEDGED, {"key": _key_body(receipt.key), "missing": missing}, key=f"ack/{receipt.key.text}")
+        await self._record(ACKNOWLEDGED, receipt_body(receipt), key=f"ack/{receipt.key.text}")
         self._store.discard(f"receptions/main/{receipt.key.text}")
         self.bell.ring()
+
+    def client_writes(self, caller: Caller, name: BlobName) -> None:
+        """Forget the frame that this client wrote before: it sends one at a time, and must not fill the disk of the others."""
+        before = self._writing.get(caller.name)
+        if before is not None and before != name:
+            self._store.discard(before.prefix)
+        self._writing[caller.name] = name
 
     def tap_reads(self, name: BlobName) -> None:
         """Forget the tap's receptions before ``name``."""
@@ -147,10 +156,10 @@ class Sky:
         tap = await keep(self._store, f"receptions/tap/{key}", await asyncio.to_thread(overheard.tap.to_bytes))
         sent = Sent(
             transmission=transmission,
-            main=Heard(digest=main.digest, size=main.size, snr_db=overheard.snr_main_db),
-            tap=Heard(digest=tap.digest, size=tap.size, snr_db=overheard.snr_tap_db),
+            main=Heard(digest=main.digest, size=main.size, snr_db=Decibel(float(overheard.snr_main_db))),
+            tap=Heard(digest=tap.digest, size=tap.size, snr_db=Decibel(float(overheard.snr_tap_db))),
             blocks=frame.count,
-            airtime=overheard.airtime,
+            airtime=Second(float(overheard.airtime)),
             fidelity=frame.fidelity.value,
         )
         async with self._commit:
@@ -234,13 +243,24 @@ class AirBlobs(BlobsService):
         super().__init__(store, may_read=may_read, may_write=may_write, size_max=sky.scenario.limits.update_bytes_max)
         self._sky = sky
 
-    async def Read(self, request: blobs_pb2.ReadRequest, context: Context) -> AsyncIterator[blobs_pb2.ReadResponse]:
+    async def Write(self, request_iterator: AsyncIterator[blobs_pb2.WriteRequest], context: Context) -> blobs_pb2.WriteResponse:
+        """Receive a frame; the client's frame before it is forgotten."""
+        caller = caller_of(context)
+
+        async def watched() -> AsyncIterator[blobs_pb2.WriteRequest]:
+            async for part in request_iterator:
+                if part.resource_name and may_write(caller, name := BlobName.parse(part.resource_name)):
+                    self._sky.client_writes(caller, name)
+                yield part
+
+        return await super().Write(watched(), context)
+
+    def Read(self, request: blobs_pb2.ReadRequest, context: Context) -> AsyncIterator[blobs_pb2.ReadResponse]:
         """Download from an offset. The tap reads in order, so what it begins to read says that it has what came before."""
         caller, name = caller_of(context), BlobName.parse(request.resource_name)
         if caller.role is Role.EAVESDROPPER and may_read(caller, name):
             self._sky.tap_reads(name)
-        async for part in super().Read(request, context):
-            yield part
+        return super().Read(request, context)
 
 
 def may_write(caller: Caller, name: BlobName) -> bool:
@@ -291,7 +311,3 @@ def _require_allowed(transmission: Transmission, client: ClientConfig, scenario:
         raise LimitExceeded(f"power {transmission.power:g} W is above this device's {client.power_max_w:g} W")
     if transmission.bandwidth > scenario.air.bandwidth_hz * _ROUNDING:
         raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is above the air's {scenario.air.bandwidth_hz:g} Hz")
-
-
-def _key_body(key: UpdateKey) -> dict[str, Any]:
-    return {"run": key.run, "round_id": key.round_id, "client": key.client, "attempt": key.attempt}

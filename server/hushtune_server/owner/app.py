@@ -101,6 +101,7 @@ class OwnerProcess:
         limits = options.scenario.limits
         quota = 2 * limits.emulator_bytes_max + len(options.scenario.clients) * limits.attempts_max * limits.update_bytes_max
         self._store = BlobStore(options.state_dir / "blobs", quota_bytes=quota)
+        self._catalog = Catalog(self._store, size_max=limits.emulator_bytes_max)
         self._book = Book()
         for event in journal.events():
             self._book.apply(event.kind, event.body)
@@ -130,7 +131,6 @@ class OwnerProcess:
         bundle = state / "emulator.partial"
         prepared = await self._in_worker(partial(_load, self._options, bundle, self._seeds.child("plan"), self._clock))
         private = _sealing_key(state / "sealing.key")
-        self._catalog = Catalog(self._store, size_max=self._scenario.limits.emulator_bytes_max)
         codec = codec_id(self._scenario.codec)
         published = await self._catalog.publish(bundle, sealing_key=private.public.to_bytes(), codec=codec)
         log_event(

@@ -72,6 +72,17 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     return Prepared(source=source, model=model, plan=plan, windows=windows)
 
 
+def compute_plan(scenario: Scenario, *, cache: Path, seeds: SeedTree, telling: Telling) -> Plan:
+    """Return the plan that the scenario's method makes on its public text, whatever plan file the scenario names."""
+    torch.set_num_threads(scenario.model.threads)
+    telling.phase("loading the model")
+    source = open_source(scenario.model.source, cache=cache)
+    public = load_records(scenario.data.public)
+    model = source.load()
+    telling.phase("profiling blocks on public text")
+    return fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
+
+
 class Workshop:
     """The full model on the bench, with everything that updates are checked against.
 
@@ -95,7 +106,8 @@ class Workshop:
         shipped = AdapterState(read_bundle(bundle).adapter_numpy())
         self._schema = manifest.adapter
         self._adapters = state_dir / "adapters"
-        self._seat = state_dir / "seated.safetensors"
+        # What the model kept has to survive a restart only if another round is going to build on it.
+        self._seat = state_dir / "seated.safetensors" if scenario.coordinator.rounds > 1 else None
         self._adapters.mkdir(parents=True, exist_ok=True)
         self._intake = Intake(
             manifest=manifest,
@@ -107,8 +119,7 @@ class Workshop:
         )
         increase_max = gate.public_loss_increase_max_nats
         self._plugin = Plugin(prepared.model, schema=self._schema, windows=prepared.windows, increase_max=increase_max)
-        self.loss_zero_shot = self._plugin.loss
-        if self._seat.exists():
+        if self._seat is not None and self._seat.exists():
             self._plugin.keep(load_adapter(self._seat, self._schema))
 
     def judge(self, blob: bytes, *, key: UpdateKey) -> Judgement:
@@ -135,7 +146,7 @@ class Workshop:
         merged = mean([(load_adapter(self._path(client), self._schema), 1.0) for client in clients])
         save_adapter(self._path(AGGREGATE), merged)
         trial = self._plugin.keep(merged)
-        if trial.kept:
+        if trial.kept and self._seat is not None:
             save_adapter(self._seat, merged)
         return trial
 
