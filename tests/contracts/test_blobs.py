@@ -220,6 +220,19 @@ def test_a_complete_blob_needs_no_second_writing(tmp_path: Path):
     asyncio.run(run())
 
 
+def test_settling_keeps_what_a_cut_writer_has_left(tmp_path: Path):
+    data = os.urandom(2 * MIB)
+
+    async def run() -> None:
+        store = BlobStore(tmp_path, quota_bytes=QUOTA)
+        await store.writer(name_of(data)).write(0, data[:MIB])
+        assert await store.settle(name_of(data)) == MIB
+        assert await store.settle(name_of(b"unknown")) == 0
+
+    asyncio.run(run())
+    assert BlobStore(tmp_path, quota_bytes=QUOTA).committed_size(name_of(data)) == MIB
+
+
 def test_discarding_deletes_a_subtree_and_ends_its_writers(tmp_path: Path):
     async def run() -> None:
         store = BlobStore(tmp_path, quota_bytes=QUOTA)

@@ -57,14 +57,28 @@ def require_prefix(prefix: str) -> None:
         raise ValueError(f"a blob prefix has 1 to 6 segments of a-z, 0-9 and '-', got {prefix!r}")
 
 
-@dataclass(slots=True)
 class _Slot:
     """One partial in this process: its file, the number of its newest writer, and the last job on the file."""
 
-    partial: Partial
-    executor: ThreadPoolExecutor
-    generation: int = 0
-    job: "asyncio.Future[None] | None" = None
+    def __init__(self, partial: Partial, executor: ThreadPoolExecutor) -> None:
+        self.partial = partial
+        self.generation = 0
+        self._executor = executor
+        self._job: asyncio.Future[None] | None = None
+
+    async def idle(self, proceed: Callable[[], None]) -> None:
+        """Wait until no thread works on the file; ``proceed`` is asked before and after each wait and may raise."""
+        proceed()
+        while self._job is not None and not self._job.done():
+            await asyncio.wait({self._job})
+            proceed()
+
+    def start(self, work: Callable[[], None]) -> "asyncio.Future[None]":
+        """Run ``work`` in a thread; only right after ``idle``, so that one thread at a time works on the file."""
+        self._job = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        # Seen even when the transfer is cut before anyone asks.
+        self._job.add_done_callback(lambda job: job.cancelled() or job.exception())
+        return self._job
 
 
 class BlobStore:
@@ -109,6 +123,15 @@ class BlobStore:
             return name.size
         slot = self._slots.get(name.text)
         return slot.partial.committed if slot else read_offset(self._part_path(name), size=name.size)
+
+    async def settle(self, name: BlobName) -> int:
+        """Make durable what a cut or stalled writer has left, and return the committed size."""
+        slot = self._slots.get(name.text)
+        if slot is not None:
+            await slot.idle(lambda: None)
+            if slot.partial.position > slot.partial.committed:
+                await asyncio.wait({slot.start(slot.partial.sync)})  # when it fails, less is committed
+        return self.committed_size(name)
 
     def path(self, name: BlobName) -> Path:
         """Return the file of a complete blob; ``StaleRound`` when it is not held (any more)."""
@@ -282,10 +305,7 @@ class PartialWriter:
         return self._position
 
     async def _idle(self) -> None:
-        self._require_place()
-        while (job := self._slot.job) is not None and not job.done():
-            await asyncio.wait({job})
-            self._require_place()
+        await self._slot.idle(self._require_place)
         if self._job is not None:
             self._job.result()
 
@@ -294,10 +314,7 @@ class PartialWriter:
             raise PeerLost("a newer transfer of the same blob has taken over")
 
     def _start(self, work: Callable[[], None]) -> None:
-        job = asyncio.get_running_loop().run_in_executor(self._slot.executor, work)
-        # Seen even when the transfer is cut before anyone asks.
-        job.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._job = self._slot.job = job
+        self._job = self._slot.start(work)
 
     def _refuse(self, problem: str) -> NoReturn:
         self._drop()

@@ -75,13 +75,13 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         return pb.FindMissingResponse(resource_names=[name.text for name in names if not self._store.complete(name)])
 
     async def QueryWriteStatus(self, request: pb.QueryWriteStatusRequest, context: Any) -> pb.QueryWriteStatusResponse:
-        """Answer how much of a blob is durable, and refuse what ``Write`` would refuse for its name.
+        """Make durable what has arrived of a blob, answer how much that is, and refuse what ``Write`` would refuse for its name.
 
         A sender asks first, and learns here what a refusal in mid-stream may not tell it: gRPC can lose that status.
         """
         name = self._allowed(caller_of(context), request.resource_name, self._may_write)
         self._require_acceptable(name)
-        size = self._store.committed_size(name)
+        size = await self._store.settle(name)
         return pb.QueryWriteStatusResponse(committed_size=size, complete=self._store.complete(name))
 
     async def Write(self, request_iterator: Any, context: Any) -> pb.WriteResponse:
