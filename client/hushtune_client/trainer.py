@@ -1,18 +1,20 @@
 """How does training run beside a parent that must keep answering? In a warm child process: orders in, progress out.
 
-The child is spawned (never forked: gRPC threads do not survive a fork) when the client starts, imports torch while the client
-still joins the run, and serves any number of orders. Parent and child exchange JSON bytes over a pipe; token windows travel as a
-``.npy`` file, the trained adapter as a safetensors file. The parent never imports torch. The child ends by itself when the pipe
-closes, so it cannot outlive its parent.
+The child is a fresh interpreter (never a fork: gRPC's threads do not survive one), started with the client, so that it imports
+torch while the client still joins the run; it serves any number of orders. Parent and child exchange JSON bytes over a pipe;
+token windows travel as a ``.npy`` file, the trained adapter as a safetensors file. The parent never imports torch. The child ends
+by itself when the pipe closes, so it cannot outlive its parent.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator
@@ -40,6 +42,7 @@ _MESSAGE_BYTES_MAX = 65_536
 _STOP_S = 1.0
 """How long a terminated child may take before it is killed; twice this bounds ``stop``."""
 _LOG_EVERY_S = 0.5
+_STANDARD_ERROR = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +125,10 @@ class Trainer:
 
     def start(self) -> None:
         """Spawn the child, which then imports torch in its own time; does nothing when one is alive."""
-        if self._child is not None and self._child.process.is_alive():
-            return
+        if self._child is not None:
+            if self._child.alive:
+                return
+            self._child.connection.close()
         self._child = _Child()
         log_event(_logger, "trainer_started", pid=self._child.process.pid)
 
@@ -154,11 +159,10 @@ class Trainer:
             return
         child.connection.close()
         child.process.terminate()
-        await asyncio.to_thread(child.process.join, _STOP_S)
-        if child.process.is_alive():
+        if not await child.ended(within_s=_STOP_S):
             child.process.kill()
-            await asyncio.to_thread(child.process.join, _STOP_S)
-        log_event(_logger, "trainer_stopped", exit_code=child.process.exitcode)
+            await child.ended(within_s=_STOP_S)
+        log_event(_logger, "trainer_stopped", exit_code=child.process.returncode)
 
     async def _follow(
         self, child: "_Child", order: Order, *, started: Callable[[], None], report: Callable[[StepReport], None]
@@ -209,16 +213,36 @@ def _log_progress(order: Order, step: StepReport) -> None:
 
 
 class _Child:
-    """A spawned process and the parent's end of its pipe."""
+    """A child process and the parent's end of its pipe."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), name="hushtune-trainer", daemon=True)
-        # Ctrl-C reaches every process of a terminal; only the parent answers it, and it stops the child in order.
-        with _blocked(signal.SIGINT):
-            self.process.start()
-        theirs.close()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            # -P: nothing in the current folder may stand in for a module of ours.
+            command = [sys.executable, "-P", "-m", "hushtune_client.trainer", str(number)]
+            # Ctrl-C reaches every process of a terminal; only the parent answers it, and it stops the child in order.
+            with _blocked(signal.SIGINT):
+                self.process = subprocess.Popen(  # noqa: S603 - a fixed command
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=_STANDARD_ERROR,  # standard output is the parent's log
+                    pass_fds=[number],
+                )
+        self.connection = Connection(ours.detach())
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self.process.poll() is None
+
+    async def ended(self, *, within_s: float) -> bool:
+        """Wait for the end; return false when it did not come in time."""
+        try:
+            await asyncio.to_thread(self.process.wait, within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     async def send(self, data: bytes) -> None:
         """Send one message; `TrainerFailed` when nobody reads any more."""
@@ -239,8 +263,8 @@ class _Child:
         return body
 
     async def _death(self) -> TrainerFailed:
-        await asyncio.to_thread(self.process.join, _STOP_S)
-        return TrainerFailed(f"the training process died (exit code {self.process.exitcode}); its standard error says more")
+        await self.ended(within_s=_STOP_S)
+        return TrainerFailed(f"the training process died (exit code {self.process.returncode}); its standard error says more")
 
 
 async def _readable(descriptor: int) -> None:
@@ -272,7 +296,6 @@ def _blocked(kind: signal.Signals) -> Generator[None]:
 
 def _serve(connection: Connection) -> None:
     """Serve orders until the parent goes away. This is the child's whole life."""
-    os.dup2(2, 1)  # standard output belongs to the parent's log; whatever a library prints goes to standard error
     orders: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_watch, args=(connection, orders), daemon=True).start()
     try:
@@ -365,3 +388,7 @@ def load_windows(path: Path) -> NDArray[np.int64]:
     if windows.ndim != 2 or windows.dtype != np.int64 or not len(windows):
         raise MalformedUpdate(f"{path.name}: token windows are int64 (N, T), got {windows.dtype} {windows.shape}")
     return windows
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))
