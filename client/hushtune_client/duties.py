@@ -199,7 +199,8 @@ class Duties:
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
-        emulator = (await self._prepare(round_id)).emulator
+        # After a restart the report was made in an earlier life, and nothing is at hand yet.
+        emulator = (self._material or await self._prepare(round_id)).emulator
         files = self._state.files(round_id)
         clock_share = min(1.0, assignment.clock / self._device.clock_max_flops)
         self._status.enter("warming up the trainer")
