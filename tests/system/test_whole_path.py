@@ -36,7 +36,7 @@ batch_windows = 8
 shadowing_db = 0.0
 [coordinator]
 allocator = { clock_share = 1.0 }
-stragglers = { kind = "quorum", share = 0.6, wait_after_s = 0.0 }
+stragglers = { kind = "quorum", share = 0.6, wait_after_s = 10.0 }
 [timing]
 connect_s = 20
 idle_s = 6
@@ -81,7 +81,7 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
-def testbed(scenario: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_testbed(scenario: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "hushtune_server", "testbed", "run", str(scenario), "--runs", str(scenario.parent / "runs")]
     command += ["--cache", str(scenario.parent / "cache"), "--no-live", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -126,7 +126,7 @@ def log_has(scenario: Path, name: str, event: str) -> bool:
 
 @pytest.mark.slow
 def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -> None:
-    process = testbed(scenario)
+    process = start_testbed(scenario)
     output = finish(process, within_s=120)
     assert process.returncode == 0, output
     report = report_of(scenario)
@@ -149,7 +149,7 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
 
 @pytest.mark.slow
 def test_a_client_killed_during_training_is_left_out_and_named(scenario: Path) -> None:
-    process = testbed(scenario, "--set", "training.epochs=400")
+    process = start_testbed(scenario, "--set", "training.epochs=400")
     wait_for(process, lambda: log_has(scenario, "c2", "training_progressed"))
     psutil.Process(pids_of(scenario)["c2"]).kill()
     output = finish(process, within_s=150)
@@ -162,7 +162,7 @@ def test_a_client_killed_during_training_is_left_out_and_named(scenario: Path) -
 
 @pytest.mark.slow
 def test_ctrl_c_stops_every_process_and_leaves_a_readable_run(scenario: Path) -> None:
-    process = testbed(scenario, "--set", "training.epochs=4000")
+    process = start_testbed(scenario, "--set", "training.epochs=4000")
     wait_for(process, lambda: log_has(scenario, "c1", "training_progressed"))
     pids = pids_of(scenario)
     family = [child for pid in pids.values() for child in psutil.Process(pid).children(recursive=True)]
