@@ -163,13 +163,12 @@ class OwnerRounds:
         data = await asyncio.to_thread(update.data)
         digest = await asyncio.to_thread(Digest.of, data)
         log_event(_log, "update_received", **_about(key), attempts=update.attempts, bytes_sealed=len(data), digest=digest)
-        waiting = self._phase
         self._enter(f"judging the update of {key.client}")
         bench = await self._bench
         judging = asyncio.get_running_loop().run_in_executor(self._worker, partial(bench.judge, data, key=key))
         await self._decide(await judging, slot)
         if self._phase.startswith("judging"):  # another phase has begun meanwhile when the round was closed
-            self._enter(waiting)
+            self._enter(f"waiting for updates of round {key.round_id}")
 
     def _expect(self, slot: Slot) -> UpdateReception:
         limits = self._scenario.limits
