@@ -309,9 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a known fault is one line on standard error and its class's code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not tokens or tokens[0] in {"testbed", "runs"} or tokens[0].startswith("-"):
-            _add_testbed()
-        result = app(tokens, exit_on_error=False)
+        with _extra("testbed"):
+            result = app(tokens, exit_on_error=False)
     except CycloptsError:
         return _USAGE  # already explained on standard error
     except KeyboardInterrupt:
@@ -333,8 +332,7 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
         resolved = config.load(scenario, overrides=options.set)
         options.state.mkdir(parents=True, exist_ok=True)
         with _extra(role):
-            work = start(resolved, clock, SeedTree(resolved.seed).child(role))
-        code = asyncio.run(work)
+            code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
     except HushtuneError as error:
         code = _failed(error)
     except KeyboardInterrupt:
@@ -414,3 +412,6 @@ def _refusal(missing: MissingPackage) -> Callable[..., None]:
         raise missing
 
     return refuse
+
+
+_add_testbed()
