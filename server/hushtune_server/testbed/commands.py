@@ -142,7 +142,8 @@ def list_runs(
 ) -> int:
     """List the runs, oldest first."""
     table = Table(box=None)
-    for heading in ("run", "status", "seed", "clients accepted", "full ZS", "plug-in", "wall s"):
+    table.add_column("run", no_wrap=True)
+    for heading in ("status", "seed", "accepted", "full ZS", "plug-in", "wall s"):
         table.add_column(heading)
     found = list(rundir.all_runs(runs))
     for directory in found:

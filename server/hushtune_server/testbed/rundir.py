@@ -28,6 +28,8 @@ FINISHED = "finished"
 INTERRUPTED = "interrupted"
 FAILED = "failed"
 RUNNING = "running"
+AGGREGATE = "aggregate.safetensors"
+_KEPT_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,10 @@ class RunDirectory:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def prune_blobs(self) -> None:
-        """Delete the big blobs (emulators, frames, receptions); adapters, journals and evidence stay."""
-        for blobs in (self.path / "state").glob("*/blobs"):
-            shutil.rmtree(blobs, ignore_errors=True)
+        """Delete what is big in the states (emulators, frames, single adapters); journals, evidence and the aggregate stay."""
+        for file in [f for f in (self.path / "state").rglob("*") if f.is_file()]:
+            if file.stat().st_size > _KEPT_BYTES_MAX and file.name != AGGREGATE:
+                file.unlink()
 
 
 def create(root: Path, scenario: Scenario, *, now: datetime) -> RunDirectory:

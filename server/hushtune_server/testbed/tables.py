@@ -19,7 +19,8 @@ SETTINGS = (
 def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     """Print the result of a run: settings, clients, eavesdropper, and what the claims rest on."""
     console.print(_settings(report))
-    console.print(_clients(report))
+    console.print(_radio(report))
+    console.print(_work(report))
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
             console.print(
@@ -49,28 +50,40 @@ def _settings(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _clients(report: Mapping[str, Any]) -> Table:
-    table = Table(title=f"Clients (fidelity: {report['fidelity']}; energy and airtime are modelled)", title_justify="left")
-    for heading in ("client", "gate", "owner SNR", "tap SNR max"):
+def _radio(report: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Secrecy gate and air (fidelity: {report['fidelity']})", title_justify="left")
+    for heading in ("client", "gate"):
         table.add_column(heading)
-    for heading in ("secret bit/sym", "adapter MB", "uploaded MB", "airtime s", "train s", "energy J", "plug-in ppl"):
+    for heading in ("owner dB", "tap max dB", "secret bit/symbol", "sent MB", "airtime s"):
         table.add_column(heading, justify="right")
-    table.add_column("accepted")
     for client in report["clients"]:
         gate: Mapping[str, Any] = client["gate_numbers"]
-        score = client.get("plug_in") or {}
         table.add_row(
             client["id"],
             str(client["gate"] or "-"),
-            _db(gate.get("snr_main_db")),
-            _db(gate.get("snr_tap_bound_db")),
+            _number(gate.get("snr_main_db"), 1),
+            _number(gate.get("snr_tap_bound_db"), 1),
             _number(gate.get("rate_coded"), 2),
-            _number(client["bytes_raw"], 2, scale=1e-6),
             _number(client["bytes_uploaded"], 2, scale=1e-6),
             _number(client["airtime_s"], 1),
+        )
+    return table
+
+
+def _work(report: Mapping[str, Any]) -> Table:
+    table = Table(title="Clients' work (clock, energy and airtime are modelled)", title_justify="left")
+    table.add_column("client")
+    for heading in ("adapter MB", "train s", "clock share", "energy J", "plug-in ppl"):
+        table.add_column(heading, justify="right")
+    table.add_column("accepted")
+    for client in report["clients"]:
+        table.add_row(
+            client["id"],
+            _number(client["bytes_raw"], 2, scale=1e-6),
             _number(client["train_s"], 1),
-            _number(client["energy_j"], 0),
-            _number(score.get("perplexity"), 1),
+            _number(client["training"].get("clock_share"), 2),
+            _number(client["energy_j"], 1),
+            _number((client.get("plug_in") or {}).get("perplexity"), 1),
             "yes" if client["accepted"] else "no",
         )
     return table
@@ -96,7 +109,3 @@ def _print_tap(report: Mapping[str, Any], console: Console) -> None:
 
 def _number(value: object, digits: int, *, scale: float = 1.0) -> str:
     return f"{value * scale:.{digits}f}" if isinstance(value, int | float) else "-"
-
-
-def _db(value: object) -> str:
-    return f"{value:.1f} dB" if isinstance(value, int | float) else "-"
