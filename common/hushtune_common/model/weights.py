@@ -128,17 +128,21 @@ def write_tensors(
 
     Names and metadata are sorted and data starts at a multiple of 64. The file appears under ``path`` only when it is complete.
     """
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(_header(shapes, metadata))
-        for name in sorted(shapes):
-            data = np.ascontiguousarray(tensor(name), dtype="<f4")
-            if data.shape != shapes[name]:
-                raise ValueError(f"{name}: shape {data.shape}, announced {shapes[name]}")
-            file.write(data.data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    # Two processes may convert the same model at once; each completes its own file, and the last one to finish wins.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(_header(shapes, metadata))
+            for name in sorted(shapes):
+                data = np.ascontiguousarray(tensor(name), dtype="<f4")
+                if data.shape != shapes[name]:
+                    raise ValueError(f"{name}: shape {data.shape}, announced {shapes[name]}")
+                file.write(data.data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bytes:
