@@ -210,7 +210,7 @@ class Duties:
             windows=files.windows,
             result=files.adapter,
             config=self._scenario.training,
-            threads=self._scenario.model.threads,
+            compute=self._scenario.compute,
             clock_share=clock_share,
             seeds=self._seeds.child(f"round-{round_id}", self._device.id, "training"),
             deadline=assignment.deadline,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from hushtune_common.adapter import save_adapter
 from hushtune_common.clock import Clock, SystemClock
-from hushtune_common.config import TrainingConfig
+from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import HushtuneError, MalformedUpdate, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.seeding import SeedTree
@@ -57,7 +57,7 @@ class Order:
     windows: Path
     result: Path
     config: TrainingConfig
-    threads: int
+    compute: ComputeConfig
     clock_share: float
     seeds: SeedTree
     deadline: Second
@@ -74,7 +74,7 @@ class Order:
             "windows": str(self.windows),
             "result": str(self.result),
             "config": msgspec.to_builtins(self.config),
-            "threads": self.threads,
+            "compute": msgspec.to_builtins(self.compute),
             "clock_share": self.clock_share,
             "seed": self.seeds.root,
             "path": list(self.seeds.path),
@@ -342,6 +342,7 @@ def _obey(connection: Connection, order: dict[str, Any]) -> None:
     from hushtune_client.governor import PacingGovernor
 
     windows = load_windows(Path(order["windows"]))
+    compute = msgspec.convert(order["compute"], ComputeConfig)
     _tell(connection, event="started")
 
     def report(progress: Progress) -> None:
@@ -360,9 +361,9 @@ def _obey(connection: Connection, order: dict[str, Any]) -> None:
         Path(order["bundle"]),
         windows,
         config=msgspec.convert(order["config"], TrainingConfig),
-        threads=order["threads"],
+        compute=compute,
         seeds=SeedTree(order["seed"], tuple(order["path"])),
-        governor=PacingGovernor(clock_share=order["clock_share"], clock=SystemClock(), threads=order["threads"]),
+        governor=PacingGovernor(order["clock_share"], clock=SystemClock(), threads=compute.threads),
         report=report,
     )
     result = Path(order["result"])

@@ -236,7 +236,8 @@ def emulator_plan(
     tree = {
         "name": "plan",
         "seed": 0,
-        "model": {"source": model, "adapter_bottom": adapter_bottom, "adapter_top": adapter_top, "threads": threads},
+        "model": {"source": model, "adapter_bottom": adapter_bottom, "adapter_top": adapter_top},
+        "compute": {"threads": threads},
         "data": {"private": "txt:none", "public": public, "window_tokens": window_tokens},
         "owner": {"emulator": emulator},
         "clients": [{"id": "nobody", "position": {"x_m": 1.0, "y_m": 0.0}}],

@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from hushtune_common.clock import Clock, SystemClock
 
+from hushtune_common.clock import Clock, SystemClock
 from tests.fakes import FakeClock
 
 

@@ -15,6 +15,7 @@ from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.finetune import batch_order, rate_share
 from hushtune_common.model.governor import Unpaced
+from hushtune_common.model.language import EXACT
 from hushtune_common.seeding import SeedTree
 from tests.fakes import FakeClock
 from tests.models import some_windows, tiny_bundle
@@ -30,7 +31,7 @@ def train(
         bundle,
         some_windows(windows),
         config=config,
-        threads=1,
+        compute=EXACT,
         seeds=SeedTree(seed),
         governor=Unpaced(clock=FakeClock()),
         report=seen.append,
@@ -82,7 +83,7 @@ def test_windows_that_cannot_be_trained_on_are_refused(tmp_path: Path, windows: 
             tiny_bundle(tmp_path),
             windows,
             config=CONFIG,
-            threads=1,
+            compute=EXACT,
             seeds=SeedTree(1),
             governor=Unpaced(clock=FakeClock()),
             report=lambda progress: None,

@@ -17,7 +17,7 @@ from hushtune_client.governor import PacingGovernor
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, load_windows, save_windows
 from hushtune_common.adapter import load_adapter
 from hushtune_common.clock import SystemClock
-from hushtune_common.config import TrainingConfig
+from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import MalformedUpdate, TrainerFailed
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
@@ -46,7 +46,7 @@ def order(tmp_path: Path) -> Order:
         windows=windows,
         result=tmp_path / "adapter.safetensors",
         config=TrainingConfig(learning_rate=1e-2, batch_windows=4, epochs=2),
-        threads=1,
+        compute=ComputeConfig(device="cpu"),
         clock_share=1.0,
         seeds=SeedTree(3).child("round-1", "c1", "training"),
         deadline=Second(60.0),
@@ -92,7 +92,7 @@ def test_the_child_trains_exactly_like_a_direct_call(trainer: Trainer, order: Or
         order.bundle,
         load_windows(order.windows),
         config=order.config,
-        threads=1,
+        compute=ComputeConfig(device="cpu"),
         seeds=order.seeds,
         governor=PacingGovernor(1.0, clock=SystemClock()),
         report=nothing,

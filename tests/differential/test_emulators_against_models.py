@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from hushtune_common.config import ComputeConfig
+from hushtune_common.errors import ConfigError
 from hushtune_common.model.adapter import adapter_specs, extract, insert
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.language import LanguageModel
@@ -103,4 +105,21 @@ def test_the_loss_does_not_depend_on_the_batch_size(source: ModelSource) -> None
 def test_bfloat16_products_stay_close_to_exact_ones(source: ModelSource) -> None:
     windows = some_windows()
     # bfloat16 has 8 significant bits; logits of order one move by about 2**-8 each.
-    assert source.load(precision="bf16").loss(windows) == pytest.approx(source.load().loss(windows), abs=0.05)
+    assert source.load(ComputeConfig(device="cpu", precision="bf16")).loss(windows) == pytest.approx(
+        source.load().loss(windows), abs=0.05
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_a_gpu_gives_the_losses_of_the_cpu_to_rounding(source: ModelSource) -> None:
+    windows = some_windows()
+    model = source.load(ComputeConfig(device="cuda"))
+    model.set_adapter(extract(source.load(), [0]).tensors)
+    assert model.loss(windows) == pytest.approx(source.load().loss(windows), rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_a_config_error(source: ModelSource) -> None:
+    with pytest.raises(ConfigError, match=r"compute.device: no GPU"):
+        source.load(ComputeConfig(device="cuda"))

@@ -24,7 +24,9 @@ def extract(model: "LanguageModel", blocks: Sequence[int]) -> AdapterState:
     """Return a copy of the adapter blocks, in the order of `adapter_specs`."""
     parameters = model.adapter_parameters(sorted(blocks))
     ordered = sorted(parameters, key=lambda name: (block_of(name) or 0, name))
-    return AdapterState({name: np.array(parameters[name].detach().numpy(), dtype=np.float32, order="C") for name in ordered})
+    return AdapterState(
+        {name: np.array(parameters[name].detach().cpu().numpy(), dtype=np.float32, order="C") for name in ordered}
+    )
 
 
 def insert(model: "LanguageModel", state: AdapterState, *, expected: Sequence[TensorSpec]) -> None:

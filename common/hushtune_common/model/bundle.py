@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hushtune_common.adapter import Float32
+from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 from hushtune_common.model.adapter import adapter_specs
@@ -18,7 +19,7 @@ from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, write_tensors
 
 if TYPE_CHECKING:  # torch is imported by `Bundle.load` only
-    from hushtune_common.model.language import LanguageModel, Precision
+    from hushtune_common.model.language import LanguageModel
     from hushtune_common.model.sources import ModelSource
 
 FORMAT = "hushtune-bundle/1"
@@ -47,11 +48,11 @@ class Bundle:
         """Return the adapter tensors as shipped, in the order of the schema; the caller's own."""
         return {spec.name: self.file.tensor(spec.name) for spec in self.schema}
 
-    def load(self, *, precision: "Precision" = "fp32") -> "LanguageModel":
-        """Return the emulator, ready to run; each call gives an independent one."""
-        from hushtune_common.model.language import LanguageModel
+    def load(self, compute: ComputeConfig | None = None) -> "LanguageModel":
+        """Return the emulator, ready to run; each call gives an independent one. By default exact, on the CPU."""
+        from hushtune_common.model.language import EXACT, LanguageModel
 
-        model = LanguageModel.build(self.config, self.file, blocks=self.plan.kept, precision=precision)
+        model = LanguageModel.build(self.config, self.file, blocks=self.plan.kept, compute=compute or EXACT)
         require_fitting(self.tokens, embedding_rows=model.vocabulary)
         return model
 

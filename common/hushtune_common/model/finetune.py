@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch.nn.utils import clip_grad_norm_
 
 from hushtune_common.adapter import AdapterState
-from hushtune_common.config import TrainingConfig
+from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.model.adapter import extract
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.governor import Governor, Unpaced
-from hushtune_common.model.language import LanguageModel, Precision
+from hushtune_common.model.language import LanguageModel
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
 
@@ -46,11 +46,10 @@ def finetune(
     windows: NDArray[np.int64],
     *,
     config: TrainingConfig,
-    threads: int,
+    compute: ComputeConfig,
     seeds: SeedTree,
     governor: Governor,
     report: Callable[[Progress], None],
-    precision: Precision = "fp32",
 ) -> AdapterState:
     """Return the adapter blocks of the emulator in ``bundle_path`` after training on ``windows`` (N, T).
 
@@ -58,17 +57,17 @@ def finetune(
     are clipped at norm 1. Embedding, norms outside the blocks, head and middle stay as they are. ``report`` is called after every
     step. The same arguments give the same adapter. Raises `TrainerFailed` when the loss stops being finite.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(compute.threads)
     torch.manual_seed(seeds.child("torch").integer())
     bundle = read_bundle(bundle_path)
-    model = bundle.load(precision=precision)
+    model = bundle.load(compute)
     _require_trainable(windows, vocabulary=model.vocabulary)
     trained = list(model.adapter_parameters(bundle.plan.adapter).values())
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
     batches = batch_order(len(windows), config=config, seeds=seeds)
-    tokens = torch.from_numpy(windows)
+    tokens = torch.from_numpy(windows).to(model.device)
     for step, batch in enumerate(batches, start=1):
         governor.step_began()
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate_share(step, steps=len(batches), config=config)

@@ -4,7 +4,7 @@ Letters in shapes: N windows, B of them at a time, T tokens, V vocabulary. Weigh
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hushtune_common.adapter import Float32
+from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, MalformedUpdate
 from hushtune_common.model.naming import block_of, renumbered
 from hushtune_common.model.resolve import resolve
@@ -20,27 +21,26 @@ from hushtune_common.model.weights import Weights
 
 FAMILIES = ("llama",)
 
-Precision = Literal["fp32", "bf16"]
-"""``bf16`` multiplies matrices in bfloat16 while weights, losses and optimiser stay float32. On a CPU with bfloat16 units
-(avx512_bf16 or amx in /proc/cpuinfo) training took 0.4 and evaluation 0.35 of the time, and losses moved by about 0.002 nats; on
-any other CPU it is many times *slower*. ``fp32`` is exact and the default."""
+EXACT = ComputeConfig(device="cpu", precision="fp32")
+"""On the CPU in float32: equal inputs give equal bits."""
 
 
 class LanguageModel:
     """The full model or an emulator of it; ``blocks`` are the original indices of the blocks it has, in order."""
 
-    def __init__(self, module: nn.Module, *, blocks: Sequence[int], precision: Precision = "fp32") -> None:
+    def __init__(self, module: nn.Module, *, blocks: Sequence[int], compute: ComputeConfig = EXACT) -> None:
         """Take a transformers module in which the k-th block is the original block ``blocks[k]``."""
         self.module = module
         self.blocks = tuple(blocks)
-        self.precision = precision
+        self.device = device_of(compute)
+        self._half = compute.precision == "bf16"
         self.parts = resolve(module)
         if len(self.parts.blocks) != len(self.blocks):
             raise ValueError(f"{len(self.blocks)} indices for {len(self.parts.blocks)} blocks")
 
     @staticmethod
     def build(
-        config: Mapping[str, Any], weights: Weights, *, blocks: Sequence[int], precision: Precision = "fp32"
+        config: Mapping[str, Any], weights: Weights, *, blocks: Sequence[int], compute: ComputeConfig = EXACT
     ) -> "LanguageModel":
         """Assemble a model from ``weights`` named by original index; other blocks in ``weights`` are not read.
 
@@ -62,7 +62,8 @@ class LanguageModel:
         module.load_state_dict(state, strict=False, assign=True)
         module.tie_weights()
         module.requires_grad_(False)
-        return LanguageModel(module.eval(), blocks=blocks, precision=precision)
+        nn.Module.to(module.eval(), device_of(compute))
+        return LanguageModel(module, blocks=blocks, compute=compute)
 
     @property
     def vocabulary(self) -> int:
@@ -76,14 +77,14 @@ class LanguageModel:
 
     def batch_loss(self, tokens: Tensor) -> Tensor:
         """Return the mean next-token loss in nats of a batch (B, T), differentiable."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half):
             return next_token_loss(self.logits(tokens[:, :-1]), tokens)
 
     def loss(self, windows: NDArray[Any], *, batch: int = 8) -> float:
         """Return the mean next-token loss in nats over windows (N, T); its exponential is the perplexity."""
         if not len(windows):
             raise ValueError("no windows to evaluate on")
-        tokens = torch.from_numpy(windows)
+        tokens = torch.from_numpy(windows).to(self.device)
         with torch.inference_mode():
             total = sum(float(self.batch_loss(part)) * len(part) for part in tokens.split(batch))
         return total / len(windows)
@@ -112,6 +113,14 @@ class LanguageModel:
         with torch.no_grad():
             for name, value in tensors.items():
                 own[name].copy_(torch.tensor(value))
+
+
+def device_of(compute: ComputeConfig) -> torch.device:
+    """Return the device that the configuration asks for; `ConfigError` when it asks for a GPU that is not there."""
+    present = torch.cuda.is_available()
+    if compute.device == "cuda" and not present:
+        raise ConfigError("compute.device", "no GPU that torch can use; take 'auto' or 'cpu', or install a GPU build of torch")
+    return torch.device("cuda" if present and compute.device != "cpu" else "cpu")
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class BlockModel:
 
     def run(self, hidden: Tensor, *, blocks: Iterable[int]) -> Tensor:
         """Return ``hidden`` (B, T, H) after the blocks at these positions, causally masked."""
-        positions = torch.arange(hidden.shape[1]).unsqueeze(0)  # (1, T)
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)  # (1, T)
         cos_sin = self.rotary(hidden, positions)
         for index in blocks:
             # Without a mask the attention is causal, and there is no padding in packed windows.

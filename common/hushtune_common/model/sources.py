@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hushtune_common.adapter import Float32
+from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, MalformedUpdate, MissingPackage
 from hushtune_common.messages import Digest
 from hushtune_common.model.random_model import RandomSpec, RandomWeights, byte_tokenizer_json
@@ -20,7 +21,7 @@ from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
 
 if TYPE_CHECKING:
-    from hushtune_common.model.language import LanguageModel, Precision
+    from hushtune_common.model.language import LanguageModel
 
 CACHE_FORMAT = "hushtune-model/1"
 
@@ -52,12 +53,12 @@ class ModelSource:
         """Return one tensor as float32, the caller's own."""
         return self.weights.tensor(name)
 
-    def load(self, *, precision: "Precision" = "fp32") -> "LanguageModel":
-        """Return the full model, ready to run; each call gives an independent one."""
-        from hushtune_common.model.language import LanguageModel
+    def load(self, compute: ComputeConfig | None = None) -> "LanguageModel":
+        """Return the full model, ready to run; each call gives an independent one. By default exact, on the CPU."""
+        from hushtune_common.model.language import EXACT, LanguageModel
 
         try:
-            model = LanguageModel.build(self.config, self.weights, blocks=range(self.block_count), precision=precision)
+            model = LanguageModel.build(self.config, self.weights, blocks=range(self.block_count), compute=compute or EXACT)
         except MalformedUpdate as error:
             raise ConfigError("model.source", f"weights and configuration do not fit: {error}") from error
         require_fitting(self.tokens, embedding_rows=model.vocabulary)

@@ -54,7 +54,7 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
 
     A plan that was made for another model or another request is refused before anything is loaded or written.
     """
-    torch.set_num_threads(scenario.model.threads)
+    torch.set_num_threads(scenario.compute.threads)
     telling.phase("loading the model")
     source = open_source(scenario.model.source, cache=cache)
     plan = _shipped(scenario, source)
@@ -62,7 +62,7 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     windows = source.tokens.spread_windows(public, length=scenario.data.window_tokens, count=scenario.data.public_windows)
     if not len(windows):
         raise ConfigError("data.public", f"holds fewer than {scenario.data.window_tokens} tokens; give more public text")
-    model = source.load()
+    model = source.load(scenario.compute)
     if plan is None:
         telling.phase("profiling blocks on public text")
         plan = fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
@@ -74,11 +74,11 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
 
 def compute_plan(scenario: Scenario, *, cache: Path, seeds: SeedTree, telling: Telling) -> Plan:
     """Return the plan that the scenario's method makes on its public text, whatever plan file the scenario names."""
-    torch.set_num_threads(scenario.model.threads)
+    torch.set_num_threads(scenario.compute.threads)
     telling.phase("loading the model")
     source = open_source(scenario.model.source, cache=cache)
     public = load_records(scenario.data.public)
-    model = source.load()
+    model = source.load(scenario.compute)
     telling.phase("profiling blocks on public text")
     return fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
 

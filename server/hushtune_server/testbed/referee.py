@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hushtune_common.model.bundle import read_bundle, write_bundle
-from hushtune_common.model.finetune import Progress, Unpaced, finetune
-from hushtune_common.model.language import LanguageModel
-from hushtune_common.model.sources import ModelSource, open_source
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.logs import log_event
+from hushtune_common.model.bundle import read_bundle, write_bundle
 from hushtune_common.model.data import load_records, share_out
+from hushtune_common.model.finetune import Progress, Unpaced, finetune
+from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
+from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
@@ -91,7 +91,7 @@ Record = Callable[..., None]
 
 def _score_emulator(evidence: Evidence, record: Record) -> None:
     bundle = read_bundle(evidence.bundle)
-    emulator = bundle.load()
+    emulator = bundle.load(evidence.scenario.compute)
     record("emulator_zero_shot", emulator.loss(evidence.test))
     if "aggregate" in evidence.adapters:
         emulator.set_adapter(load_adapter(evidence.adapters["aggregate"], bundle.schema).tensors)
@@ -100,7 +100,7 @@ def _score_emulator(evidence: Evidence, record: Record) -> None:
 
 def _score_full(evidence: Evidence, record: Record) -> None:
     schema = read_bundle(evidence.bundle).schema
-    model = evidence.source.load()
+    model = evidence.source.load(evidence.scenario.compute)
     record("full_zero_shot", model.loss(evidence.test))
     for name, path in evidence.adapters.items():
         score = _plugged(model, load_adapter(path, schema), evidence.test)
@@ -124,12 +124,12 @@ def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Cloc
             path,
             evidence.train,
             config=evidence.scenario.training,
-            threads=evidence.scenario.model.threads,
+            compute=evidence.scenario.compute,
             seeds=SeedTree(evidence.scenario.seed).child("referee", setting),
             governor=Unpaced(clock=clock),
             report=_tell,
         )
-        model = evidence.source.load()
+        model = evidence.source.load(evidence.scenario.compute)
         record(setting, _plugged(model, state, evidence.test))
         path.unlink()
 

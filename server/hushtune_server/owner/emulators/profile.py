@@ -32,7 +32,7 @@ def profile(
     """
     if Statistic.ABLATION_LOSS not in wanted:
         return Profile()
-    parts = torch.from_numpy(windows).split(BATCH)
+    parts = torch.from_numpy(windows).to(model.device).split(BATCH)
     passes = len(parts) * (1 + len(request.middle))
     totals = dict.fromkeys([None, *request.middle], 0.0)
     done = 0
