@@ -18,6 +18,7 @@ from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Decibel, Second
 from hushtune_common.wire import convert
+from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.transfer import BlobsService
 from hushtune_common.wire.v1 import air_pb2 as pb
@@ -31,23 +32,6 @@ _ROUNDING = 1.0 + 1e-9
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Bell:
-    """Wakes everyone who waits, each time it is rung. What they wait for is looked at again by each of them."""
-
-    def __init__(self) -> None:
-        """Start silent."""
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        """Wake all who wait now; later ones wait for the next ring."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Wait for the next ring."""
-        await self._event.wait()
 
 
 class Sky:

@@ -24,6 +24,7 @@ from hushtune_common.errors import (
 from hushtune_common.messages import Beat, Caller, ClientReport, Completion, Digest, Directive, Role, Settlement
 from hushtune_common.units import Second
 from hushtune_common.wire import convert
+from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_common.wire.v1 import coordinator_pb2_grpc
@@ -77,7 +78,7 @@ class Desk:
         for member in (m for m in state.roster.joined_at if state.roster.alive(m)):
             self._liveness = self._liveness.heard(member, self.now())
         self._turn = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._news = Bell()
         self._streams: dict[Member, int] = {}
         self._stream_count = 0
         self._given: dict[Member, int] = {}
@@ -171,7 +172,7 @@ class Desk:
     async def close(self) -> None:
         """End all streams and finish what is being remembered."""
         self._closing = True
-        self._ring()
+        self._news.ring()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=_CLOSE_S_MAX)
 
@@ -213,7 +214,7 @@ class Desk:
         for effect in effects:
             if isinstance(effect, Solve):
                 self._spawn(self._solve(effect))
-        self._ring()
+        self._news.ring()
         return after
 
     async def _solve(self, order: Solve) -> None:
@@ -260,7 +261,7 @@ class Desk:
         self._stream_count += 1
         self._streams[member] = self._stream_count
         self._liveness = self._liveness.connected(member, self.now())
-        self._ring()
+        self._news.ring()
         return self._stream_count
 
     def _disconnect(self, member: Member, stream: int) -> None:
@@ -275,12 +276,7 @@ class Desk:
     def _forget(self, member: Member) -> None:
         self._liveness = self._liveness.forgotten(member)
         self._streams.pop(member, None)
-        self._ring()
-
-    def _ring(self) -> None:
-        """Wake every stream that waits for news; later waits are for the next ring."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self._news.ring()
 
     # --- what is refused ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from hushtune_common.config import Scenario
 from hushtune_common.errors import DeadlineExceeded, NotYours, PeerLost, ScenarioMismatch, StaleRound
 from hushtune_common.messages import Caller, ClientId, EmulatorManifest, Role, RunId, Verdict
 from hushtune_common.wire import convert
+from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import owner_pb2 as pb
 from hushtune_common.wire.v1 import owner_pb2_grpc
@@ -28,7 +29,7 @@ class Desk:
         """Hand out what ``book`` says to the ``clients`` of the scenario."""
         self.book = book
         self._clients = clients
-        self._changed = asyncio.Event()
+        self._bell = Bell()
         self._fetched: set[tuple[RunId, int, ClientId]] = set()
         self._closing = False
 
@@ -40,8 +41,7 @@ class Desk:
 
     def ring(self) -> None:
         """Wake everyone who waits: the book has changed."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._bell.ring()
 
     def close(self) -> None:
         """End every waiting call."""
@@ -55,7 +55,7 @@ class Desk:
                 while (verdict := self.book.verdict(run, round_id, client)) is None:
                     if self._closing:
                         raise PeerLost("the owner is stopping")
-                    await self._changed.wait()
+                    await self._bell.wait()
         except TimeoutError as error:
             raise DeadlineExceeded("no verdict yet; ask again") from error
         self._fetched.add((run, round_id, client))
@@ -68,7 +68,7 @@ class Desk:
         try:
             async with asyncio.timeout(within_s):
                 while not wanted <= self._fetched:
-                    await self._changed.wait()
+                    await self._bell.wait()
         except TimeoutError:
             return False
         return True
