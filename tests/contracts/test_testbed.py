@@ -1,0 +1,184 @@
+"""Does the testbed show, keep and find what its processes said?"""
+
+import io
+import json
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hushtune_common import config
+from hushtune_common.errors import ConfigError
+from hushtune_server.testbed import commands, report, rundir, sweep, tables
+from hushtune_server.testbed.processes import LogFollower
+from hushtune_server.testbed.view import View
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def scenario() -> config.Scenario:
+    return config.load(ROOT / "scenarios" / "demo.toml")
+
+
+def write_log(run: rundir.RunDirectory, name: str, *events: dict[str, Any]) -> None:
+    run.log(name).write_text("".join(json.dumps(e) + "\n" for e in events), encoding="utf-8")
+
+
+def printed(body: dict[str, Any], *, width: int = 80) -> str:
+    stream = io.StringIO()
+    tables.print_report(body, console=Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def test_the_resolved_scenario_in_a_run_directory_is_the_scenario(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    assert config.load(run.scenario) == scenario
+    assert run.id == "demo-20260102-030405-s1"
+
+
+def test_the_taps_scenario_has_the_same_digest_and_no_seed(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    tap = config.load(run.scenario_for_tap)
+    assert (tap.seed, tap.digest) == (0, scenario.digest)
+
+
+def test_two_runs_of_the_same_second_do_not_share_a_directory(tmp_path: Path, scenario: config.Scenario) -> None:
+    runs = [rundir.create(tmp_path, scenario, now=NOW) for _ in range(3)]
+    assert len({r.path for r in runs}) == 3
+
+
+def test_a_run_is_found_by_a_unique_beginning_and_the_newest_by_name(tmp_path: Path, scenario: config.Scenario) -> None:
+    first = rundir.create(tmp_path, scenario, now=NOW)
+    first.update(started="2026-01-02")
+    second = rundir.create(tmp_path, scenario, now=NOW.replace(year=2027))
+    second.update(started="2027-01-02")
+    assert rundir.find(tmp_path, "latest").path == second.path
+    assert rundir.find(tmp_path, "demo-2026").path == first.path
+    with pytest.raises(ConfigError, match="fits several runs"):
+        rundir.find(tmp_path, "demo-202")
+    with pytest.raises(ConfigError, match="no such run"):
+        rundir.find(tmp_path, "other")
+
+
+def test_a_log_cut_short_by_a_crash_still_gives_its_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"event": "one"}\n{"event": "two"}\n{"event": "thr')
+    assert [e["event"] for e in rundir.read_log(path)] == ["one", "two"]
+
+
+@given(st.lists(st.integers(min_value=0, max_value=9), max_size=12), st.data())
+def test_a_follower_gives_every_line_once_however_the_file_grows(values: list[int], data: st.DataObject) -> None:
+    whole = b"".join(b'{"event": "e", "n": %d}\n' % n for n in values)
+    cuts = sorted(data.draw(st.lists(st.integers(min_value=0, max_value=len(whole)), max_size=5)))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "log.jsonl"
+        follower, seen = LogFollower(path), list[int]()
+        for cut in [*cuts, len(whole)]:
+            path.write_bytes(whole[:cut])
+            seen += [int(e["n"]) for e in follower.fresh()]
+    assert seen == values
+
+
+def test_the_view_follows_training_and_shows_the_gate() -> None:
+    view = View("run")
+    view.apply("c1", [{"event": "training_progressed", "step": 3, "steps": 9, "loss": 5.0, "tokens_per_s": 100.0}])
+    view.apply(
+        "coordinator",
+        [
+            {
+                "event": "gate_decided",
+                "client": "c1",
+                "decision": "granted",
+                "snr_main_db": 12.0,
+                "snr_tap_bound_db": -4.0,
+                "rate_coded": 2.5,
+            }
+        ],
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=140).print(view.render(elapsed_s=7.0))
+    assert (view.processes["c1"].done, view.processes["c1"].total) == (3, 9)
+    assert "GRANTED" in stream.getvalue()
+    assert "owner hears 12.0 dB, tap at most -4.0 dB" in stream.getvalue()
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["event", "phase", "step", "loss", "client", "level", "reason"]), st.none() | st.text())
+    )
+)
+def test_no_event_whatever_it_holds_breaks_the_view(events: list[dict[str, Any]]) -> None:
+    View("run").apply("c1", events)
+
+
+def test_the_report_of_a_run_that_died_at_once_is_readable(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.update(status=rundir.FAILED, problem="owner ended with code 3", wall_s=1.0)
+    body = report.write(run, scenario)
+    assert [c["outcome"] for c in body["clients"]] == ["no update arrived"] * 3
+    assert body["settings"] == {}
+    assert "owner ended with code 3" in printed(body)
+
+
+def test_the_report_says_why_a_client_is_not_in_the_result(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.state("coordinator").mkdir()
+    gate = {"decision": "excluded", "reason": "the tap is nearer", "snr_main_db": 1.0, "snr_tap_bound_db": 9.0, "rate_coded": 0.0}
+    entry = {
+        "round_id": 1,
+        "allocation": {"method": "equal_share"},
+        "assignments": [{"client": "c1", "gate": gate}],
+        "completions": [{"client": "c1", "uploaded": False, "reason": "gate excluded"}],
+        "accepted": ["c3"],
+        "died": ["c2"],
+    }
+    rundir.write_json(run.state("coordinator") / "round-1.json", entry)
+    outcomes = {c["id"]: c["outcome"] for c in report.write(run, scenario)["clients"]}
+    assert outcomes == {"c1": "did not upload: gate excluded", "c2": "died during the round", "c3": "accepted"}
+
+
+def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    body = report.write(run, scenario)
+    body["settings"] = {name: {"perplexity": 123.4} for name, _ in tables.SETTINGS}
+    assert max(len(line) for line in printed(body).splitlines()) <= 80
+    assert "…" not in printed(body)
+
+
+def test_a_sweep_reports_mean_and_sample_deviation() -> None:
+    values = [150.0, 160.0, 175.0]
+    reports = [{"run": str(v), "seed": k, "settings": {"plug_in": {"perplexity": v}}} for k, v in enumerate(values)]
+    (spread,) = sweep.summarise(reports).values()
+    assert spread.mean == pytest.approx(statistics.fmean(values))
+    assert spread.deviation == pytest.approx(statistics.stdev(values))
+
+
+def test_pruning_keeps_the_aggregate_and_small_files(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    adapters = run.state("owner") / "adapters"
+    adapters.mkdir(parents=True)
+    for name in ("aggregate.safetensors", "c1.safetensors"):
+        (adapters / name).write_bytes(bytes(2 << 20))
+    (run.state("owner") / "owner.json").write_text("{}")
+    run.prune_blobs()
+    assert sorted(p.name for p in run.state("owner").rglob("*") if p.is_file()) == ["aggregate.safetensors", "owner.json"]
+
+
+def test_logs_of_all_processes_come_in_order_of_time(
+    tmp_path: Path, scenario: config.Scenario, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.update(started="2026")
+    write_log(run, "c1", {"time": "T1", "event": "update_sealed"}, {"time": "T4", "event": "verdict_received"})
+    write_log(run, "owner", {"time": "T2", "event": "update_received", "client": "c1"}, {"time": "T3", "event": "other"})
+    commands.show_logs("latest", client="c1", json_=True, runs=tmp_path)
+    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert events == ["update_sealed", "update_received", "verdict_received"]
