@@ -318,6 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except HushtuneError as error:
         return _failed(error)
+    except BrokenPipeError:  # the reader has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return result if isinstance(result, int) else 0
 
 

@@ -128,7 +128,7 @@ async def _recall(journal: Journal, options: CoordinatorOptions, rules: Rules) -
     await journal.append(_STARTED, whose)
     state = fold(events, rules=rules)
     if epoch > 1:
-        log_event(_log, "run_resumed", epoch=epoch, events=len(events), round=state.round_id, state=state.name)
+        log_event(_log, "run_resumed", epoch=epoch, events=len(events), round_id=state.round_id, state=state.name)
     return state
 
 
@@ -186,9 +186,9 @@ class Witness:
             _log_solution(event)
         if (after.name, after.round_id) == (before.name, before.round_id):
             return
-        log_event(_log, "phase_changed", phase=_DOING[after.name], round=after.round_id)
+        log_event(_log, "phase_changed", phase=_DOING[after.name], round_id=after.round_id)
         if after.name == "open":
-            log_event(_log, "round_opened", round=after.round_id, rounds=self._rules.rounds)
+            log_event(_log, "round_opened", round_id=after.round_id, rounds=self._rules.rounds)
         if isinstance(after.phase, Closed):
             _log_end(after, accepted=after.phase.accepted, missing=after.phase.missing, failed_reason="")
         if isinstance(after.phase, Failed):
@@ -209,11 +209,11 @@ class Witness:
 def _log_solution(event: Solved) -> None:
     solution = event.solution
     for assignment in solution.assignments:
-        log_event(_log, "gate_decided", round=event.round_id, client=assignment.client, **asdict(assignment.gate))
-    log_event(_log, "assignments_solved", round=event.round_id, method=solution.method, seconds=solution.solve_s)
+        log_event(_log, "gate_decided", round_id=event.round_id, client=assignment.client, **asdict(assignment.gate))
+    log_event(_log, "assignments_solved", round_id=event.round_id, method=solution.method, seconds=solution.solve_s)
 
 
 def _log_end(state: State, *, accepted: Sequence[ClientId], missing: Mapping[ClientId, str], failed_reason: str) -> None:
     level = logging.ERROR if failed_reason else logging.INFO
-    fields = {"round": state.round_id, "accepted": list(accepted), "missing": list(missing), "reasons": dict(missing)}
+    fields = {"round_id": state.round_id, "accepted": list(accepted), "missing": list(missing), "reasons": dict(missing)}
     log_event(_log, "round_failed" if failed_reason else "round_closed", level=level, **fields, failed_reason=failed_reason)

@@ -89,9 +89,10 @@ def headline(event: Mapping[str, Any]) -> str:
     kind = str(event.get("event", ""))
     if kind in _QUIET:
         return ""
-    if str(event.get("level", "info")) in {"warning", "error", "critical"}:
-        return f"{kind} {event.get('reason', '') or event.get('message', '')}".strip()
     teller = _HEADLINES.get(kind)
+    if teller is None and str(event.get("level", "info")) in {"warning", "error", "critical"}:
+        why = next((str(event[k]) for k in ("problem", "failed_reason", "reason") if event.get(k)), "")
+        return f"{kind} {why}".strip()
     return teller(event) if teller else ""
 
 
