@@ -136,10 +136,10 @@ def byte_tokens() -> Tokens:
     return tiny_source().tokens
 
 
-def test_records_are_packed_with_an_end_after_each() -> None:
+def test_records_are_packed_as_lines() -> None:
     tokens = byte_tokens()
     windows = tokens.windows(["ab", "c", "de"], length=3)
-    flat = [*tokens.encode("ab"), tokens.end, *tokens.encode("c"), tokens.end, *tokens.encode("de"), tokens.end]
+    flat = tokens.encode("ab\nc\nde\n")
     assert windows.tolist() == [flat[0:3], flat[3:6]]
     assert windows.dtype == np.int64
 
@@ -170,6 +170,4 @@ def test_spread_windows_are_windows_of_the_text_at_even_distances() -> None:
 
 def test_text_that_is_no_tokenizer_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
-        Tokens.from_json("{}", end=0)
-    with pytest.raises(ConfigError, match="end-of-text id 999"):
-        Tokens.from_json(byte_tokens().json, end=999)
+        Tokens.from_json("{}")

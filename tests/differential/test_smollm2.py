@@ -28,7 +28,7 @@ def gguf() -> Path:
 
 @pytest.fixture(scope="module")
 def tokens(gguf: Path) -> Tokens:
-    return Tokens.from_json(GgufFile.open(gguf).tokenizer_json, end=2)
+    return Tokens.from_json(GgufFile.open(gguf).tokenizer_json)
 
 
 def test_every_tensor_equals_the_reference_loaders(gguf: Path) -> None:

@@ -73,7 +73,6 @@ def write_bundle(path: Path, *, source: "ModelSource", plan: Plan) -> None:
         "plan": plan.to_json(),
         "config": json.dumps(dict(source.config), sort_keys=True, separators=(",", ":")),
         "tokenizer": source.tokens.json,
-        "tokenizer_end": str(source.tokens.end),
     }
     write_tensors(path, shapes=shapes, tensor=source.weights.tensor, metadata=metadata)
 
@@ -86,7 +85,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         plan = Plan.from_json(file.metadata["plan"])
         config = msgspec.json.decode(file.metadata["config"], type=dict[str, Any])
-        tokens = Tokens.from_json(file.metadata["tokenizer"], end=int(file.metadata["tokenizer_end"]))
+        tokens = Tokens.from_json(file.metadata["tokenizer"])
     except (KeyError, ValueError, ConfigError) as error:
         raise MalformedUpdate(f"{path.name}: {error}") from error
     held = {b for n in file.names() if (b := block_of(n)) is not None}

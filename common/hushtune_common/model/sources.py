@@ -117,7 +117,7 @@ def _open_gguf(path: Path, *, cache: Path) -> ModelSource:
         meta = file.metadata
         return ModelSource(
             config=msgspec.json.decode(meta["config"], type=dict[str, Any]),
-            tokens=Tokens.from_json(meta["tokenizer"], end=int(meta["tokenizer_end"])),
+            tokens=Tokens.from_json(meta["tokenizer"]),
             weights=file,
             base_digest=Digest.from_hex(meta["base"]),
         )
@@ -136,7 +136,6 @@ def _convert_gguf(path: Path, target: Path, *, origin: Digest) -> None:
         "base": base_digest(found).hex,
         "config": json.dumps(found.config, sort_keys=True),
         "tokenizer": found.tokenizer_json,
-        "tokenizer_end": str(found.config["eos_token_id"]),
     }
     shapes = {name: found.shape(name) for name in found.names()}
     write_tensors(target, shapes=shapes, tensor=found.tensor, metadata=metadata)
@@ -144,10 +143,8 @@ def _convert_gguf(path: Path, target: Path, *, origin: Digest) -> None:
 
 def _open_directory(path: Path) -> ModelSource:
     config = _json(path / "config.json")
-    end = config.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(config.get("num_hidden_layers"), int) or not isinstance(end, int):
-        raise ConfigError("model.source", f"{path / 'config.json'} names no num_hidden_layers or no eos_token_id")
+    if not isinstance(config.get("num_hidden_layers"), int):
+        raise ConfigError("model.source", f"{path / 'config.json'} names no num_hidden_layers")
     try:
         tokenizer = (path / "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,9 +157,7 @@ def _open_directory(path: Path) -> ModelSource:
         raise ConfigError("model.source", f"cannot read the weights in {path} ({error})") from error
     tied = bool(config.get("tie_word_embeddings", False))
     weights = TensorFiles({n: f for n, f in shards.items() if not _redundant(n, tied=tied)})
-    return ModelSource(
-        config=config, tokens=Tokens.from_json(tokenizer, end=end), weights=weights, base_digest=base_digest(weights)
-    )
+    return ModelSource(config=config, tokens=Tokens.from_json(tokenizer), weights=weights, base_digest=base_digest(weights))
 
 
 def _redundant(name: str, *, tied: bool) -> bool:
@@ -215,7 +210,7 @@ def _open_random(text: str) -> ModelSource:
     weights = RandomWeights(spec)
     return ModelSource(
         config=spec.config,
-        tokens=Tokens.from_json(byte_tokenizer_json(), end=0),
+        tokens=Tokens.from_json(byte_tokenizer_json()),
         weights=weights,
         base_digest=base_digest(weights),
     )
