@@ -146,10 +146,11 @@ class Case:
             return "heard nothing"
         heard, sent = sum(e.blocks.count for e in found), sum(e.blocks.of for e in found)
         known, total = sum(e.bytes_known for e in found), sum(e.bytes_total for e in found)
-        held = "held" if all(e.assumption_held for e in found) else "FAILED"
+        bound = f"leakage bound at most 2^{max(e.log2_delta_total for e in found):.1f} per update (its SNR assumption held)"
+        if not all(e.assumption_held for e in found):
+            bound = "no leakage bound: the assumption on the tap's SNR FAILED"
         control = "passed" if all(e.valid for e in found) else "FAILED, so this says nothing"
         return (
-            f"decoded {heard} of {sent} hash blocks, knows {known} of {total} sealed bytes; leakage bound at most "
-            f"2^{max(e.log2_delta_total for e in found):.1f} per update; assumption on the tap's SNR {held}; "
+            f"decoded {heard} of {sent} hash blocks, knows {known} of {total} sealed bytes; {bound}; "
             f"positive control {control}; fidelity {self._scenario.air.fidelity}"
         )
