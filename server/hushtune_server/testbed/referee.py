@@ -7,6 +7,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,9 @@ from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 _logger = logging.getLogger(__name__)
 
 Windows = NDArray[np.int64]
+
+FULL_RATE_SHARE = 1 / 3
+"""Learning rate of full fine-tuning as a share of the adapter blocks': all blocks at once tolerate less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +117,11 @@ def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> f
 
 
 def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Clock) -> None:
+    training, compute = evidence.scenario.training, evidence.scenario.compute
+    gentle = msgspec.structs.replace(training, learning_rate=training.learning_rate * FULL_RATE_SHARE)
     blocks = tuple(range(evidence.source.block_count))
     adapter = read_bundle(evidence.bundle).plan.adapter
-    for setting, trained in (("bound", adapter), ("full_fine_tuned", blocks)):
+    for setting, trained, config in (("bound", adapter, training), ("full_fine_tuned", blocks, gentle)):
         log_event(_logger, "phase_changed", phase=f"training {setting}")
         work.mkdir(parents=True, exist_ok=True)
         path = work / f"{setting}.safetensors"
@@ -123,13 +129,13 @@ def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Cloc
         state = finetune(
             path,
             evidence.train,
-            config=evidence.scenario.training,
-            compute=evidence.scenario.compute,
+            config=config,
+            compute=compute,
             seeds=SeedTree(evidence.scenario.seed).child("referee", setting),
             governor=Unpaced(clock=clock),
             report=_tell,
         )
-        model = evidence.source.load(evidence.scenario.compute)
+        model = evidence.source.load(compute)
         record(setting, _plugged(model, state, evidence.test))
         path.unlink()
 
