@@ -17,11 +17,11 @@ from rich.live import Live
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import DeadlineExceeded, HushtuneError, PeerLost
+from hushtune_common.errors import ConfigError, DeadlineExceeded, HushtuneError, MissingPackage, QuorumMissed
 from hushtune_common.messages import Role
 from hushtune_server import pki
 from hushtune_server.testbed import report, rundir
-from hushtune_server.testbed.processes import Child, address_of, start, stop_all
+from hushtune_server.testbed.processes import Child, ChildFailed, address_of, start, stop_all
 from hushtune_server.testbed.rundir import RunDirectory
 from hushtune_server.testbed.view import View
 
@@ -100,14 +100,22 @@ class _Stage:
         if self.live is not None:
             self.live.update(self.view.render(elapsed_s=self.clock.monotonic() - self.started_s))
 
-    async def until_ended(self, watched: Sequence[Child], *, essential: Sequence[Child], within_s: float) -> None:
-        """Wait for all of ``watched``; typed errors when an essential process fails first or time runs out."""
+    async def until_ended(
+        self, watched: Sequence[Child], *, essential: Sequence[Child], others: Sequence[Child] = (), within_s: float
+    ) -> None:
+        """Wait for all of ``watched``; `ChildFailed` when an essential one fails first, `DeadlineExceeded` after ``within_s``.
+
+        ``others`` may die, rounds survive that; but a setting that is wrong for one of them is the user's to put right.
+        """
         limit = self.clock.monotonic() + within_s
         while any(child.code is None for child in watched):
             self._check_stop()
             for child in essential:
-                if child.code not in (None, 0, 9):
-                    raise PeerLost(f"{child.name} ended with code {child.code}: {child.last_words() or 'see its log'}")
+                if child.code not in (None, 0, QuorumMissed.exit_code):
+                    raise ChildFailed(child)
+            for child in others:
+                if child.code in (ConfigError.exit_code, MissingPackage.exit_code):
+                    raise ChildFailed(child)
             if self.clock.monotonic() > limit:
                 raise DeadlineExceeded(f"{', '.join(c.name for c in watched if c.code is None)}: not done after {within_s:.0f} s")
             await self.clock.sleep(_TICK_S)
@@ -160,18 +168,20 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
 
 async def _supervised(stage: _Stage, scenario: Scenario, options: Options) -> tuple[str, int, str]:
     try:
-        code = await _play(stage, scenario, options)
+        await _play(stage, scenario, options)
     except _Interrupted:
         return rundir.INTERRUPTED, 130, "stopped from the keyboard"
+    except ChildFailed as failed:
+        return rundir.FAILED, failed.code, str(failed)
     except HushtuneError as error:
         return rundir.FAILED, error.exit_code, str(error)
     finally:
         await stop_all(stage.children)
         stage.tick()
-    return (rundir.FINISHED, 0, "") if code == 0 else (rundir.FAILED, code, "the round failed; see the report")
+    return rundir.FINISHED, 0, ""
 
 
-async def _play(stage: _Stage, scenario: Scenario, options: Options) -> int:
+async def _play(stage: _Stage, scenario: Scenario, options: Options) -> None:
     run = stage.run
     names = ["coordinator", "air", "owner", "eavesdropper", *(c.id for c in scenario.clients)]
     _issue_kits(run, scenario, clock=stage.clock)
@@ -198,15 +208,15 @@ async def _play(stage: _Stage, scenario: Scenario, options: Options) -> int:
     ]
     servers = [coordinator, air, owner, tap]
     rounds_s = scenario.coordinator.rounds * scenario.timing.round_s + _SETUP_S
-    await stage.until_ended([coordinator, owner], essential=servers, within_s=rounds_s)
+    await stage.until_ended([coordinator, owner], essential=servers, others=clients, within_s=rounds_s)
     await _let_end(stage, clients, within_s=10.0)
     await stop_all([tap, air])
     if coordinator.code != 0:
-        return coordinator.code or 0
+        reason = report.failure_of(run)
+        raise QuorumMissed(reason) if reason else ChildFailed(coordinator)
     flags = ["--bound"] if options.bound else []
     referee = await stage.add("referee", SERVER, ["testbed", "referee", str(run.path), "--cache", str(options.cache), *flags])
     await stage.until_ended([referee], essential=[referee], within_s=_REFEREE_S)
-    return referee.code or 0
 
 
 async def _let_end(stage: _Stage, children: Sequence[Child], *, within_s: float) -> None:

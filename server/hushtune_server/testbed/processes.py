@@ -13,8 +13,20 @@ from typing import Any, cast
 import psutil
 
 from hushtune_common.clock import Clock
-from hushtune_common.errors import DeadlineExceeded, PeerLost
+from hushtune_common.errors import DeadlineExceeded
 from hushtune_server.testbed.rundir import RunDirectory
+
+
+class ChildFailed(Exception):
+    """A process of the testbed ended with a code that spoils the run."""
+
+    def __init__(self, child: "Child") -> None:
+        """Tell in the process's own last words."""
+        said = child.last_words()
+        for prefix in ("hushtune: ", "hushtune-client: "):
+            said = said.removeprefix(prefix)
+        super().__init__(f"{child.name}: {said or f'ended with code {child.code}; see {child.log.path}'}")
+        self.code = child.code or 70
 
 
 @dataclass(slots=True)
@@ -148,14 +160,14 @@ def _die_with_parent() -> None:
 
 
 async def address_of(child: Child, *, clock: Clock, within_s: float, poll_s: float = 0.05) -> str:
-    """Wait until ``child`` serves and return its address; typed errors when it ends or takes too long."""
+    """Wait until ``child`` serves; return its address. `ChildFailed` when it ends first, `DeadlineExceeded` when it takes long."""
     limit = clock.monotonic() + within_s
     while not child.address:
         child.events_seen.extend(child.poll())
         if child.address:
             break
         if child.code is not None:
-            raise PeerLost(f"{child.name} ended with code {child.code} before serving: {child.last_words()}")
+            raise ChildFailed(child)
         if clock.monotonic() > limit:
             raise DeadlineExceeded(f"{child.name} did not serve within {within_s:.0f} s; see {child.log.path}")
         await clock.sleep(poll_s)

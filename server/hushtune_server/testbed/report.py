@@ -51,6 +51,15 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
     return report
 
 
+def failure_of(run: RunDirectory) -> str:
+    """Return why the run's last round failed, with each missing client's reason; empty when it did not."""
+    rounds = _rounds(run)
+    if not rounds or not rounds[-1].get("failed_reason"):
+        return ""
+    why: Mapping[str, str] = rounds[-1].get("reasons") or {}
+    return "; ".join([str(rounds[-1]["failed_reason"]), *(f"{client}: {reason}" for client, reason in why.items())])
+
+
 def _rounds(run: RunDirectory) -> list[Json]:
     files = run.state("coordinator").glob("round-*.json")
     return [read_json(f) for f in sorted(files, key=lambda f: int(f.stem.partition("-")[2]))]
