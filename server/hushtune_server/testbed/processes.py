@@ -160,7 +160,7 @@ def _die_with_parent() -> None:
 
 
 async def address_of(child: Child, *, clock: Clock, within_s: float, poll_s: float = 0.05) -> str:
-    """Wait until ``child`` serves; return its address. `ChildFailed` when it ends first, `DeadlineExceeded` when it takes long."""
+    """Wait until ``child`` serves, then return its address; `ChildFailed` or `DeadlineExceeded` when it never does."""
     limit = clock.monotonic() + within_s
     while not child.address:
         child.events_seen.extend(child.poll())
