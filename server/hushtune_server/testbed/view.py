@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 _QUIET = {"transfer_progressed", "training_progressed", "phase_changed"}
+_COORDINATORS = {"round_opened", "round_closed"}
+"""Told by the coordinator and echoed by every client; once is enough."""
 
 
 @dataclass(slots=True)
@@ -81,13 +83,13 @@ class View:
         news = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, told in self.news:
             news.add_row(Text(name, style="cyan"), Text(told))
-        return Group(table, Text(""), news)
+        return Group(Text(f"{self.title}   {elapsed_s:.0f} s", style="italic"), table, Text(""), news)
 
 
 def headline(event: Mapping[str, Any]) -> str:
     """Return what a person wants to read of an event, or nothing."""
     kind = str(event.get("event", ""))
-    if kind in _QUIET:
+    if kind in _QUIET or (kind in _COORDINATORS and event.get("role") != "coordinator"):
         return ""
     teller = _HEADLINES.get(kind)
     if teller is None and str(event.get("level", "info")) in {"warning", "error", "critical"}:
@@ -99,6 +101,10 @@ def headline(event: Mapping[str, Any]) -> str:
 def _number(event: Mapping[str, Any], key: str) -> float:
     value = event.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _names(event: Mapping[str, Any], key: str) -> str:
+    return ", ".join(str(name) for name in event.get(key) or ()) or "nobody"
 
 
 def _mb(event: Mapping[str, Any], key: str) -> str:
@@ -137,7 +143,9 @@ _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "reception_attacked": lambda e: (
         f"heard {e.get('blocks_heard')} of {e.get('blocks')} blocks of {e.get('client')} ({e.get('fidelity')})"
     ),
-    "round_closed": lambda e: f"round {e.get('round_id', '')} closed, accepted {e.get('accepted')}, missing {e.get('missing')}",
+    "round_closed": lambda e: (
+        f"round {e.get('round_id', '')} closed: accepted {_names(e, 'accepted')}; missing {_names(e, 'missing')}"
+    ),
     "client_died": lambda e: f"client {e.get('client')} died ({_number(e, 'silent_s'):.0f} s silent)",
     "setting_evaluated": lambda e: f"{e.get('setting')}: perplexity {_number(e, 'perplexity'):.1f}",
 }
