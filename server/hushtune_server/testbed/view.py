@@ -71,9 +71,7 @@ class View:
 
     def render(self, *, elapsed_s: float) -> RenderableType:
         """Return the screen: a table of processes above the latest events."""
-        table = Table(
-            title=f"{self.title}   {elapsed_s:.0f} s", title_justify="left", expand=False, box=None, padding=(0, 2, 0, 0)
-        )
+        table = Table(box=None, padding=(0, 2, 0, 0))
         for heading in ("process", "doing", "progress", ""):
             table.add_column(heading, style="bold" if heading == "process" else "")
         for process in self.processes.values():
