@@ -18,3 +18,22 @@ def clear_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", default=False, help="rewrite golden files; the diff is the review")
+
+
+EXPECTED_SKIPS = ("needs a GPU", "there is a GPU", "the package ", "the reference loader needs accelerate", "pkg:")
+"""What may be missing on a machine; any other skip is a hole in the suite and fails the run."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if not reason.startswith(EXPECTED_SKIPS):
+            terminalreporter.write_line(f"unexpected skip: {report.nodeid}: {reason}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if isinstance(reporter, pytest.TerminalReporter) else []
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in skipped]
+    if exitstatus == pytest.ExitCode.OK and any(not reason.startswith(EXPECTED_SKIPS) for reason in reasons):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
