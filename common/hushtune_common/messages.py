@@ -7,7 +7,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from math import isfinite
 from typing import NewType
 
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
@@ -16,6 +15,8 @@ RunId = NewType("RunId", str)
 ClientId = NewType("ClientId", str)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_LEAST, _MOST = 1e-60, 1e60
+"""No quantity of a device or link is outside; ratios and products of such numbers stay far inside a float."""
 
 
 class Role(StrEnum):
@@ -186,10 +187,10 @@ class ClientReport:
         require_name(self.client, of="client")
         for name in ("gain_main", "power_max", "clock_max", "energy_max"):
             value = getattr(self, name)
-            if not (isfinite(value) and value > 0.0):
-                raise ValueError(f"{name}: must be finite and positive, got {value}")
-        if not (isfinite(self.gain_tap) and self.gain_tap >= 0.0):
-            raise ValueError(f"gain_tap: must be finite and not negative, got {self.gain_tap}")
+            if not _LEAST <= value <= _MOST:
+                raise ValueError(f"{name}: must be from {_LEAST:g} to {_MOST:g}, got {value}")
+        if not 0.0 <= self.gain_tap <= _MOST:
+            raise ValueError(f"gain_tap: must be from 0 to {_MOST:g}, got {self.gain_tap}")
         if self.sample_count < 1 or self.update_bits < 1 or self.round_id < 1:
             raise ValueError("sample_count, update_bits and round_id count from 1")
 

@@ -110,15 +110,16 @@ manifests = st.builds(
 verdicts = st.builds(
     ours.Verdict, key=own_keys, accepted=st.booleans(), kept=st.booleans(), reason=texts, score=st.none() | numbers
 )
+quantities = st.floats(1e-60, 1e60)
 reports = st.builds(
     ours.ClientReport,
     client=st.just("c1"),
     round_id=ordinals,
-    gain_main=positives,
-    gain_tap=not_negatives,
-    power_max=positives,
-    clock_max=positives,
-    energy_max=positives,
+    gain_main=quantities,
+    gain_tap=st.just(0.0) | quantities,
+    power_max=quantities,
+    clock_max=quantities,
+    energy_max=quantities,
     sample_count=bigs,
     update_bits=bigs,
 )
@@ -252,6 +253,8 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("report", "gain_main", nan),
         ("report", "gain_main", 0.0),
         ("report", "gain_tap", -1.0),
+        ("report", "gain_tap", 1e308),
+        ("report", "gain_main", 1e-320),
         ("report", "power_max_w", inf),
         ("report", "sample_count", 0),
         ("design", "modulation", "qam1024"),

@@ -4,6 +4,8 @@ from math import log10
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link.abstraction import block_error_rate, required_snr_db
@@ -12,7 +14,7 @@ from hushtune_common.link.secrecy import tap_gain_bound
 from hushtune_common.link.wiretap import design
 from hushtune_common.messages import Assignment, ClientId, ClientReport, GateDecision
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import FlopPerSecond, Hertz, Joule, Watt, to_db
+from hushtune_common.units import FlopPerSecond, Hertz, Joule, PowerRatio, Watt, to_db
 from hushtune_server.air.fading import Geography
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
@@ -127,3 +129,31 @@ def test_the_demo_grants_all_three_clients_for_ten_seeds_at_different_rates() ->
         found = EqualShare(clock_share=0.7).allocate(AllocationProblem.of(world, reports), seeds=SeedTree(seed)).assignments
         assert [a.gate.decision for a in found] == [GateDecision.GRANTED] * 3, seed
         assert len({round(a.gate.rate_coded, 2) for a in found}) >= 2, seed
+
+
+extremes = st.sampled_from([1e-60, 1e-30, 1e-12, 1.0, 1e30, 1e60])
+
+
+@given(
+    gain_main=extremes,
+    gain_tap=extremes | st.just(0.0),
+    power_max=extremes,
+    clock_max=extremes,
+    bits=st.sampled_from([1, 2**63 - 1]),
+)
+def test_no_report_of_one_client_keeps_the_others_from_an_allocation(
+    gain_main: float, gain_tap: float, power_max: float, clock_max: float, bits: int
+) -> None:
+    odd = ClientReport(
+        client=ClientId("c2"),
+        round_id=1,
+        gain_main=PowerRatio(gain_main),
+        gain_tap=PowerRatio(gain_tap),
+        power_max=Watt(power_max),
+        clock_max=FlopPerSecond(clock_max),
+        energy_max=Joule(1.0),
+        sample_count=1,
+        update_bits=bits,
+    )
+    first, _ = assign(report("c1", main_db=-90.0, tap_db=-120.0), odd)
+    assert first.gate.decision is GateDecision.GRANTED
