@@ -14,7 +14,7 @@ import pytest
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import Scenario
 from hushtune_common.errors import LimitExceeded, MalformedUpdate, NotYours, Replayed, StaleRound
-from hushtune_common.link.channel import Assembly, Reception, cut
+from hushtune_common.link.channel import BLOCKS_MAX, Assembly, Reception, cut
 from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Role, Transmission
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
@@ -275,6 +275,23 @@ def test_only_receivers_listen_and_only_the_owner_acknowledges(kits: Kits, tmp_p
                 await air.stub(Role.EAVESDROPPER, "eavesdropper").Acknowledge(receipt, timeout=5)
             with pytest.raises(StaleRound):
                 await air.acknowledge(sending.key)
+
+    asyncio.run(play())
+
+
+def test_a_receipt_that_names_every_block_of_the_largest_update_is_taken_and_survives_a_restart(
+    kits: Kits, tmp_path: Path
+) -> None:
+    async def play() -> None:
+        missing = tuple(range(BLOCKS_MAX))
+        async with running(kits, tmp_path) as air:
+            sending, blob = order()
+            await air.write("c1", blob, prefix=f"frames/{sending.key.text}")
+            await air.sky.send(sending)
+            await air.acknowledge(sending.key, missing)
+            assert await air.transmit(sending, caller="c1") == (pytest.approx(3 * DESIGN.symbols / sending.bandwidth), missing)
+        async with running(kits, tmp_path) as air:
+            assert air.sky.ledger.receipt(sending.key) == Receipt(key=sending.key, missing=missing)
 
     asyncio.run(play())
 

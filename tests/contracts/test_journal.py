@@ -115,7 +115,7 @@ def test_a_body_is_bounded_and_finite(tmp_path: Path):
     async def run() -> None:
         journal = Journal.open(tmp_path / "j.db", schema=SCHEMA)
         with pytest.raises(LimitExceeded):
-            await journal.append("x", {"blob": "a" * (1 << 20)})
+            await journal.append("x", {"blob": "a" * (8 << 20)})
         with pytest.raises(ValueError, match="JSON"):
             await journal.append("x", {"loss": float("nan")})
         assert not journal.events()

@@ -14,8 +14,8 @@ from typing import Any
 from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
 
 _VERSION = 1
-_BODY_CHARS_MAX = 1 << 20
-"""Journals hold metadata; bulk bytes are blobs."""
+_BODY_CHARS_MAX = 8 << 20
+"""Journals hold metadata, of which the longest is a list of 2**20 blocks; bulk bytes are blobs."""
 
 _TABLES = """
 CREATE TABLE about (schema TEXT NOT NULL, version INTEGER NOT NULL);
@@ -73,7 +73,7 @@ class Journal:
         """Write one event and return it once it is durable; calls of one loop turn share a commit.
 
         With a ``key`` that was used before: returns the stored event when kind and body are equal, raises ``Replayed`` when they
-        are not. ``StorageFull`` when the disk is; ``LimitExceeded`` for a body above 1 MiB.
+        are not. ``StorageFull`` when the disk is; ``LimitExceeded`` for a body above 8 MiB.
         """
         if self._closed:
             raise RuntimeError("the journal is closed")

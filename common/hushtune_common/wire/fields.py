@@ -6,11 +6,11 @@ from math import inf, isfinite, isnan
 from typing import TypeVar
 
 from hushtune_common.errors import MalformedUpdate
+from hushtune_common.link.channel import BLOCKS_MAX
 from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey, require_name
 from hushtune_common.units import Decibel
 
 TEXT_CHARS_MAX = 1000
-BLOCKS_MAX = 1_000_000
 
 K = TypeVar("K")
 
@@ -100,7 +100,7 @@ def member(field: str, value: int, table: Mapping[K, int]) -> K:
 
 
 def block_indices(field: str, values: Iterable[int]) -> tuple[int, ...]:
-    """Return indices of blocks: not negative, strictly increasing, below a million."""
+    """Return indices of blocks: not negative, strictly increasing, within the largest update."""
     indices = tuple(values)
     if any(b <= a for a, b in zip((-1, *indices), indices, strict=False)) or (indices and indices[-1] >= BLOCKS_MAX):
         raise MalformedUpdate(f"{field}: block indices must increase from 0 on and stay below {BLOCKS_MAX}")

@@ -3,11 +3,12 @@
 Folded over the journal: every fact is an event first, so a restart tells the same story to the same listeners.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hushtune_common.errors import Replayed, StaleRound
 from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Transmission, UpdateKey
@@ -71,7 +72,7 @@ class Ledger:
         """Start with nothing on air."""
         self._sent: list[Sent] = []
         self._by_key: dict[UpdateKey, Sent] = {}
-        self._receipts: dict[UpdateKey, Receipt] = {}
+        self._missing: dict[UpdateKey, str] = {}
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Fold one event of the journal; kinds of other concern change nothing."""
@@ -82,8 +83,7 @@ class Ledger:
             self._sent.append(sent)
             self._by_key[sent.transmission.key] = sent
         elif kind == ACKNOWLEDGED:
-            receipt = msgspec.convert(body, Receipt)
-            self._receipts[receipt.key] = receipt
+            self._missing[msgspec.convert(body["key"], UpdateKey)] = body["missing"]
 
     @property
     def sent(self) -> tuple[Sent, ...]:
@@ -104,7 +104,8 @@ class Ledger:
 
     def receipt(self, key: UpdateKey) -> Receipt | None:
         """Return the owner's answer, once there is one."""
-        return self._receipts.get(key)
+        missing = self._missing.get(key)
+        return None if missing is None else Receipt(key=key, missing=_unpacked(missing))
 
     def notices_after(self, seq: int, listener: Listener) -> list[ReceptionNotice]:
         """Return what ``listener`` has not seen when ``seq`` is the last it has."""
@@ -132,5 +133,16 @@ class Ledger:
 
 
 def receipt_body(receipt: Receipt) -> dict[str, Any]:
-    """Return the journal's form of a receipt."""
-    return msgspec.to_builtins(receipt)
+    """Return the journal's form of a receipt. Its blocks are one bit each: listed, a million would not fit into an event."""
+    return {"key": msgspec.to_builtins(receipt.key), "missing": _packed(receipt.missing)}
+
+
+def _packed(indices: Sequence[int]) -> str:
+    flags = np.zeros(indices[-1] + 1 if indices else 0, dtype=np.bool_)
+    flags[list(indices)] = True
+    return np.packbits(flags, bitorder="little").tobytes().hex()
+
+
+def _unpacked(text: str) -> tuple[int, ...]:
+    flags = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), bitorder="little")
+    return tuple(int(i) for i in np.flatnonzero(flags))
