@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hushtune_common.errors import PeerLost
+from hushtune_common.errors import PeerLost, Replayed
 from hushtune_common.link.abstraction import NO_FADING, hear
 from hushtune_common.link.channel import Reception, cut
 from hushtune_common.messages import (
@@ -54,6 +54,7 @@ class World:
     judged: list[UpdateKey] = field(default_factory=list[UpdateKey])
     merged: list[tuple[ClientId, ...]] = field(default_factory=list[tuple[ClientId, ...]])
     unreachable: set[ClientId] = field(default_factory=set[ClientId])
+    on_record: dict[UpdateKey, Receipt] = field(default_factory=dict[UpdateKey, Receipt])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self, phase: Callable[[], str]) -> AsyncGenerator[Directive, None]:
@@ -74,6 +75,8 @@ class World:
         return self.folder / notice.reception.hex
 
     async def acknowledge(self, receipt: Receipt) -> None:
+        if self.on_record.setdefault(receipt.key, receipt) != receipt:
+            raise Replayed("another receipt is on record")
         self.acknowledged.append(receipt)
         self.changed.set()
 
@@ -248,6 +251,23 @@ def test_after_a_restart_nothing_is_judged_again_and_the_answers_are_the_same(tm
             world.close("c1")
             assert await owner.verdict("c1") == first
             assert world.merged == []
+
+    asyncio.run(play())
+
+
+def test_after_a_restart_a_first_attempt_that_was_answered_otherwise_disturbs_nobody(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", blocks=[0, 1, 2, 4])
+            await world.until(lambda: len(world.acknowledged) == 1)
+            world.hear("c1", attempt=2, blocks=[3, 5])
+            await world.until(lambda: len(world.settled) == 1)
+            on_record = world.on_record
+        async with stage(tmp_path) as (world, _):
+            world.on_record = on_record
+            world.hear("c1", blocks=[0, 1, 2, 4])
+            world.hear("c2")
+            await world.until(lambda: {s.key.client for s in world.settled} == {"c1", "c2"})
 
     asyncio.run(play())
 

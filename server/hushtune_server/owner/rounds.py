@@ -135,10 +135,10 @@ class OwnerRounds:
         try:
             async with self._locks[slot]:
                 if self._book.closing(self._run, key.round_id) is not None:
-                    await self._air.acknowledge(Receipt(key=key, missing=()))
+                    await self._answer(Receipt(key=key, missing=()))
                     self._forget(slot)
                 elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
-                    await self._air.acknowledge(Receipt(key=key, missing=()))
+                    await self._answer(Receipt(key=key, missing=()))
                     await self._settle(known)
                 else:
                     await self._take(notice, slot)
@@ -155,9 +155,9 @@ class OwnerRounds:
         except ProtocolFault as fault:
             # Nothing can be asked again of a reception that is not what it says; the client is answered, not left waiting.
             await self._decide(refusal(key, fault), slot)
-            await self._air.acknowledge(Receipt(key=key, missing=()))
+            await self._answer(Receipt(key=key, missing=()))
             return
-        await self._air.acknowledge(receipt)
+        await self._answer(receipt)
         if not update.whole:
             return
         data = await asyncio.to_thread(update.data)
@@ -169,6 +169,14 @@ class OwnerRounds:
         await self._decide(await judging, slot)
         if self._phase.startswith("judging"):  # another phase has begun meanwhile when the round was closed
             self._enter(f"waiting for updates of round {key.round_id}")
+
+    async def _answer(self, receipt: Receipt) -> None:
+        """Acknowledge a transmission. The air refuses a receipt other than an earlier life gave, and the first counts."""
+        try:
+            await self._air.acknowledge(receipt)
+        except ProtocolFault as fault:
+            about = _about(receipt.key)
+            log_event(_log, "receipt_refused", level=logging.WARNING, **about, reason=fault.reason, problem=str(fault))
 
     def _expect(self, slot: Slot) -> UpdateReception:
         limits = self._scenario.limits
