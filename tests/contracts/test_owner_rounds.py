@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from hushtune_common.config import CoordinatorConfig
 from hushtune_common.errors import PeerLost, Replayed
 from hushtune_common.link.abstraction import NO_FADING, hear
 from hushtune_common.link.channel import Reception, cut
@@ -94,7 +96,9 @@ class World:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def hear(self, client: str, *, attempt: int = 1, blocks: Sequence[int] = range(6), junk: bool = False) -> None:
+    def hear(
+        self, client: str, *, attempt: int = 1, blocks: Sequence[int] = range(6), junk: bool = False, round_id: int = 1
+    ) -> None:
         """Let the owner's receiver hear these blocks of the client's update, or bytes that are no reception."""
         frame = cut(UPDATE, design=DESIGN)
         seeds = SeedTree(1)
@@ -103,16 +107,20 @@ class World:
         part = Reception.of(frame, listener=Listener.MAIN, heard=full.heard & kept, snr_db=full.snr_db)
         blob = b"junk" if junk else part.to_bytes()
         (self.folder / Digest.of(blob).hex).write_bytes(blob)
+        sent = transmission(frame, DESIGN, client=client, attempt=attempt)
         notice = ReceptionNotice(
             seq=1,
             listener=Listener.MAIN,
-            transmission=transmission(frame, DESIGN, client=client, attempt=attempt),
+            transmission=replace(sent, key=replace(sent.key, round_id=round_id)),
             reception=Digest.of(blob),
             reception_bytes=len(blob),
             fidelity="abstract",
             airtime=Second(1.0),
         )
         self.notices_sent.put_nowait(notice)
+
+    def open(self, round_id: int) -> None:
+        self.directives.put_nowait(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=round_id))
 
     def close(self, *accepted: str, failed: str = "") -> None:
         ids = tuple(ClientId(a) for a in accepted)
@@ -138,7 +146,7 @@ class Owner:
 
 
 def live(world: World, journal: Journal, worker: ThreadPoolExecutor) -> Owner:
-    setting, book = scenario(), Book()
+    setting, book = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=2)), Book()
     for event in journal.events():
         book.apply(event.kind, event.body)
     desk = Desk(book, clients=frozenset(ClientId(c.id) for c in setting.clients))
@@ -169,6 +177,7 @@ async def stage(folder: Path) -> AsyncGenerator[tuple[World, Owner]]:
     worker = ThreadPoolExecutor(max_workers=1)
     owner = live(world, journal, worker)
     running = asyncio.create_task(owner.rounds.follow())
+    world.open(1)
     try:
         yield world, owner
         running.cancel()
@@ -220,6 +229,20 @@ def test_a_client_that_sends_junk_is_refused_at_once_and_disturbs_nobody(tmp_pat
             assert (refused.accepted, refused.kept) == (False, False)
             assert refused.reason.startswith("MALFORMED")
             assert [key.client for key in world.judged] == ["c1"]
+
+    asyncio.run(play())
+
+
+def test_an_update_is_judged_when_its_round_is_open_and_not_before(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", round_id=2)
+            world.hear("c1", round_id=3)  # of which there is none
+            world.hear("c1")
+            await world.until(lambda: len(world.settled) == 1)
+            world.open(2)
+            await world.until(lambda: len(world.settled) == 2)
+            assert [key.round_id for key in world.judged] == [1, 2]
 
     asyncio.run(play())
 

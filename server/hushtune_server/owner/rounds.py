@@ -58,8 +58,9 @@ class VerdictDesk(Protocol):
 class OwnerRounds:
     """The owner's part in every round of one run.
 
-    Laws: what is decided is in the journal before anybody is told; each update is judged once; a client whose update cannot be
-    read, or whose transfer fails, disturbs no other. Replayed notices, as after a restart, lead to the same answers.
+    Laws: what is decided is in the journal before anybody is told; each update is judged once, and not before its round is open;
+    a client whose update cannot be read, or whose transfer fails, disturbs no other. Replayed notices, as after a restart, lead
+    to the same answers.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class OwnerRounds:
         self._locks: defaultdict[Slot, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._updates: dict[Slot, UpdateReception] = {}
         self._receiving: set[asyncio.Task[None]] = set()
+        self._opened = asyncio.Condition()
+        self._round_id = 0
         self._phase = "waiting for a round"
 
     async def follow(self) -> None:
@@ -110,9 +113,11 @@ class OwnerRounds:
             async for directive in directives:
                 match directive.kind:
                     case DirectiveKind.ROUND_OPENED:
+                        await self._begin(directive.round_id)
                         self._enter(f"waiting for updates of round {directive.round_id}")
                     case DirectiveKind.ROUND_CLOSED:
                         await self._close(directive)
+                        await self._begin(directive.round_id)
                         if directive.last:
                             return await self._see_off(directive)
                     case DirectiveKind.DRAIN:
@@ -121,10 +126,16 @@ class OwnerRounds:
                         pass  # addressed to clients
         raise PeerLost("the coordinator ended the run before its last round was closed")
 
+    async def _begin(self, round_id: int) -> None:
+        async with self._opened:
+            self._round_id = max(self._round_id, round_id)
+            self._opened.notify_all()
+
     async def _listen(self, group: asyncio.TaskGroup) -> None:
         async with aclosing(self._air.notices()) as notices:
             async for notice in notices:
-                if notice.transmission.key.run == self._run:
+                key = notice.transmission.key
+                if key.run == self._run and key.round_id <= self._scenario.coordinator.rounds:
                     task = group.create_task(self._receive(notice))
                     self._receiving.add(task)
                     task.add_done_callback(self._receiving.discard)
@@ -132,6 +143,9 @@ class OwnerRounds:
     async def _receive(self, notice: ReceptionNotice) -> None:
         key = notice.transmission.key
         slot = (key.round_id, key.client)
+        # An update ahead of its round would take the place of the client's adapter that this round is going to average.
+        async with self._opened:
+            await self._opened.wait_for(lambda: self._round_id >= key.round_id)
         try:
             async with self._locks[slot]:
                 if self._book.closing(self._run, key.round_id) is not None:
