@@ -223,7 +223,26 @@ def test_what_was_not_written_or_exceeds_the_device_is_not_sent(kits: Kits, tmp_
             await air.write("c1", blob, prefix=f"frames/{sending.key.text}")
             with pytest.raises(LimitExceeded):
                 await air.transmit(replace(sending, power=Watt(0.3)), caller="c1")
+            ahead = replace(sending, key=replace(sending.key, round_id=2))
+            await air.write("c1", blob, prefix=f"frames/{ahead.key.text}")
+            with pytest.raises(LimitExceeded):
+                await air.transmit(ahead, caller="c1")
             assert air.sky.ledger.sent == ()
+
+    asyncio.run(play())
+
+
+def test_a_tiny_frame_of_many_codewords_is_refused_before_anything_is_drawn(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            words = 100
+            bits = words * DESIGN.info_bits
+            design = replace(DESIGN, codewords=words, message_bits=64, random_bits=bits - 64)
+            frame = cut(bytes(400), design=design)
+            sending = replace(transmission(frame, design), frame=Digest.of(frame.to_bytes()), power=Watt(2e-5))
+            await air.write("c1", frame.to_bytes(), prefix=f"frames/{sending.key.text}")
+            with pytest.raises(MalformedUpdate, match="codewords"):
+                await air.transmit(sending, caller="c1")
 
     asyncio.run(play())
 

@@ -289,8 +289,13 @@ def _require_allowed(transmission: Transmission, client: ClientConfig, scenario:
     key = transmission.key
     if key.client != client.id:
         raise NotYours(f"{client.id} cannot transmit as {key.client}")
+    if key.round_id > scenario.coordinator.rounds:
+        raise LimitExceeded(f"round {key.round_id} is above coordinator.rounds = {scenario.coordinator.rounds}")
     if key.attempt > scenario.limits.attempts_max:
         raise LimitExceeded(f"attempt {key.attempt} is above limits.attempts_max = {scenario.limits.attempts_max}")
+    # Blocks are drawn codeword by codeword for both listeners: their number is the scenario's to choose, not a client's.
+    if transmission.design.codewords != scenario.secrecy.codewords:
+        raise MalformedUpdate(f"design.codewords: secrecy.codewords is {scenario.secrecy.codewords}")
     if transmission.power > client.power_max_w * _ROUNDING:
         raise LimitExceeded(f"power {transmission.power:g} W is above this device's {client.power_max_w:g} W")
     if transmission.bandwidth > scenario.air.bandwidth_hz * _ROUNDING:
