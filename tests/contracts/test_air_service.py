@@ -13,13 +13,13 @@ import pytest
 
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import LimitExceeded, MalformedUpdate, NotYours, Replayed, StaleRound
+from hushtune_common.errors import LimitExceeded, MalformedUpdate, NotYours, Replayed, StaleRound, StorageFull
 from hushtune_common.link.channel import BLOCKS_MAX, Assembly, Reception, cut
 from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Role, Transmission
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import Decibel, Second, Watt
+from hushtune_common.units import Decibel, Hertz, Second, Watt
 from hushtune_common.wire import convert, endpoint, faults
 from hushtune_common.wire.listening import AirListener, reception_name
 from hushtune_common.wire.transfer import download, register_blobs, upload
@@ -87,9 +87,9 @@ class Air:
 
 
 @asynccontextmanager
-async def running(kits: Kits, folder: Path) -> AsyncGenerator[Air]:
+async def running(kits: Kits, folder: Path, *, quota_bytes: int = 1 << 26) -> AsyncGenerator[Air]:
     setting = scenario(air={"shadowing_db": 0.0})
-    store = BlobStore(folder / "blobs", quota_bytes=1 << 26)
+    store = BlobStore(folder / "blobs", quota_bytes=quota_bytes)
     journal = Journal.open(folder / "journal.sqlite", schema="test-air")
     medium, geography = AbstractMedium(setting), Geography(setting, SEEDS)
     sky = Sky(setting, medium=medium, geography=geography, store=store, journal=journal, seeds=SEEDS)
@@ -245,6 +245,34 @@ def test_a_tiny_frame_of_many_codewords_is_refused_before_anything_is_drawn(kits
                 await air.transmit(sending, caller="c1")
 
     asyncio.run(play())
+
+
+def test_what_nobody_can_hear_is_refused_and_leaves_nothing_behind(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            sending, blob = order()
+            await air.write("c1", blob, prefix=f"frames/{sending.key.text}")
+            with pytest.raises(MalformedUpdate, match="nothing can be heard"):
+                await air.transmit(replace(sending, power=Watt(5e-324)), caller="c1")
+            with pytest.raises(LimitExceeded):
+                await air.transmit(replace(sending, bandwidth=Hertz(5e-324)), caller="c1")
+            assert not [p for p in (tmp_path / "blobs" / "complete").rglob("receptions/*/*") if p.is_file()]
+            assert air.sky.ledger.sent == ()
+
+    asyncio.run(play())
+
+
+def test_a_transmission_that_cannot_be_recorded_leaves_no_reception_behind(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> int:
+        sending, blob = order(update=random_update(30 * DESIGN.payload_bytes))
+        room_for_one = 2 * len(blob) + 200  # the frame and the owner's reception, of nearly the same size, but not the tap's
+        async with running(kits, tmp_path, quota_bytes=room_for_one) as air:
+            await air.write("c1", blob, prefix=f"frames/{sending.key.text}")
+            with pytest.raises(StorageFull):
+                await air.transmit(sending, caller="c1")
+            return sum(p.stat().st_size for p in (tmp_path / "blobs").rglob("*") if p.is_file()) - len(blob)
+
+    assert asyncio.run(play()) == 0
 
 
 def test_bytes_that_are_no_frame_are_refused_and_cost_no_notice(kits: Kits, tmp_path: Path) -> None:

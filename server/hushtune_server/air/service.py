@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hushtune_server.air.medium import Medium, Overheard
 
 _log = logging.getLogger(__name__)
 _ROUNDING = 1.0 + 1e-9
+_BANDWIDTH_LEAST_HZ = 1.0
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -136,18 +138,12 @@ class Sky:
             raise MalformedUpdate(f"{name.text}: no such frame was written; write it before transmitting")
         frame, overheard = await asyncio.to_thread(self._overhear, transmission, self._store.path(name))
         key = transmission.key.text
-        main = await keep(self._store, f"receptions/main/{key}", await asyncio.to_thread(overheard.main.to_bytes))
-        tap = await keep(self._store, f"receptions/tap/{key}", await asyncio.to_thread(overheard.tap.to_bytes))
-        sent = Sent(
-            transmission=transmission,
-            main=Heard(digest=main.digest, size=main.size, snr_db=Decibel(float(overheard.snr_main_db))),
-            tap=Heard(digest=tap.digest, size=tap.size, snr_db=Decibel(float(overheard.snr_tap_db))),
-            blocks=frame.count,
-            airtime=Second(float(overheard.airtime)),
-            fidelity=frame.fidelity.value,
-        )
-        async with self._commit:
-            await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{transmission.key.text}")
+        try:
+            sent = await self._publish(transmission, frame, overheard)
+        except Exception:
+            for listener in Listener:  # nobody was told of them, so nobody would ever make room
+                self._store.discard(f"receptions/{listener.value}/{key}")
+            raise
         self._store.discard(name.prefix)
         self.bell.ring()
         log_event(
@@ -162,11 +158,30 @@ class Sky:
         )
         return sent
 
+    async def _publish(self, transmission: Transmission, frame: Frame, overheard: Overheard) -> Sent:
+        key = transmission.key.text
+        main = await keep(self._store, f"receptions/main/{key}", await asyncio.to_thread(overheard.main.to_bytes))
+        tap = await keep(self._store, f"receptions/tap/{key}", await asyncio.to_thread(overheard.tap.to_bytes))
+        sent = Sent(
+            transmission=transmission,
+            main=Heard(digest=main.digest, size=main.size, snr_db=Decibel(float(overheard.snr_main_db))),
+            tap=Heard(digest=tap.digest, size=tap.size, snr_db=Decibel(float(overheard.snr_tap_db))),
+            blocks=frame.count,
+            airtime=Second(float(overheard.airtime)),
+            fidelity=frame.fidelity.value,
+        )
+        async with self._commit:
+            await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{key}")
+        return sent
+
     def _overhear(self, transmission: Transmission, path: Path) -> tuple[Frame, Overheard]:
         key = transmission.key
         frame = Frame.from_bytes(path.read_bytes())
         gains = self.geography.gains(key.client, key.round_id)
-        return frame, self._medium.carry(frame, transmission=transmission, gains=gains, seeds=self._seeds)
+        overheard = self._medium.carry(frame, transmission=transmission, gains=gains, seeds=self._seeds)
+        if not all(isfinite(number) for number in (overheard.snr_main_db, overheard.snr_tap_db, overheard.airtime)):
+            raise MalformedUpdate(f"power_w: nothing can be heard at {transmission.power:g} W over {transmission.bandwidth:g} Hz")
+        return frame, overheard
 
     async def _record(self, kind: str, body: dict[str, Any], *, key: str) -> None:
         event = await self._journal.append(kind, body, key=key)
@@ -298,5 +313,7 @@ def _require_allowed(transmission: Transmission, client: ClientConfig, scenario:
         raise MalformedUpdate(f"design.codewords: secrecy.codewords is {scenario.secrecy.codewords}")
     if transmission.power > client.power_max_w * _ROUNDING:
         raise LimitExceeded(f"power {transmission.power:g} W is above this device's {client.power_max_w:g} W")
+    if transmission.bandwidth < _BANDWIDTH_LEAST_HZ:
+        raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is below {_BANDWIDTH_LEAST_HZ:g} Hz")
     if transmission.bandwidth > scenario.air.bandwidth_hz * _ROUNDING:
         raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is above the air's {scenario.air.bandwidth_hz:g} Hz")
