@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from msgspec import structs
 
 from hushtune_common.clock import SystemClock
-from hushtune_common.config import Scenario
+from hushtune_common.config import LimitsConfig, Scenario
 from hushtune_common.errors import LimitExceeded, MalformedUpdate, NotYours, Replayed, StaleRound, StorageFull
 from hushtune_common.link.channel import BLOCKS_MAX, Assembly, Reception, cut
-from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Role, Transmission
+from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Role, RunId, Transmission
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
@@ -87,8 +88,11 @@ class Air:
 
 
 @asynccontextmanager
-async def running(kits: Kits, folder: Path, *, quota_bytes: int = 1 << 26) -> AsyncGenerator[Air]:
-    setting = scenario(air={"shadowing_db": 0.0})
+async def running(
+    kits: Kits, folder: Path, *, quota_bytes: int = 1 << 26, update_bytes_max: int = 1 << 28
+) -> AsyncGenerator[Air]:
+    limits = LimitsConfig(update_bytes_max=update_bytes_max)
+    setting = structs.replace(scenario(air={"shadowing_db": 0.0}), limits=limits)
     store = BlobStore(folder / "blobs", quota_bytes=quota_bytes)
     journal = Journal.open(folder / "journal.sqlite", schema="test-air")
     medium, geography = AbstractMedium(setting), Geography(setting, SEEDS)
@@ -395,6 +399,37 @@ def test_frames_and_acknowledged_receptions_make_room(kits: Kits, tmp_path: Path
 
     left = asyncio.run(play())
     assert [path.split("/")[:2] for path in left] == [["receptions", "tap"]]
+
+
+def test_a_client_that_sends_in_run_after_run_does_not_take_the_room_of_the_others(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        size = len(order()[1])
+        # Four of the largest blobs for each of three clients, as the air has it; nobody acknowledges and the tap does not read.
+        async with running(kits, tmp_path, quota_bytes=12 * 2 * size, update_bytes_max=2 * size) as air:
+            for number in range(64):
+                await send(air, "c1", run=f"run-{number}")
+            with pytest.raises(LimitExceeded, match="64 runs"):
+                await send(air, "c1", run="one-more")
+            for client in ("c2", "c3"):
+                await send(air, client, run="run-0")
+            held = [notice for notice in air.sky.ledger.notices_after(0, Listener.MAIN) if is_held(tmp_path, notice)]
+            assert [(n.transmission.key.client, n.transmission.key.run) for n in held] == [
+                ("c1", "run-63"),
+                ("c2", "run-0"),
+                ("c3", "run-0"),
+            ]
+
+    async def send(air: Air, client: str, *, run: str) -> None:
+        sending, blob = order(client)
+        sending = replace(sending, key=replace(sending.key, run=RunId(run)))
+        await air.write(client, blob, prefix=f"frames/{sending.key.text}")
+        await air.sky.send(sending)
+
+    def is_held(folder: Path, notice: ReceptionNotice) -> bool:
+        name = reception_name(notice)
+        return (folder / "blobs" / "complete" / name.prefix / name.digest.hex).exists()
+
+    asyncio.run(play())
 
 
 def test_an_event_that_comes_twice_counts_once() -> None:

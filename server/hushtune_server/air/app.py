@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _SERVICES = ("hushtune.v1.Air", "hushtune.v1.Blobs")
 _GRACE_S = 2.0
 _BLOBS_PER_CLIENT = 4
-"""One frame, two receptions, and one more of a next attempt."""
+"""One frame, the two receptions of it, and one of an earlier attempt that the tap has not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

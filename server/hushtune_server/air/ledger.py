@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from hushtune_common.errors import Replayed, StaleRound
-from hushtune_common.messages import Digest, Listener, Receipt, ReceptionNotice, Transmission, UpdateKey
+from hushtune_common.messages import ClientId, Digest, Listener, Receipt, ReceptionNotice, RunId, Transmission, UpdateKey
 from hushtune_common.units import Decibel, Second
 
 TRANSMITTED = "transmitted"
@@ -101,6 +101,15 @@ class Ledger:
         """Raise `StaleRound` unless this key was on air."""
         if key not in self._by_key:
             raise StaleRound(f"{key.text} was never on air")
+
+    def unanswered(self, client: ClientId) -> tuple[UpdateKey, ...]:
+        """Return the client's transmissions that the owner has not acknowledged, in order."""
+        mine = (sent.transmission.key for sent in self._sent if sent.transmission.key.client == client)
+        return tuple(key for key in mine if key not in self._missing)
+
+    def runs(self, client: ClientId) -> frozenset[RunId]:
+        """Return the runs in which the client has transmitted."""
+        return frozenset(key.run for key in self._by_key if key.client == client)
 
     def receipt(self, key: UpdateKey) -> Receipt | None:
         """Return the owner's answer, once there is one."""

@@ -31,6 +31,10 @@ from hushtune_server.air.medium import Medium, Overheard
 _log = logging.getLogger(__name__)
 _ROUNDING = 1.0 + 1e-9
 _BANDWIDTH_LEAST_HZ = 1.0
+_RUNS_MAX = 64
+"""Runs that one client may send in, over the life of a state folder: only the owner knows which of them it takes part in."""
+_UNREAD_PER_CLIENT = 1
+"""Receptions of the largest size that wait for the tap, beside the one that is being written."""
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,6 +66,7 @@ class Sky:
         self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
         self._commit = asyncio.Lock()
         self._writing: dict[str, BlobName] = {}
+        self._unread_bytes_max = _UNREAD_PER_CLIENT * len(scenario.clients) * scenario.limits.update_bytes_max
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
 
@@ -78,6 +83,7 @@ class Sky:
         if known is not None:
             self._store.discard(f"frames/{transmission.key.text}")  # a client that restarted may have written it again
             return known
+        self._require_known_run(transmission.key)
         task = self._carrying.get(transmission.key)
         if task is None:
             task = asyncio.create_task(self._carry(transmission))
@@ -132,12 +138,31 @@ class Sky:
         if self.draining:
             raise PeerLost("the air is stopping")
 
+    def _require_known_run(self, key: UpdateKey) -> None:
+        runs = self.ledger.runs(key.client)
+        if key.run not in runs and len(runs) >= _RUNS_MAX:
+            raise LimitExceeded(f"{key.client} has sent in {_RUNS_MAX} runs; start the air with an empty state folder for more")
+
+    def _make_room(self, transmission: Transmission) -> None:
+        """Forget what could fill the disk of the others: receptions that the owner did not want, or the tap did not read."""
+        for key in self.ledger.unanswered(transmission.key.client):
+            self._store.discard(f"receptions/main/{key.text}")  # a client waits for each receipt, or has given up on it
+        unread = [name for sent in self.ledger.sent if self._store.complete(name := _tap_name(sent))]
+        excess = sum(name.size for name in unread) - self._unread_bytes_max
+        for name in unread:
+            if excess <= 0:
+                break
+            self._store.discard(name.prefix)
+            log_event(_log, "reception_unread", level=logging.WARNING, reception=name.prefix, bytes_total=name.size)
+            excess -= name.size
+
     async def _carry(self, transmission: Transmission) -> Sent:
         name = BlobName(prefix=f"frames/{transmission.key.text}", digest=transmission.frame, size=transmission.frame_bytes)
         if not self._store.complete(name):
             raise MalformedUpdate(f"{name.text}: no such frame was written; write it before transmitting")
         frame, overheard = await asyncio.to_thread(self._overhear, transmission, self._store.path(name))
         key = transmission.key.text
+        self._make_room(transmission)
         try:
             sent = await self._publish(transmission, frame, overheard)
         except Exception:
@@ -298,6 +323,10 @@ def register_air(service: AirService) -> Callable[[grpc.aio.Server], None]:
         air_pb2_grpc.add_AirServicer_to_server(service, server)
 
     return register
+
+
+def _tap_name(sent: Sent) -> BlobName:
+    return BlobName(prefix=f"receptions/tap/{sent.transmission.key.text}", digest=sent.tap.digest, size=sent.tap.size)
 
 
 def _require_allowed(transmission: Transmission, client: ClientConfig, scenario: Scenario) -> None:
