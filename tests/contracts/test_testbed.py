@@ -145,6 +145,17 @@ def test_the_report_says_why_a_client_is_not_in_the_result(tmp_path: Path, scena
     assert outcomes == {"c1": "did not upload: gate excluded", "c2": "died during the round", "c3": "accepted"}
 
 
+def test_what_a_client_says_is_printed_as_it_is(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.state("coordinator").mkdir()
+    entry = {"round_id": 1, "completions": [{"client": "c1", "uploaded": False, "reason": "[/red] no [bold]room"}]}
+    rundir.write_json(run.state("coordinator") / "round-1.json", entry)
+    run.update(status=rundir.FAILED, problem="c1: [/red] no [bold]room")
+    body = report.write(run, scenario)
+    assert "c1: did not upload: [/red] no [bold]room" in printed(body)
+    assert "failed: c1: [/red] no [bold]room" in printed(body)
+
+
 def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:
     run = rundir.create(tmp_path, scenario, now=NOW)
     body = report.write(run, scenario)

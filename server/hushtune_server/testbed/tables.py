@@ -24,7 +24,8 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
             console.print(
-                f"  {client['id']}: {client['outcome']}" + (f" ({client['gate_reason']})" if client["gate_reason"] else "")
+                f"  {client['id']}: {client['outcome']}" + (f" ({client['gate_reason']})" if client["gate_reason"] else ""),
+                markup=False,  # a client says why it did not upload
             )
     _print_owner(report, console)
     _print_tap(report, console)
@@ -34,7 +35,7 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
         name, peak = max(peaks.items(), key=lambda item: item[1])
         console.print(f"\n{wall_s:.0f} s wall; largest process {name} with {peak / 1e9:.2f} GB resident")
     if report.get("problem"):
-        console.print(f"[bold red]{report['status']}: {report['problem']}[/]")
+        console.print(f"{report['status']}: {report['problem']}", style="bold red", markup=False)
 
 
 def _settings(report: Mapping[str, Any]) -> Table:
