@@ -334,7 +334,7 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)
     try:
         resolved = config.load(scenario, overrides=options.set)
-        options.state.mkdir(parents=True, exist_ok=True)
+        options.state.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may hold adapters in the clear
         with _extra(role):
             code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
     except HushtuneError as error:

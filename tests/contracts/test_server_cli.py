@@ -1,6 +1,7 @@
 """Does the command line teach, answer at once, and end with the code and the line that a fault deserves?"""
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_a_misspelt_setting_ends_with_one_line_one_record_and_its_code(tmp_path:
     assert "air.bandwidth_hz" in line
     (record,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert (record["event"], record["exit_code"], record["reason"]) == ("process_failed", 3, "CONFIG")
+
+
+@pytest.mark.slow
+def test_the_state_of_a_role_is_for_its_user_only(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SCENARIO, encoding="utf-8")
+    state = tmp_path / "state"
+    hushtune("air", "serve", str(tmp_path / "s.toml"), "--kit", str(tmp_path / "nowhere"), "--state", str(state))
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
 def test_a_missing_kit_is_named_with_the_command_that_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import stat
 import statistics
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +144,12 @@ def test_the_report_says_why_a_client_is_not_in_the_result(tmp_path: Path, scena
     rundir.write_json(run.state("coordinator") / "round-1.json", entry)
     outcomes = {c["id"]: c["outcome"] for c in report.write(run, scenario)["clients"]}
     assert outcomes == {"c1": "did not upload: gate excluded", "c2": "died during the round", "c3": "accepted"}
+
+
+def test_states_keys_and_logs_of_a_run_are_for_its_user_only(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    for folder in ("logs", "state", "kits"):
+        assert stat.S_IMODE((run.path / folder).stat().st_mode) == 0o700
 
 
 def test_what_a_client_says_is_printed_as_it_is(tmp_path: Path, scenario: config.Scenario) -> None:

@@ -101,7 +101,7 @@ def create(root: Path, scenario: Scenario, *, now: datetime) -> RunDirectory:
     run = RunDirectory(root / (f"{stamp}-{taken + 1}" if taken else stamp))
     try:
         for folder in ("logs", "state", "kits"):
-            (run.path / folder).mkdir(parents=True, exist_ok=False)
+            (run.path / folder).mkdir(mode=0o700, parents=True, exist_ok=False)
     except OSError as error:
         raise ConfigError("--runs", f"cannot create {run.path} ({error}); give a writable folder") from error
     run.scenario.write_text(tomli_w.dumps(to_toml_tree(scenario)), encoding="utf-8")
