@@ -25,6 +25,10 @@ Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
+_TAKEN = frozenset({"owner", "coordinator", "air", "eavesdropper", "referee", "aggregate"})
+"""Names of folders and files beside those of the clients."""
+
+
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A table of the scenario."""
 
@@ -296,6 +300,9 @@ def _check_meaning(scenario: Scenario) -> None:
     doubled = sorted({i for i in ids if ids.count(i) > 1})
     if doubled:
         raise ConfigError("clients", f"id {doubled[0]!r} appears more than once; every client needs its own")
+    taken = sorted(_TAKEN & {*ids})
+    if taken:
+        raise ConfigError("clients", f"id {taken[0]!r} is the name of something else; choose another")
     if len(ids) > scenario.limits.clients_max:
         raise ConfigError("clients", f"{len(ids)} clients, but limits.clients_max is {scenario.limits.clients_max}")
     for index, client in enumerate(scenario.clients):

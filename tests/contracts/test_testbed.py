@@ -146,6 +146,13 @@ def test_the_report_says_why_a_client_is_not_in_the_result(tmp_path: Path, scena
     assert outcomes == {"c1": "did not upload: gate excluded", "c2": "died during the round", "c3": "accepted"}
 
 
+@pytest.mark.parametrize("name", ["owner", "referee", "aggregate"])
+def test_no_client_takes_the_folder_or_the_file_of_something_else(scenario: config.Scenario, name: str) -> None:
+    clients = [{"id": name, "position": {"x_m": 1.0, "y_m": 0.0}}]
+    with pytest.raises(ConfigError, match=f"id '{name}'"):
+        config.parse({**config.to_toml_tree(scenario), "clients": clients})
+
+
 def test_states_keys_and_logs_of_a_run_are_for_its_user_only(tmp_path: Path, scenario: config.Scenario) -> None:
     run = rundir.create(tmp_path, scenario, now=NOW)
     for folder in ("logs", "state", "kits"):
