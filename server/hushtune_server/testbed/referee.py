@@ -47,10 +47,11 @@ class Evidence:
 def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, clock: Clock) -> dict[str, Any]:
     """Score all settings of a finished run, write ``referee.json`` and return it.
 
-    Perplexities are on the held-out test windows, which neither the owner nor any client has read. ``bound`` adds the adapter
-    blocks trained in the full model and full fine-tuning, both on the pooled training text (slow).
+    Perplexities are on the held-out test windows, the same for every setting; nobody has trained on them. Emulator and plug-in
+    are scored with the mean of the returned adapters, the plug-in with each client's as well. ``bound`` adds the adapter blocks
+    trained in the full model and full fine-tuning, both on the training text of all clients together (slow).
     """
-    evidence = _gather(run, scenario, cache=cache)
+    evidence = gather(run, scenario, cache=cache)
     result: dict[str, Any] = {"test_windows": len(evidence.test), "settings": {}, "clients": {}}
     log_event(_logger, "phase_changed", phase="scoring on held-out text")
 
@@ -71,7 +72,8 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
     return result
 
 
-def _gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
+def gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
+    """Return what a finished run left to judge; the split of the text is the one that the clients derived."""
     owner = run.state("owner")
     bundle = Path(read_json(owner / "owner.json")["bundle"])
     tokens = read_bundle(bundle).tokens
