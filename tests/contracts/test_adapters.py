@@ -65,6 +65,15 @@ def test_an_adapter_survives_its_file_in_the_order_of_the_schema(tmp_path: Path)
     assert all(np.array_equal(again.tensors[n], value) for n, value in state.tensors.items())
 
 
+def test_the_order_of_the_schema_is_that_of_numbers_and_a_files_own_order_does_not_matter(tmp_path: Path) -> None:
+    source = tiny_source("random:blocks=11,hidden=16,heads=2")  # as text, block 10 would come before block 2
+    expected = adapter_specs(source.weights, (2, 10))
+    assert [spec.block for spec in expected] == sorted(spec.block for spec in expected)
+    save_adapter(tmp_path / "a", AdapterState({spec.name: source.tensor(spec.name) for spec in reversed(expected)}))
+    assert list(load_adapter(tmp_path / "a", expected).tensors) == [spec.name for spec in expected]
+    assert list(extract(source.load(), (10, 2)).tensors) == [spec.name for spec in expected]
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", bytes(64)])
 def test_other_files_are_no_adapters(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)

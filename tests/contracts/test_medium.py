@@ -1,6 +1,8 @@
 """Does every medium keep its laws?"""
 
 import time
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.link.channel import Assembly, Frame, Reception, cut
-from hushtune_common.messages import Listener
+from hushtune_common.messages import Listener, RunId
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import PowerRatio
 from hushtune_server.air.abstract import AbstractMedium
@@ -25,8 +27,19 @@ media = pytest.mark.parametrize("medium", MEDIA, ids=FADINGS)
 losing = pytest.mark.parametrize(("medium", "snr_db"), list(zip(MEDIA, WATERFALL_DB, strict=True)), ids=FADINGS)
 
 
-def carry(medium: Medium, frame: Frame, *, snr_db: float = 5.2, tap: float = 1.0, attempt: int = 1) -> Overheard:
-    order = transmission(frame, DESIGN, attempt=attempt, snr_db=snr_db)
+def carry(
+    medium: Medium,
+    frame: Frame,
+    *,
+    snr_db: float = 5.2,
+    tap: float = 1.0,
+    attempt: int = 1,
+    client: str = "c1",
+    round_id: int = 1,
+    run: str = "run-1",
+) -> Overheard:
+    order = transmission(frame, DESIGN, client=client, attempt=attempt, snr_db=snr_db)
+    order = replace(order, key=replace(order.key, round_id=round_id, run=RunId(run)))
     return medium.carry(frame, transmission=order, gains=Gains(main=ONE, tap=PowerRatio(tap)), seeds=SEEDS)
 
 
@@ -47,10 +60,14 @@ def test_main_and_tap_draw_independently(medium: Medium, snr_db: float) -> None:
 
 
 @losing
-def test_attempts_draw_afresh(medium: Medium, snr_db: float) -> None:
+@pytest.mark.parametrize(
+    "other", [{"attempt": 2}, {"client": "c2"}, {"round_id": 2}, {"run": "run-2"}], ids=lambda o: next(iter(o))
+)
+def test_every_part_of_the_key_has_draws_of_its_own(medium: Medium, snr_db: float, other: dict[str, Any]) -> None:
     frame = frame_of(500 * DESIGN.payload_bytes, DESIGN)
-    first, second = carry(medium, frame, snr_db=snr_db), carry(medium, frame, snr_db=snr_db, attempt=2)
+    first, second = carry(medium, frame, snr_db=snr_db), carry(medium, frame, snr_db=snr_db, **other)
     assert (first.main.heard != second.main.heard).any()
+    assert (first.tap.heard != second.tap.heard).any()
 
 
 @media

@@ -1,10 +1,13 @@
 """Do the modelled costs follow from their definitions, and is an update never larger than was reported?"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hushtune_client.emulator import open_emulator
 from hushtune_client.telemetry import (
     PathSize,
     compute_energy,
@@ -16,9 +19,12 @@ from hushtune_client.telemetry import (
 from hushtune_common.adapter import AdapterState
 from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.config import ClientConfig, CodecConfig, Position
-from hushtune_common.messages import TensorSpec
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.messages import Digest, EmulatorManifest, TensorSpec
+from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, PowerRatio, Second, Watt
+from tests.models import ADAPTER, tiny_bundle, tiny_source
 
 DEVICE = ClientConfig(id="c1", position=Position(x_m=1.0, y_m=2.0))
 
@@ -29,6 +35,28 @@ def test_the_flops_of_a_stack_of_square_layers_are_those_of_its_matrix_products(
     forward, backward, gradients = depth * product, depth * product, trained * product
     path = PathSize(matmul=depth * width * width, adapter=trained * width * width)
     assert training_flops(path, tokens=tokens) == forward + backward + gradients
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+def test_a_token_passes_every_weight_but_a_looked_up_embedding(tmp_path: Path, tied: int) -> None:
+    source = tiny_source(f"random:blocks=6,hidden=32,heads=4,tied={tied}")
+    path = tiny_bundle(tmp_path, 2, 3, source=source)
+    bundle = read_bundle(path)
+    manifest = EmulatorManifest(
+        emulator=Digest.of(path.read_bytes()),
+        size_bytes=path.stat().st_size,
+        base=bundle.base_digest,
+        plan=bundle.plan.digest,
+        tokenizer=bundle.tokens.digest,
+        adapter=bundle.schema,
+        sealing_key=HybridPrivateKey.generate().public.to_bytes(),
+        codec="any",
+    )
+    size = open_emulator(path, manifest=manifest).path_size
+    model = bundle.load()
+    inside = sum(p.numel() for n, p in model.module.named_parameters() if "layers." in n or n.endswith("model.norm.weight"))
+    assert size.matmul == inside + model.vocabulary * 32  # the head, whether or not it is the embedding
+    assert size.adapter == sum(p.numel() for p in model.adapter_parameters(ADAPTER).values())
 
 
 @given(st.floats(1e10, 1e13), st.floats(1e9, 1e15))

@@ -36,7 +36,9 @@ class Owner:
     def send(self, client: str, *, by: float) -> AdapterState:
         """Have the bench judge blocks moved ``by`` this much and return what arrives of them."""
         rng = SeedTree(3).child(client).generator()
-        state = AdapterState({n: (t + by * rng.standard_normal(t.shape)).astype(np.float32) for n, t in self.shipped.tensors.items()})
+        state = AdapterState(
+            {n: (t + by * rng.standard_normal(t.shape)).astype(np.float32) for n, t in self.shipped.tensors.items()}
+        )
         payload = self.codec.encode(state)
         key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId(client), attempt=1)
         sealed = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=self.manifest.emulator, codec=self.codec.id)
