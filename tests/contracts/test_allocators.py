@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hushtune_common.link.mcs import point_of
+from hushtune_common.link.wiretap import design
 from hushtune_common.messages import GateDecision
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
@@ -136,5 +138,11 @@ def test_residuals_see_what_is_wrong() -> None:
         replace(fair, power=Watt(fair.power * 0.5)),
     ):
         assert problem.residuals([broken]).worst > 0.1
+    assert fair.design is not None
+    point, assumed_db = point_of(fair.design), fair.design.snr_tap_design_db
+    weaker_tap = design(point, codewords=fair.design.codewords, snr_tap_db=assumed_db - 1.0, log2_delta=-64.0)
+    assert 0.25 < problem.residuals([replace(fair, design=weaker_tap)]).worst <= 10**0.1 - 1.0  # bounds are rounded up by 0.01 dB
+    greedy = AllocationProblem.of(scenario(secrecy={"message_bits_min": 2 * fair.design.message_bits}), [asked])
+    assert greedy.residuals([fair]).worst == pytest.approx(1.0)
     hurried = AllocationProblem(reports=(asked,), air=problem.air, secrecy=problem.secrecy, round_s=Second(1e-3))
     assert hurried.residuals([fair]).worst > 1.0

@@ -31,7 +31,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Second, from_db
-from hushtune_server.owner.book import Book, Judgement
+from hushtune_server.owner.book import JUDGED, Book, Judgement, to_body
 from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
 from hushtune_server.owner.rounds import OwnerRounds
@@ -338,3 +338,12 @@ def test_a_coordinator_that_leaves_before_the_last_round_is_an_error(tmp_path: P
             worker.shutdown()
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(("accepted", "kept"), [(True, False), (False, False)], ids=["hurts public text", "refused"])
+def test_an_update_that_hurts_by_itself_stays_out_of_the_mean(accepted: bool, kept: bool) -> None:
+    book = Book()
+    for client, verdict in (("c1", (True, True)), ("c2", (accepted, kept))):
+        key = UpdateKey(run=RUN, round_id=1, client=ClientId(client), attempt=1)
+        book.apply(JUDGED, to_body(Judgement(key=key, accepted=verdict[0], kept=verdict[1], reason="")))
+    assert book.mergeable(RUN, 1, [ClientId("c2"), ClientId("c1"), ClientId("c3")]) == ("c1",)

@@ -11,9 +11,11 @@ import pytest
 from hushtune_client.private import own_records, own_windows
 from hushtune_common import config
 from hushtune_common.adapter import AdapterState, save_adapter
-from hushtune_common.config import Scenario
+from hushtune_common.config import Scenario, TrainingConfig
 from hushtune_common.model.adapter import adapter_specs
-from hushtune_common.model.bundle import read_bundle
+from hushtune_common.model.bundle import read_bundle, write_bundle
+from hushtune_common.model.finetune import Unpaced, finetune
+from hushtune_common.model.plan import Plan
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed import rundir
 from hushtune_server.testbed.referee import gather, judge
@@ -93,10 +95,25 @@ def test_every_setting_is_the_loss_of_its_own_model_with_its_own_blocks_on_the_s
 
 
 @pytest.mark.slow
-def test_the_bounds_are_trained_on_the_clients_text_and_leave_no_model_behind(tmp_path: Path) -> None:
+def test_the_bounds_are_the_full_model_trained_on_the_clients_text_and_leave_no_model_behind(tmp_path: Path) -> None:
     scenario = scenario_of(tmp_path)
     run = finished(tmp_path, scenario)
+    evidence = gather(run, scenario, cache=tmp_path)
     scores = judge(run, scenario, cache=tmp_path, bound=True, clock=FakeClock())["settings"]
-    for setting in ("bound", "full_fine_tuned"):
+    for setting, blocks, rate in (("bound", ADAPTER, 1e-2), ("full_fine_tuned", tuple(range(6)), 1e-2 / 3)):
+        path = tmp_path / f"own-{setting}"
+        write_bundle(path, source=SOURCE, plan=Plan.keep_all(SOURCE, adapter=blocks))
+        tuned = finetune(
+            path,
+            evidence.train,
+            config=TrainingConfig(learning_rate=rate, batch_windows=4),
+            compute=scenario.compute,
+            seeds=SeedTree(SEED).child("referee", setting),
+            governor=Unpaced(clock=FakeClock()),
+            report=lambda progress: None,
+        )
+        model = SOURCE.load()
+        model.set_adapter(tuned.tensors)
+        assert scores[setting]["loss_nats"] == pytest.approx(model.loss(evidence.test), rel=1e-6)
         assert scores[setting]["loss_nats"] < scores["full_zero_shot"]["loss_nats"] - 0.1
     assert list(run.state("referee").iterdir()) == []
