@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hushtune_common import config
+from hushtune_common.clock import SystemClock
+from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError
+from hushtune_common.messages import Role
+from hushtune_server import pki
 from hushtune_server.testbed import commands, report, rundir, sweep, tables
 from hushtune_server.testbed.processes import LogFollower
 from hushtune_server.testbed.view import View
@@ -195,6 +199,17 @@ def test_pruning_keeps_the_aggregate_and_small_files(tmp_path: Path, scenario: c
     (run.state("owner") / "owner.json").write_text("{}")
     run.prune_blobs()
     assert sorted(p.name for p in run.state("owner").rglob("*") if p.is_file()) == ["aggregate.safetensors", "owner.json"]
+
+
+def test_forgetting_a_runs_secrets_leaves_none_of_its_keys(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    pki.init(run.path / "pki", clock=SystemClock())
+    pki.issue(run.path / "pki", role=Role.OWNER, name="owner", out=run.kit("owner"), clock=SystemClock())
+    run.state("owner").mkdir()
+    HybridPrivateKey.generate().save(run.state("owner") / rundir.SEALING_KEY)
+    run.forget_secrets()
+    run.forget_secrets()
+    assert not [p for p in run.path.rglob("*.key")]
 
 
 def test_logs_of_all_processes_come_in_order_of_time(

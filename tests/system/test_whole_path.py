@@ -144,7 +144,7 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
         assert min(client["airtime_s"], client["train_s"], client["energy_j"]) > 0
     assert report["eavesdropper"]["fidelity"] == "abstract"
     run = next((scenario.parent / "runs").iterdir())
-    assert not (run / "kits").exists(), "the run's keys are deleted"
+    assert not [p for p in run.rglob("*.key")], "the run's keys are deleted"
 
 
 @pytest.mark.slow

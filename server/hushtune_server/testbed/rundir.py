@@ -29,6 +29,7 @@ INTERRUPTED = "interrupted"
 FAILED = "failed"
 RUNNING = "running"
 AGGREGATE = "aggregate.safetensors"
+SEALING_KEY = "sealing.key"
 _KEPT_BYTES_MAX = 1 << 20
 
 
@@ -83,9 +84,10 @@ class RunDirectory:
         write_json(self.path / "run.json", {**self.facts(), **facts})
 
     def forget_secrets(self) -> None:
-        """Delete the run's certificate authority and keys; they were made for this run only."""
+        """Delete the run's keys: authority, kits, and the owner's that updates were sealed to; they were for this run only."""
         for name in ("pki", "kits"):
             shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.state("owner") / SEALING_KEY).unlink(missing_ok=True)
 
     def prune_blobs(self) -> None:
         """Delete what is big in the states (emulators, frames, single adapters); journals, evidence and the aggregate stay."""
