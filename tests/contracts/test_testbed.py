@@ -112,7 +112,7 @@ def test_the_view_follows_training_and_shows_the_gate() -> None:
     Console(file=stream, width=140).print(view.render(elapsed_s=7.0))
     assert (view.processes["c1"].done, view.processes["c1"].total) == (3, 9)
     assert "GRANTED" in stream.getvalue()
-    assert "owner hears 12.0 dB, tap at most -4.0 dB" in stream.getvalue()
+    assert "owner hears 12.0 dB, tap assumed at most -4.0 dB" in stream.getvalue()
 
 
 @given(
@@ -180,6 +180,12 @@ def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenar
     body["settings"] = {name: {"perplexity": 123.4} for name, _ in tables.SETTINGS}
     assert max(len(line) for line in printed(body).splitlines()) <= 80
     assert "…" not in printed(body)
+
+
+def test_what_is_assumed_modelled_or_abstract_says_so_in_the_tables(tmp_path: Path, scenario: config.Scenario) -> None:
+    shown = printed(report.write(rundir.create(tmp_path, scenario, now=NOW), scenario), width=120)
+    for words in ("fidelity: abstract", "tap dB (assumed)", "clock and energy are modelled"):
+        assert words in shown
 
 
 def test_a_sweep_reports_mean_and_sample_deviation() -> None:

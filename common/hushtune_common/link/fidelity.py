@@ -22,8 +22,8 @@ class Fidelity(StrEnum):
         """What a result of this fidelity does and does not say, in a sentence."""
         return {
             Fidelity.ABSTRACT: (
-                "abstract: block errors are drawn from measured tables and bytes are handed over as they are; "
-                "nothing is claimed about actual bits on air, only about time, errors and the leakage bound of the design"
+                "abstract: block errors are drawn from measured tables, continued where they end; bytes are handed over as they "
+                "are; nothing is claimed about actual bits on air, only about time, errors and the leakage bound of the design"
             )
         }[self]
 

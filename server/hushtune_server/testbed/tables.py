@@ -9,8 +9,8 @@ from rich.table import Table
 SETTINGS = (
     ("full_zero_shot", "full model, zero-shot"),
     ("emulator_zero_shot", "emulator, zero-shot"),
-    ("emulator_fine_tuned", "emulator, fine-tuned (the clients' own view)"),
-    ("plug_in", "plug-in: full model with the returned adapter blocks"),
+    ("emulator_fine_tuned", "emulator with the returned adapter blocks, averaged"),
+    ("plug_in", "plug-in: full model with the same averaged blocks"),
     ("bound", "bound: adapter blocks trained in the full model"),
     ("full_fine_tuned", "full fine-tuning"),
 )
@@ -55,7 +55,7 @@ def _radio(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"Secrecy gate and air (fidelity: {report['fidelity']})", title_justify="left")
     for heading in ("client", "gate"):
         table.add_column(heading)
-    for heading in ("owner dB", "tap max dB", "secret bit/symbol", "sent MB", "airtime s"):
+    for heading in ("owner dB", "tap dB (assumed)", "secret bit/symbol", "sent MB", "airtime s"):
         table.add_column(heading, justify="right")
     for client in report["clients"]:
         gate: Mapping[str, Any] = client["gate_numbers"]
@@ -72,7 +72,7 @@ def _radio(report: Mapping[str, Any]) -> Table:
 
 
 def _work(report: Mapping[str, Any]) -> Table:
-    table = Table(title="Clients' work (clock, energy and airtime are modelled)", title_justify="left")
+    table = Table(title="Clients' work (clock and energy are modelled)", title_justify="left")
     table.add_column("client")
     for heading in ("adapter MB", "train s", "clock share", "energy J", "plug-in ppl"):
         table.add_column(heading, justify="right")

@@ -112,7 +112,7 @@ def _mb(event: Mapping[str, Any], key: str) -> str:
 def _gate(event: Mapping[str, Any]) -> str:
     return (
         f"secrecy gate for {event.get('client')}: {str(event.get('decision')).upper()}  "
-        f"owner hears {_number(event, 'snr_main_db'):.1f} dB, tap at most {_number(event, 'snr_tap_bound_db'):.1f} dB, "
+        f"owner hears {_number(event, 'snr_main_db'):.1f} dB, tap assumed at most {_number(event, 'snr_tap_bound_db'):.1f} dB, "
         f"{_number(event, 'rate_coded'):.2f} secret bit/symbol"
     )
 
