@@ -1,9 +1,12 @@
 """Does the testbed show, keep and find what its processes said?"""
 
+import asyncio
 import io
 import json
 import stat
+import signal
 import statistics
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +24,7 @@ from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Role
 from hushtune_server import pki
 from hushtune_server.testbed import commands, report, rundir, sweep, tables
-from hushtune_server.testbed.processes import LogFollower
+from hushtune_server.testbed.processes import Child, ChildFailed, LogFollower, failed_among
 from hushtune_server.testbed.view import View
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,3 +231,35 @@ def test_logs_of_all_processes_come_in_order_of_time(
     commands.show_logs("latest", client="c1", json_=True, runs=tmp_path)
     events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     assert events == ["update_sealed", "update_received", "verdict_received"]
+
+
+async def ended(folder: Path, name: str, code: int) -> Child:
+    """Return a process that has ended with ``code``; a negative one is the signal that killed it."""
+    how = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", how)
+    await process.wait()
+    return Child(name=name, process=process, log=LogFollower(folder / f"{name}.jsonl"), errors=folder / f"{name}.stderr")
+
+
+def test_a_run_is_spoilt_by_whoever_must_last_or_succeed_and_not_by_a_dead_client(tmp_path: Path) -> None:
+    async def play() -> None:
+        done, killed = await ended(tmp_path, "owner", 0), await ended(tmp_path, "c1", -signal.SIGKILL)
+        refused = await ended(tmp_path, "coordinator", 9)
+        assert failed_among(lasting=[], essential=[done, refused], others=[killed]) is None
+        assert failed_among(lasting=[done], essential=[], others=[]) is done
+        assert failed_among(lasting=[], essential=[refused, killed], others=[]) is killed
+        misled = await ended(tmp_path, "c2", 3)
+        assert failed_among(lasting=[], essential=[done], others=[killed, misled]) is misled
+
+    asyncio.run(play())
+
+
+def test_a_killed_process_is_named_with_its_signal_and_gives_a_listed_exit_code(tmp_path: Path) -> None:
+    async def play() -> list[ChildFailed]:
+        (tmp_path / "owner.stderr").write_text("hushtune: the disk is full\n", encoding="utf-8")
+        return [ChildFailed(await ended(tmp_path, "owner", code)) for code in (-signal.SIGKILL, 0, 12)]
+
+    killed, stopped, failed = asyncio.run(play())
+    assert (killed.code, str(killed)) == (10, "owner: was killed by SIGKILL (out of memory, or by hand)")
+    assert (stopped.code, str(stopped)) == (10, "owner: was told to stop before the run was over")
+    assert (failed.code, str(failed)) == (12, "owner: the disk is full")

@@ -161,6 +161,17 @@ def test_a_client_killed_during_training_is_left_out_and_named(scenario: Path) -
 
 
 @pytest.mark.slow
+def test_a_referee_that_is_killed_fails_the_run_with_one_line_and_a_listed_code(scenario: Path) -> None:
+    process = start_testbed(scenario)
+    wait_for(process, lambda: "referee" in pids_of(scenario))
+    psutil.Process(pids_of(scenario)["referee"]).kill()
+    output = finish(process, within_s=60)
+    assert process.returncode == 10, output
+    report = report_of(scenario)
+    assert (report["status"], report["problem"].partition(" (")[0]) == ("failed", "referee: was killed by SIGKILL")
+
+
+@pytest.mark.slow
 def test_ctrl_c_stops_every_process_and_leaves_a_readable_run(scenario: Path) -> None:
     process = start_testbed(scenario, "--set", "training.epochs=4000")
     wait_for(process, lambda: log_has(scenario, "c1", "training_progressed"))

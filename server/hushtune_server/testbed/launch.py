@@ -17,11 +17,11 @@ from rich.live import Live
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import ConfigError, DeadlineExceeded, HushtuneError, MissingPackage, QuorumMissed
+from hushtune_common.errors import DeadlineExceeded, HushtuneError, QuorumMissed
 from hushtune_common.messages import Role
 from hushtune_server import pki
 from hushtune_server.testbed import report, rundir
-from hushtune_server.testbed.processes import Child, ChildFailed, address_of, start, stop_all
+from hushtune_server.testbed.processes import Child, ChildFailed, address_of, failed_among, start, stop_all
 from hushtune_server.testbed.rundir import RunDirectory
 from hushtune_server.testbed.view import View
 
@@ -81,13 +81,20 @@ class _Stage:
         return child
 
     async def address(self, child: Child) -> str:
+        """Wait until ``child`` serves and return where; `ChildFailed` when it, or one that was started before, ends instead."""
         waiting = asyncio.ensure_future(address_of(child, clock=self.clock, within_s=_SETUP_S))
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=_TICK_S)
-            self._check_stop(waiting)
-            self.tick(except_for=child)
-            self.view.apply(child.name, _take(child))
-        return waiting.result()
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=_TICK_S)
+                self._check_stop()
+                self.tick(except_for=child)
+                self.view.apply(child.name, _take(child))
+                failed = failed_among(lasting=[c for c in self.children if c is not child], essential=(), others=())
+                if failed is not None:
+                    raise ChildFailed(failed)
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     def tick(self, *, except_for: Child | None = None) -> None:
         for child in self.children:
@@ -101,31 +108,42 @@ class _Stage:
             self.live.update(self.view.render(elapsed_s=self.clock.monotonic() - self.started_s))
 
     async def until_ended(
-        self, watched: Sequence[Child], *, essential: Sequence[Child], others: Sequence[Child] = (), within_s: float
+        self,
+        watched: Sequence[Child],
+        *,
+        within_s: float,
+        lasting: Sequence[Child] = (),
+        others: Sequence[Child] = (),
     ) -> None:
-        """Wait for all of ``watched``; `ChildFailed` when an essential one fails first, `DeadlineExceeded` after ``within_s``.
+        """Wait for all of ``watched``; `ChildFailed` when one of them or of the rest spoils the run (see `failed_among`).
 
-        ``others`` may die, rounds survive that; but a setting that is wrong for one of them is the user's to put right.
+        `DeadlineExceeded` after ``within_s``.
         """
         limit = self.clock.monotonic() + within_s
-        while any(child.code is None for child in watched):
+        while True:
             self._check_stop()
-            for child in essential:
-                if child.code not in (None, 0, QuorumMissed.exit_code):
-                    raise ChildFailed(child)
-            for child in others:
-                if child.code in (ConfigError.exit_code, MissingPackage.exit_code):
-                    raise ChildFailed(child)
+            # Looked at after the last of them has ended, too: what ends last may be what failed.
+            failed = failed_among(lasting=lasting, essential=watched, others=others)
+            if failed is not None:
+                raise ChildFailed(failed)
+            running = [c.name for c in watched if c.code is None]
+            if not running:
+                break
             if self.clock.monotonic() > limit:
-                raise DeadlineExceeded(f"{', '.join(c.name for c in watched if c.code is None)}: not done after {within_s:.0f} s")
+                raise DeadlineExceeded(f"{', '.join(running)}: not done after {within_s:.0f} s")
             await self.clock.sleep(_TICK_S)
             self.tick()
-        self.tick()
 
-    def _check_stop(self, pending: "asyncio.Future[str] | None" = None) -> None:
+    async def let_end(self, children: Sequence[Child], *, within_s: float) -> None:
+        """Wait for ``children``, but no longer than ``within_s``."""
+        limit = self.clock.monotonic() + within_s
+        while any(c.code is None for c in children) and self.clock.monotonic() < limit:
+            self._check_stop()
+            await self.clock.sleep(_TICK_S)
+            self.tick()
+
+    def _check_stop(self) -> None:
         if self.stop.is_set():
-            if pending is not None:
-                pending.cancel()
             raise _Interrupted
 
 
@@ -206,24 +224,16 @@ async def _play(stage: _Stage, scenario: Scenario, options: Options) -> None:
         await stage.add(c.id, CLIENT, ["run", full, "--client", c.id, *at_owner, *at_coordinator, *at_air, *home[c.id]])
         for c in scenario.clients
     ]
-    servers = [coordinator, air, owner, tap]
     rounds_s = scenario.coordinator.rounds * scenario.timing.round_s + _SETUP_S
-    await stage.until_ended([coordinator, owner], essential=servers, others=clients, within_s=rounds_s)
-    await _let_end(stage, clients, within_s=10.0)
+    await stage.until_ended([coordinator, owner], lasting=[air, tap], others=clients, within_s=rounds_s)
+    await stage.let_end(clients, within_s=10.0)
     await stop_all([tap, air])
     if coordinator.code != 0:
         reason = report.failure_of(run)
         raise QuorumMissed(reason) if reason else ChildFailed(coordinator)
     flags = ["--bound"] if options.bound else []
     referee = await stage.add("referee", SERVER, ["testbed", "referee", str(run.path), "--cache", str(options.cache), *flags])
-    await stage.until_ended([referee], essential=[referee], within_s=_REFEREE_S)
-
-
-async def _let_end(stage: _Stage, children: Sequence[Child], *, within_s: float) -> None:
-    limit = stage.clock.monotonic() + within_s
-    while any(c.code is None for c in children) and stage.clock.monotonic() < limit:
-        await stage.clock.sleep(_TICK_S)
-        stage.tick()
+    await stage.until_ended([referee], within_s=_REFEREE_S)
 
 
 def _issue_kits(run: RunDirectory, scenario: Scenario, *, clock: Clock) -> None:

@@ -13,20 +13,34 @@ from typing import Any, cast
 import psutil
 
 from hushtune_common.clock import Clock
-from hushtune_common.errors import DeadlineExceeded
+from hushtune_common.errors import ConfigError, DeadlineExceeded, MissingPackage, OperatingFault, QuorumMissed
 from hushtune_server.testbed.rundir import RunDirectory
 
 
 class ChildFailed(Exception):
-    """A process of the testbed ended with a code that spoils the run."""
+    """A process of the testbed ended in a way that spoils the run; ``code`` is an exit code for the whole."""
 
     def __init__(self, child: "Child") -> None:
-        """Tell in the process's own last words."""
-        said = child.last_words()
-        for prefix in ("hushtune: ", "hushtune-client: "):
-            said = said.removeprefix(prefix)
-        super().__init__(f"{child.name}: {said or f'ended with code {child.code}; see {child.log.path}'}")
-        self.code = child.code or 70
+        """Tell in the process's own last words; one that was killed, or told to stop, had none to say about it."""
+        code = child.code or 0
+        self.code = code if code > 0 else OperatingFault.exit_code
+        super().__init__(f"{child.name}: {_words(child) if code > 0 else _ending(code)}")
+
+
+def _words(child: "Child") -> str:
+    said = child.last_words()
+    for prefix in ("hushtune: ", "hushtune-client: "):
+        said = said.removeprefix(prefix)
+    return said or f"ended with code {child.code}; see {child.log.path}"
+
+
+def _ending(code: int) -> str:
+    if code == 0:
+        return "was told to stop before the run was over"
+    try:
+        return f"was killed by {signal.Signals(-code).name} (out of memory, or by hand)"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 @dataclass(slots=True)
@@ -132,6 +146,18 @@ class Child:
                 member.kill()
             except psutil.Error:
                 continue
+
+
+def failed_among(*, lasting: Sequence[Child], essential: Sequence[Child], others: Sequence[Child]) -> Child | None:
+    """Return a process whose end spoils the run, or `None` while there is none.
+
+    The ``lasting`` must not end at all, the ``essential`` only with their work done or the quorum missed. ``others`` may die,
+    rounds survive that; but a setting that is wrong for one of them is the user's to put right.
+    """
+    ended = [c for c in lasting if c.code is not None]
+    ended += [c for c in essential if c.code not in (None, 0, QuorumMissed.exit_code)]
+    ended += [c for c in others if c.code in (ConfigError.exit_code, MissingPackage.exit_code)]
+    return ended[0] if ended else None
 
 
 async def start(run: RunDirectory, name: str, module: str, arguments: Sequence[str]) -> Child:
