@@ -1,6 +1,7 @@
 """Does the journal keep what it says it keeps?"""
 
 import asyncio
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hushtune_common.errors import ConfigError, LimitExceeded, Replayed
+from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
 from hushtune_common.store.journal import Event, Journal
 
 SCHEMA = "test/1"
@@ -100,6 +101,8 @@ def test_another_schema_and_other_files_are_refused(tmp_path: Path):
         await Journal.open(tmp_path / "j.db", schema="owner/1").close()
         with pytest.raises(ConfigError, match="owner/1"):
             Journal.open(tmp_path / "j.db", schema="air/1")
+        with pytest.raises(ConfigError, match="cannot be made"):
+            Journal.open(tmp_path / "j.db" / "below-a-file" / "j.db", schema="air/1")
         (tmp_path / "text").write_text("not a database, but long enough to be looked at" * 10)
         with pytest.raises(ConfigError, match="text"):
             Journal.open(tmp_path / "text", schema="air/1")
@@ -119,6 +122,36 @@ def test_a_body_is_bounded_and_finite(tmp_path: Path):
         with pytest.raises(ValueError, match="JSON"):
             await journal.append("x", {"loss": float("nan")})
         assert not journal.events()
+        await journal.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_a_journal_that_is_open_is_refused_to_a_second_and_free_again_when_closed(tmp_path: Path):
+    async def run() -> None:
+        journal = Journal.open(tmp_path / "j.db", schema=SCHEMA)
+        with pytest.raises(ConfigError, match="in use by another process"):
+            Journal.open(tmp_path / "j.db", schema=SCHEMA)
+        await journal.append("opened", {})
+        await journal.close()
+        await Journal.open(tmp_path / "j.db", schema=SCHEMA).close()
+
+    asyncio.run(run())
+
+
+def test_a_disk_that_takes_no_more_is_a_typed_fault_and_keeps_what_was_there(tmp_path: Path):
+    async def run() -> None:
+        journal = Journal.open(tmp_path / "j.db", schema=SCHEMA)
+        first = await journal.append("opened", {})
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "j.db-wal").stat().st_size, before[1]))
+        try:
+            with pytest.raises(StorageFull, match="cannot be written"):
+                await journal.append("x", {"text": "a" * 10_000})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert await journal.append("closed", {}) == journal.events(after=first.seq)[0]
         await journal.close()
 
     asyncio.run(run())

@@ -17,6 +17,9 @@ _VERSION = 1
 _BODY_CHARS_MAX = 8 << 20
 """Journals hold metadata, of which the longest is a list of 2**20 blocks; bulk bytes are blobs."""
 
+_PREDECESSOR_S = 2.0
+"""How long opening waits for a process that is just giving the journal up."""
+
 _TABLES = """
 CREATE TABLE about (schema TEXT NOT NULL, version INTEGER NOT NULL);
 CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT UNIQUE, body TEXT NOT NULL);
@@ -45,7 +48,8 @@ class Journal:
     """An append-only list of events that survives the process.
 
     Laws: an event that ``append`` returned is there after a crash of the process; events are never changed or reordered; a key
-    has at most one event. Not safe against power cuts: the last commits may be lost then, never the order.
+    has at most one event; one process at a time has it open. Not safe against power cuts: the last commits may be lost then,
+    never the order.
     """
 
     def __init__(self, writer: "_Writer", executor: ThreadPoolExecutor, events: list[Event]) -> None:
@@ -59,8 +63,16 @@ class Journal:
 
     @staticmethod
     def open(path: Path, *, schema: str) -> "Journal":
-        """Open or make the journal at ``path``; ``ConfigError`` when the file is no journal of ``schema``."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Open or make the journal at ``path``.
+
+        ``ConfigError`` when the file is no journal of ``schema``, cannot be written, or is open in another process.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                str(path.parent), f"cannot be made ({error.strerror}); choose a folder that can be written"
+            ) from None
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         try:
             writer = executor.submit(_Writer, path, schema).result()
@@ -73,7 +85,7 @@ class Journal:
         """Write one event and return it once it is durable; calls of one loop turn share a commit.
 
         With a ``key`` that was used before: returns the stored event when kind and body are equal, raises ``Replayed`` when they
-        are not. ``StorageFull`` when the disk is; ``LimitExceeded`` for a body above 8 MiB.
+        are not. ``StorageFull`` when the disk is, or fails; ``LimitExceeded`` for a body above 8 MiB.
         """
         if self._closed:
             raise RuntimeError("the journal is closed")
@@ -132,17 +144,18 @@ class _Writer:
         self._last = 0
         try:
             with ExitStack() as undo:
-                self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
+                self._db = sqlite3.connect(path, isolation_level=None, timeout=_PREDECESSOR_S)
                 undo.callback(self._db.close)
                 found = self._prepare(schema)
                 if found != (schema, _VERSION):
                     raise ConfigError(str(path), f"holds another journal ({found}), not {schema!r}; move it away to start afresh")
                 undo.pop_all()
         except sqlite3.DatabaseError as error:
-            raise ConfigError(str(path), f"cannot be used as a journal ({error}); move it away to start afresh") from None
+            raise ConfigError(str(path), _open_problem(error)) from None
 
     def _prepare(self, schema: str) -> object:
-        self._db.execute("PRAGMA busy_timeout=5000")
+        # Two processes with one state folder would each number their events without the other's.
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("BEGIN IMMEDIATE")
@@ -196,7 +209,22 @@ class _Writer:
         self._db.close()
 
 
+def _open_problem(error: sqlite3.DatabaseError) -> str:
+    match _primary(error):
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return "is in use by another process; stop that one, or give this one a state folder of its own"
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN:
+            return f"cannot be written ({error}); make room, or choose a state folder that can be written"
+        case _:
+            return f"cannot be used as a journal ({error}); move it away to start afresh"
+
+
 def _write_error(error: sqlite3.Error) -> Exception:
-    if error.sqlite_errorcode in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
-        return StorageFull("the journal's disk is full or failing")
+    if _primary(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY}:
+        return StorageFull(f"the journal cannot be written ({error}): its disk is full, failing or read-only")
     return error
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """Return the class of an error; the code itself says more, such as which operation on the file failed."""
+    return error.sqlite_errorcode & 0xFF
