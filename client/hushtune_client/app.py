@@ -189,6 +189,9 @@ class _Conductor:
         except HushtuneError as error:
             await self._end(f"{error.reason}: {error}")
             raise
+        except Exception:
+            await self._end("a fault of this process")
+            raise
         await self._end("the run is over")
         self._status.enter("done")
         spoiled = self._spoiled.get(self._state.current.round_id) if isinstance(self._state.current, Finished) else None

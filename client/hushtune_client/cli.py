@@ -7,12 +7,14 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import HushtuneError
+from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
     from hushtune_common.config import Scenario
@@ -88,10 +90,9 @@ def run(
         code = _failed(error)
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except Exception:  # the edge of the process: anything not typed is a defect of ours, told with its trace
-        _log.exception("process_crashed")
-        print("hushtune-client: a defect of ours; its trace is in the log under process_crashed", file=sys.stderr)
-        code = _DEFECT
+    except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
+        fault = disk_fault(error)
+        code = _crashed() if fault is None else _failed(fault)
     return code
 
 
@@ -155,5 +156,16 @@ def _failed(error: HushtuneError) -> int:
 
         fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
         log_event(_log, "process_failed", level=logging.ERROR, **fields)
-    print(f"hushtune-client: {error}", file=sys.stderr)
+    _say(f"hushtune-client: {error}")
     return error.exit_code
+
+
+def _crashed() -> int:
+    _log.exception("process_crashed")
+    _say("hushtune-client: a defect of ours; its trace is in the log under process_crashed")
+    return _DEFECT
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # standard error may be a file on a full disk
+        print(text, file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import HushtuneError, MalformedUpdate, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.seeding import SeedTree
+from hushtune_common.store.disk import disk_fault
 from hushtune_common.units import Second
 
 _logger = logging.getLogger(__name__)
@@ -312,8 +313,11 @@ def _serve(connection: Connection) -> None:
 def _answer(connection: Connection, order: dict[str, Any]) -> None:
     try:
         _obey(connection, order)
-    except HushtuneError as error:
-        _tell(connection, event="failed", reason=f"{type(error).__name__}: {error}")
+    except Exception as error:  # a full disk is told like a fault of ours; the rest ends the process
+        fault = error if isinstance(error, HushtuneError) else disk_fault(error)
+        if fault is None:
+            raise
+        _tell(connection, event="failed", reason=f"{type(fault).__name__}: {fault}")
     else:
         _tell(connection, event="finished")
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
+from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
     from hushtune_common.clock import Clock
@@ -321,6 +322,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        return _failed(fault)
     return result if isinstance(result, int) else 0
 
 
@@ -334,27 +340,40 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)
     try:
         resolved = config.load(scenario, overrides=options.set)
-        options.state.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may hold adapters in the clear
+        _make_folder(options.state)
         with _extra(role):
             code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
     except HushtuneError as error:
         code = _failed(error)
     except KeyboardInterrupt:
         code = _INTERRUPTED
-    except Exception:  # the edge of the process: anything not typed is a defect of ours, told with its trace
-        _log.exception("process_crashed")
-        print(f"hushtune {role}: a defect of ours; its trace is in the log under process_crashed", file=sys.stderr)
-        code = _DEFECT
+    except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
+        fault = disk_fault(error)
+        code = _crashed(role) if fault is None else _failed(fault)
     _leave(code)
     return code
 
 
+def _make_folder(state: Path) -> None:
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may hold adapters in the clear
+    except OSError as error:
+        raise ConfigError("--state", f"cannot use the folder {state} ({error.strerror})") from error
+
+
 def _leave(code: int) -> None:
     """End now: a worker thread may still be inside torch, and joining it would keep a stopped process alive for minutes."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # on a full disk nothing more can be said, and the code still tells
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
+
+
+def _crashed(role: str) -> int:
+    _log.exception("process_crashed")
+    _say(f"hushtune {role}: a defect of ours; its trace is in the log under process_crashed")
+    return _DEFECT
 
 
 def _failed(error: HushtuneError) -> int:
@@ -363,8 +382,13 @@ def _failed(error: HushtuneError) -> int:
 
         fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
         log_event(_log, "process_failed", level=logging.ERROR, **fields)
-    print(f"hushtune: {error}", file=sys.stderr)
+    _say(f"hushtune: {error}")
     return error.exit_code
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # standard error may be a file on a full disk
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -255,6 +255,15 @@ def test_a_kit_of_somebody_else_is_refused_before_dialling(stage: Stage) -> None
         run(app.run(options, clock=SystemClock(), seeds=SeedTree(3)))
 
 
+@pytest.mark.slow
+def test_a_client_that_breaks_stops_its_work_and_says_goodbye(stage: Stage) -> None:
+    (stage.folder / "state").mkdir()
+    (stage.folder / "state" / "rounds").touch()  # where a folder has to be
+    with pytest.raises(OSError, match="rounds"):
+        run(with_direction(stage.take_part(), stage.world))
+    assert stage.world.left == ["a fault of this process"]
+
+
 # --- as a real process ------------------------------------------------------------------------------------------------
 
 

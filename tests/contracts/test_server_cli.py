@@ -73,6 +73,20 @@ def test_the_state_of_a_role_is_for_its_user_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_state_folder_that_cannot_be_made_is_named_even_when_the_log_has_no_room(tmp_path: Path) -> None:
+    path, taken = tmp_path / "s.toml", tmp_path / "taken"
+    path.write_text(SCENARIO, encoding="utf-8")
+    taken.touch()
+    command = [sys.executable, "-m", "hushtune_server", "air", "serve", str(path), "--kit", str(tmp_path), "--state", str(taken)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(str(taken))[0]) == (
+        ConfigError.exit_code,
+        "hushtune: --state: cannot use the folder ",
+    )
+
+
 def test_a_missing_kit_is_named_with_the_command_that_makes_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["health", "127.0.0.1:1", "--role", "air", "--kit", str(tmp_path / "nowhere")])
     captured = capsys.readouterr()

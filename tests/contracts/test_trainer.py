@@ -1,6 +1,7 @@
 """Does the warm child train like a direct call, report as it goes, fail by its type, and never outlive its parent?"""
 
 import asyncio
+import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -121,6 +122,19 @@ def test_a_broken_order_is_refused_with_its_reason_and_the_child_goes_on(trainer
         with pytest.raises(TrainerFailed, match="broken"):
             train(trainer, broken)
     assert train(trainer, order).steps == 6
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_as_such_and_is_no_defect_of_ours(order: Order) -> None:
+    cramped, before = Trainer(clock=SystemClock()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file of the child may be longer
+    try:
+        cramped.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(TrainerFailed, match="the disk is full"):
+        train(cramped, order)
+    run(cramped.stop())
 
 
 @pytest.mark.slow

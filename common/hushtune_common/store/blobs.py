@@ -15,7 +15,8 @@ from typing import NoReturn
 
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, OffsetMismatch, PeerLost, StaleRound, StorageFull
 from hushtune_common.messages import Digest
-from hushtune_common.store.partial import Partial, full_disk_is_typed, install, offset_path, read_offset
+from hushtune_common.store.disk import full_disk_is_typed
+from hushtune_common.store.partial import Partial, install, offset_path, read_offset
 
 # A segment is shorter than a digest, so a folder is never taken for a blob.
 _PREFIX = r"(?:[a-z0-9-]{1,63}/){0,5}[a-z0-9-]{1,63}"

@@ -4,10 +4,9 @@ import hashlib
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
-from hushtune_common.errors import StorageFull
+from hushtune_common.store.disk import full_disk_is_typed
 
 SYNC_BYTES = 4 << 20
 """A crash costs at most this much of a transfer."""
@@ -114,17 +113,6 @@ def install(file: Path, target: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-@contextmanager
-def full_disk_is_typed() -> Generator[None]:
-    """Raise ``StorageFull`` instead of the operating system's errors for a full disk or quota."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {ENOSPC, EDQUOT}:
-            raise StorageFull("the disk is full") from error
-        raise
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.errors import DeadlineExceeded, HushtuneError, QuorumMissed
 from hushtune_common.messages import Role
+from hushtune_common.store.disk import disk_fault
 from hushtune_server import pki
 from hushtune_server.testbed import report, rundir
 from hushtune_server.testbed.processes import Child, ChildFailed, address_of, failed_among, start, stop_all
@@ -173,13 +174,16 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
         stack.enter_context(_signals(stage.stop))
         if screen is not None:
             stack.enter_context(screen)
-        status, code, problem = await _supervised(stage, scenario, options)
+        try:
+            status, code, problem = await _supervised(stage, scenario, options)
+        finally:
+            if not options.keep_state:
+                run.forget_secrets()
     wall_s = clock.monotonic() - started_s
     peaks = {label: rss for child in stage.children for label, rss in child.peak_rss_bytes.items()}
     run.update(status=status, wall_s=round(wall_s, 1), peak_rss_bytes=peaks, problem=problem)
     report.write(run, scenario)
     if not options.keep_state:
-        run.forget_secrets()
         run.prune_blobs()
     return Outcome(run=run, code=code, problem=problem)
 
@@ -193,6 +197,11 @@ async def _supervised(stage: _Stage, scenario: Scenario, options: Options) -> tu
         return rundir.FAILED, failed.code, str(failed)
     except HushtuneError as error:
         return rundir.FAILED, error.exit_code, str(error)
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        return rundir.FAILED, fault.exit_code, str(fault)
     finally:
         await stop_all(stage.children)
         stage.tick()

@@ -31,7 +31,7 @@ def _words(child: "Child") -> str:
     said = child.last_words()
     for prefix in ("hushtune: ", "hushtune-client: "):
         said = said.removeprefix(prefix)
-    return said or f"ended with code {child.code}; see {child.log.path}"
+    return said or f"ended with code {child.code} and without a word about it (is the disk full?); see {child.log.path}"
 
 
 def _ending(code: int) -> str:
