@@ -3,8 +3,9 @@
 import asyncio
 import io
 import json
-import stat
+import shutil
 import signal
+import stat
 import statistics
 import sys
 from datetime import UTC, datetime
@@ -61,6 +62,25 @@ def test_the_taps_scenario_has_the_same_digest_and_no_seed(tmp_path: Path, scena
 def test_two_runs_of_the_same_second_do_not_share_a_directory(tmp_path: Path, scenario: config.Scenario) -> None:
     runs = [rundir.create(tmp_path, scenario, now=NOW) for _ in range(3)]
     assert len({r.path for r in runs}) == 3
+
+
+def test_a_new_run_finds_a_free_name_whatever_was_deleted_before(tmp_path: Path, scenario: config.Scenario) -> None:
+    first, *others = [rundir.create(tmp_path, scenario, now=NOW) for _ in range(3)]
+    shutil.rmtree(first.path)
+    again = [rundir.create(tmp_path, scenario, now=NOW) for _ in range(2)]
+    assert len({r.path for r in (*others, *again)}) == 4
+
+
+def test_a_run_whose_testbed_is_gone_is_not_said_to_be_running(
+    tmp_path: Path, scenario: config.Scenario, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, orphaned, cut = (rundir.create(tmp_path, scenario, now=NOW) for _ in range(3))
+    mine.update(started="1", status=rundir.RUNNING, supervisor=rundir.supervisor())
+    orphaned.update(started="2", status=rundir.RUNNING, supervisor={**rundir.supervisor(), "created": 1.0})
+    (cut.path / "run.json").write_text('{"status": "runn', encoding="utf-8")
+    assert [r.status for r in (mine, orphaned, cut)] == ["running", "lost", "unknown"]
+    commands.list_runs(runs=tmp_path)
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["unknown", "running", "lost"]
 
 
 def test_a_run_is_found_by_a_unique_beginning_and_the_newest_by_name(tmp_path: Path, scenario: config.Scenario) -> None:
@@ -175,6 +195,17 @@ def test_what_a_client_says_is_printed_as_it_is(tmp_path: Path, scenario: config
     body = report.write(run, scenario)
     assert "c1: did not upload: [/red] no [bold]room" in printed(body)
     assert "failed: c1: [/red] no [bold]room" in printed(body)
+
+
+def test_the_report_tells_of_the_last_round_only(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.state("coordinator").mkdir()
+    for round_id in (1, 2):
+        rundir.write_json(run.state("coordinator") / f"round-{round_id}.json", {"round_id": round_id, "accepted": []})
+    write_log(run, "c1", {"event": "verdict_received", "round_id": 1, "accepted": True})
+    write_log(run, "owner", {"event": "update_refused", "round_id": 1, "client": "c2", "reason": "MALFORMED"})
+    first, second, _ = report.write(run, scenario)["clients"]
+    assert (first["verdict"], second["outcome"]) == (None, "no update arrived")
 
 
 def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:

@@ -150,14 +150,14 @@ def list_runs(
         report = rundir.read_json(directory.report)
         facts = directory.facts()
         if json_:
-            sys.stdout.write(json.dumps({**facts, "settings": report.get("settings")}) + "\n")
+            sys.stdout.write(json.dumps({**facts, "status": directory.status, "settings": report.get("settings")}) + "\n")
             continue
         clients: Sequence[Mapping[str, Any]] = report.get("clients", [])
         accepted = f"{sum(bool(c.get('accepted')) for c in clients)}/{len(clients)}"
         table.add_row(
             directory.id,
-            str(facts.get("status")),
-            str(facts.get("seed")),
+            directory.status,
+            str(facts.get("seed", "-")),
             accepted,
             _perplexity(report, "full_zero_shot"),
             _perplexity(report, "plug_in"),

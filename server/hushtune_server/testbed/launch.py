@@ -160,6 +160,7 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
     run.update(
         id=run.id,
         status=rundir.RUNNING,
+        supervisor=rundir.supervisor(),
         started=clock.wall().isoformat(timespec="seconds"),
         seed=scenario.seed,
         scenario=scenario.name,

@@ -73,9 +73,11 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
     assignment = _entry(last.get("assignments"), client)
     completion = _entry(last.get("completions"), client)
     gate = cast(Json, assignment.get("gate") or {})
-    verdict = _latest(run, client, "verdict_received")
-    training = _latest(run, client, "training_finished")
-    refused = _latest(run, "owner", "update_refused", client=client)
+    number = last.get("round_id")
+    this_round = {} if number is None else {"round_id": number}
+    verdict = _latest(run, client, "verdict_received", **this_round)
+    training = _latest(run, client, "training_finished", **this_round)
+    refused = _latest(run, "owner", "update_refused", client=client, **this_round)
     return {
         "id": client,
         "gate": gate.get("decision"),
@@ -117,7 +119,7 @@ def _entry(entries: object, client: str) -> Json:
     return found[-1] if found else {}
 
 
-def _latest(run: RunDirectory, process: str, event: str, **fields: str) -> Json:
+def _latest(run: RunDirectory, process: str, event: str, **fields: object) -> Json:
     wanted = {"event": event, **fields}
     found = [e for e in read_log(run.log(process)) if all(e.get(k) == v for k, v in wanted.items())]
     return found[-1] if found else {}

@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import tomli_w
 
 from hushtune_common.config import Scenario, to_toml_tree, without_seed
@@ -28,9 +29,12 @@ FINISHED = "finished"
 INTERRUPTED = "interrupted"
 FAILED = "failed"
 RUNNING = "running"
+LOST = "lost"
+"""Said to be running, but its testbed is gone: it was killed, or the machine went down."""
 AGGREGATE = "aggregate.safetensors"
 SEALING_KEY = "sealing.key"
 _KEPT_BYTES_MAX = 1 << 20
+_SAME_SECOND_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,13 @@ class RunDirectory:
         """Return ``run.json``; an empty mapping when it is not there yet."""
         return read_json(self.path / "run.json")
 
+    @property
+    def status(self) -> str:
+        """How the run stands, as far as ``run.json`` and the machine's processes tell."""
+        facts = self.facts()
+        status = str(facts.get("status", "unknown"))
+        return LOST if status == RUNNING and not _is_alive(facts.get("supervisor")) else status
+
     def update(self, **facts: object) -> None:
         """Merge ``facts`` into ``run.json``."""
         write_json(self.path / "run.json", {**self.facts(), **facts})
@@ -99,16 +110,45 @@ class RunDirectory:
 def create(root: Path, scenario: Scenario, *, now: datetime) -> RunDirectory:
     """Make a new run directory below ``root`` and write the resolved scenario into it."""
     stamp = f"{scenario.name[:32]}-{now:%Y%m%d-%H%M%S}-s{scenario.seed}"
-    taken = sum(1 for _ in root.glob(f"{stamp}*"))
-    run = RunDirectory(root / (f"{stamp}-{taken + 1}" if taken else stamp))
     try:
+        run = _claim(root, stamp)
         for folder in ("logs", "state", "kits"):
-            (run.path / folder).mkdir(mode=0o700, parents=True, exist_ok=False)
+            (run.path / folder).mkdir(mode=0o700)
     except OSError as error:
-        raise ConfigError("--runs", f"cannot create {run.path} ({error}); give a writable folder") from error
+        raise ConfigError("--runs", f"cannot create {root / stamp} ({error}); give a writable folder") from error
     run.scenario.write_text(tomli_w.dumps(to_toml_tree(scenario)), encoding="utf-8")
     run.scenario_for_tap.write_text(tomli_w.dumps(to_toml_tree(without_seed(scenario))), encoding="utf-8")
     return run
+
+
+def _claim(root: Path, stamp: str) -> RunDirectory:
+    """Make the folder of a run; making it is what keeps two that start in the same second apart."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(1, _SAME_SECOND_MAX + 1):
+        run = RunDirectory(root / (stamp if number == 1 else f"{stamp}-{number}"))
+        try:
+            run.path.mkdir()
+        except FileExistsError:
+            continue
+        return run
+    raise FileExistsError(f"{_SAME_SECOND_MAX} runs of this second are there already")
+
+
+def supervisor() -> dict[str, float]:
+    """Return what identifies this process for as long as it lives: its id, and when it began, since ids are used again."""
+    process = psutil.Process()
+    return {"pid": process.pid, "created": process.create_time()}
+
+
+def _is_alive(known: object) -> bool:
+    match known:
+        case {"pid": int(pid), "created": float(created)}:
+            try:
+                return abs(psutil.Process(pid).create_time() - created) < 1.0
+            except psutil.Error:
+                return False
+        case _:
+            return False
 
 
 def find(root: Path, run_id: str) -> RunDirectory:
