@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from hushtune_common.config import CoordinatorConfig
-from hushtune_common.errors import PeerLost, Replayed
+from hushtune_common.errors import ConfigError, PeerLost, Replayed
 from hushtune_common.link.abstraction import NO_FADING, hear
 from hushtune_common.link.channel import Reception, cut
 from hushtune_common.messages import (
@@ -145,13 +145,13 @@ class Owner:
         return await self.desk.verdict(RUN, 1, ClientId(client), within_s=10)
 
 
-def live(world: World, journal: Journal, worker: ThreadPoolExecutor) -> Owner:
+def live(world: World, journal: Journal, worker: ThreadPoolExecutor, *, broken: Exception | None = None) -> Owner:
     setting, book = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=2)), Book()
     for event in journal.events():
         book.apply(event.kind, event.body)
     desk = Desk(book, clients=frozenset(ClientId(c.id) for c in setting.clients))
     bench: asyncio.Future[Bench] = asyncio.get_running_loop().create_future()
-    bench.set_result(world)
+    bench.set_result(world) if broken is None else bench.set_exception(broken)
     rounds = OwnerRounds(
         setting,
         run=RUN,
@@ -347,3 +347,19 @@ def test_an_update_that_hurts_by_itself_stays_out_of_the_mean(accepted: bool, ke
         key = UpdateKey(run=RUN, round_id=1, client=ClientId(client), attempt=1)
         book.apply(JUDGED, to_body(Judgement(key=key, accepted=verdict[0], kept=verdict[1], reason="")))
     assert book.mergeable(RUN, 1, [ClientId("c2"), ClientId("c1"), ClientId("c3")]) == ("c1",)
+
+
+def test_a_bench_that_cannot_be_made_ends_the_owner_before_any_client_has_trained(tmp_path: Path) -> None:
+    async def play() -> None:
+        world, worker = World(tmp_path), ThreadPoolExecutor(max_workers=1)
+        journal = Journal.open(tmp_path / "journal.sqlite", schema="test-owner")
+        broken = ConfigError("codec", "is another one")
+        try:
+            with pytest.raises(ExceptionGroup) as caught:
+                await asyncio.wait_for(live(world, journal, worker, broken=broken).rounds.follow(), 10)
+            assert caught.group_contains(ConfigError)
+        finally:
+            await journal.close()
+            worker.shutdown()
+
+    asyncio.run(play())

@@ -103,10 +103,16 @@ class OwnerRounds:
         """Take part until the last round is closed and its verdicts are fetched, or the coordinator drains."""
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen(group))
+            making = group.create_task(self._have_bench())
             await self._obey()
             listening.cancel()
+            making.cancel()
             for task in self._receiving:
                 task.cancel()
+
+    async def _have_bench(self) -> None:
+        """Learn at once, and not with the first update, that the bench cannot be made."""
+        await self._bench
 
     async def _obey(self) -> None:
         async with aclosing(self._coordinator.follow(lambda: self._phase)) as directives:
