@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,17 @@ def test_a_reception_of_another_update_is_left_out(tmp_path: Path) -> None:
     book.take(overheard(snr_db=-15.0, attempt=2, update=UPDATE[:-1]))
     (update,) = evidence(tmp_path)["updates"]
     assert update["transmissions"] == 1
+
+
+def test_evidence_written_while_an_attack_goes_on_is_whole_and_has_the_attack_in_it(tmp_path: Path) -> None:
+    book = case(tmp_path)
+    receptions = [overheard(snr_db=-15.0, attempt=attempt) for attempt in range(1, 21)]
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        attacks = threads.submit(lambda: [book.take(reception) for reception in receptions])
+        writes = threads.submit(lambda: [book.write() for _ in range(500)])
+        assert (len(attacks.result()), len(writes.result())) == (20, 500)
+    (update,) = evidence(tmp_path)["updates"]
+    assert update["transmissions"] == 20
 
 
 TOML = """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario, without_seed
@@ -80,7 +81,10 @@ class _Target:
 
 
 class Case:
-    """What the eavesdropper has gathered so far: receptions by client and round, evidence, best guesses."""
+    """What the eavesdropper has gathered so far: receptions by client and round, evidence, best guesses.
+
+    Law: `take` and `write` may be called from two threads at once; each waits for the other to finish.
+    """
 
     def __init__(self, scenario: Scenario, *, state_dir: Path, attack: AbstractDecoder) -> None:
         """Keep evidence in ``state_dir``."""
@@ -89,6 +93,7 @@ class Case:
         self._guesses = state_dir / "guesses"
         self._targets: dict[tuple[str, int], _Target] = {}
         self._evidence: dict[tuple[str, int], Evidence] = {}
+        self._lock = Lock()  # an attack goes on in its thread when the process is told to stop and writes its last file
         self.path = state_dir / "evidence.json"
 
     @property
@@ -98,6 +103,15 @@ class Case:
 
     def take(self, overhearing: Overhearing) -> None:
         """Attack with one more reception and write everything down. Blocks for the computation."""
+        with self._lock:
+            self._take(overhearing)
+
+    def write(self) -> None:
+        """Replace ``evidence.json`` as a whole, with the attack in it that is going on in another thread."""
+        with self._lock:
+            self._write()
+
+    def _take(self, overhearing: Overhearing) -> None:
         transmission = overhearing.notice.transmission
         key = transmission.key
         slot = (str(key.client), key.round_id)
@@ -114,7 +128,7 @@ class Case:
         self._evidence[slot] = evidence
         self._guesses.mkdir(parents=True, exist_ok=True)
         (self._guesses / f"{key.client}-{key.round_id}.bin").write_bytes(guess.data)
-        self.write()
+        self._write()
         log_event(
             _log,
             "reception_attacked",
@@ -129,8 +143,7 @@ class Case:
             valid=evidence.valid,
         )
 
-    def write(self) -> None:
-        """Replace ``evidence.json`` as a whole."""
+    def _write(self) -> None:
         body = {
             "fidelity": self._scenario.air.fidelity,
             "summary": self._summary(),
