@@ -200,8 +200,11 @@ class Duties:
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
-        emulator = (self._material or await self._prepare(round_id)).emulator
+        material = self._material or await self._prepare(round_id)
+        emulator = material.emulator
         files = self._state.files(round_id)
+        tokens = material.window_count * self._scenario.data.window_tokens * self._scenario.training.epochs
+        telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=tokens)
         clock_share = min(1.0, assignment.clock / self._device.clock_max_flops)
         self._status.enter("warming up the trainer")
         order = Order(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hushtune_common.config import ClientConfig, CodecConfig
+from hushtune_common.errors import Infeasible
 from hushtune_common.messages import ClientId, ClientReport, TensorSpec
 from hushtune_common.units import FlopPerSecond, Joule, PowerRatio, Second, Watt
 
@@ -48,6 +49,16 @@ def training_flops(path: PathSize, *, tokens: int) -> float:
 def compute_energy(device: ClientConfig, *, clock: FlopPerSecond, flops: float) -> Joule:
     """Return kappa * clock**2 * flops: power kappa * clock**3 over flops / clock seconds."""
     return Joule(device.energy_w_per_flops3 * clock**2 * flops)
+
+
+def require_affordable(device: ClientConfig, path: PathSize, *, clock: FlopPerSecond, tokens: int) -> None:
+    """Raise `Infeasible` when training on ``tokens`` tokens at ``clock`` would cost more than the device's energy for a round."""
+    needed = compute_energy(device, clock=clock, flops=training_flops(path, tokens=tokens))
+    if needed > device.energy_max_j:
+        raise Infeasible(
+            f"training needs {needed:.3g} J ({ENERGY_LABEL}) at {clock:.3g} FLOP/s, energy_max_j is {device.energy_max_j:g}: "
+            "raise it, or lower the clock, training.epochs or data.train_windows"
+        )
 
 
 def transmit_energy(*, power: Watt, airtime: Second) -> Joule:

@@ -131,6 +131,7 @@ class ClientConfig(Section, frozen=True):
     clock_max_flops: Positive = 2.0e12
     power_max_w: Positive = 0.2
     energy_max_j: Positive = 5_000.0
+    """Modelled energy for one round's training; a client that would need more takes no part in the round."""
     energy_w_per_flops3: Positive = 1.0e-36
     """kappa of ``power = kappa * clock**3``; 1e-36 gives 8 W at 2 TFLOP/s."""
 
@@ -305,6 +306,11 @@ def _check_meaning(scenario: Scenario) -> None:
         raise ConfigError("clients", f"id {taken[0]!r} is the name of something else; choose another")
     if len(ids) > scenario.limits.clients_max:
         raise ConfigError("clients", f"{len(ids)} clients, but limits.clients_max is {scenario.limits.clients_max}")
+    if scenario.coordinator.rounds > 1:
+        raise ConfigError(
+            "coordinator.rounds",
+            "only 1 in this version: the emulator is published once, so another round would start over",
+        )
     for index, client in enumerate(scenario.clients):
         if not (isfinite(client.position.x_m) and isfinite(client.position.y_m)):
             raise ConfigError(f"clients[{index}].position", "coordinates must be finite")

@@ -42,6 +42,7 @@ def path(tmp_path: Path) -> Path:
         ("clients=[]", "clients", "length >= 1"),
         ("air=3", "air", "expected `object`"),
         ("name='Bad Name'", "name", "matching regex"),
+        ("coordinator.rounds=2", "coordinator.rounds", "only 1 in this version"),
     ],
 )
 def test_a_mistake_is_named_by_its_full_path_with_a_hint(path: Path, override: str, where: str, hint: str) -> None:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from hushtune_client.emulator import open_emulator
 from hushtune_client.telemetry import (
     PathSize,
     compute_energy,
     device_report,
+    require_affordable,
     training_flops,
     transmit_energy,
     update_bits,
@@ -20,6 +22,7 @@ from hushtune_common.adapter import AdapterState
 from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.config import ClientConfig, CodecConfig, Position
 from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import Infeasible
 from hushtune_common.messages import Digest, EmulatorManifest, TensorSpec
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
@@ -103,3 +106,12 @@ def test_the_report_carries_limits_and_sizes_and_nothing_of_the_data() -> None:
 def test_an_impossible_path_is_refused(matmul: int, adapter: int) -> None:
     with pytest.raises(ValueError, match="impossible"):
         PathSize(matmul=matmul, adapter=adapter)
+
+
+def test_training_that_costs_more_than_the_device_has_is_refused_with_what_it_would_take() -> None:
+    path, clock = PathSize(matmul=1000, adapter=100), FlopPerSecond(1.0e12)
+    needed = compute_energy(DEVICE, clock=clock, flops=training_flops(path, tokens=50))
+    enough = structs.replace(DEVICE, energy_max_j=needed)
+    require_affordable(enough, path, clock=clock, tokens=50)
+    with pytest.raises(Infeasible, match="energy_max_j"):
+        require_affordable(enough, path, clock=clock, tokens=51)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import Scenario, parse
@@ -45,17 +46,18 @@ CLOCK = SystemClock()
 
 
 def scenario_of(*, share: float = 1.0, rounds: int = 1, name: str = "coordinated") -> Scenario:
-    return parse(
+    scenario = parse(
         {
             "name": name,
             "seed": 7,
             "model": {"source": "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"},
             "data": {"private": "txt:private.txt", "public": "txt:public.txt"},
             "clients": [{"id": c, "position": {"x_m": 50.0, "y_m": 0.0}} for c in (C1, C2)],
-            "coordinator": {"stragglers": {"kind": "quorum", "share": share, "wait_after_s": 30.0}, "rounds": rounds},
+            "coordinator": {"stragglers": {"kind": "quorum", "share": share, "wait_after_s": 30.0}},
             "timing": {"connect_s": 10.0, "idle_s": IDLE_S, "round_s": 60.0},
         }
     )
+    return structs.replace(scenario, coordinator=structs.replace(scenario.coordinator, rounds=rounds))
 
 
 @dataclass

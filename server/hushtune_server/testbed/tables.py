@@ -23,10 +23,8 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     console.print(_work(report))
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
-            console.print(
-                f"  {client['id']}: {client['outcome']}" + (f" ({client['gate_reason']})" if client["gate_reason"] else ""),
-                markup=False,  # a client says why it did not upload
-            )
+            why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") else ""
+            console.print(f"  {client['id']}: {client['outcome']}{why}", markup=False)  # a client says why it did not upload
     _print_owner(report, console)
     _print_tap(report, console)
     wall_s = report.get("wall_s") or 0.0
