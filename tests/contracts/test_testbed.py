@@ -294,3 +294,14 @@ def test_a_killed_process_is_named_with_its_signal_and_gives_a_listed_exit_code(
     assert (killed.code, str(killed)) == (10, "owner: was killed by SIGKILL (out of memory, or by hand)")
     assert (stopped.code, str(stopped)) == (10, "owner: was told to stop before the run was over")
     assert (failed.code, str(failed)) == (12, "owner: the disk is full")
+
+
+def test_the_report_says_when_the_tap_was_stopped_too_early(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path, scenario, now=NOW)
+    run.state("eavesdropper").mkdir()
+    rundir.write_json(run.state("eavesdropper") / "evidence.json", {"summary": "decoded 0 of 5 hash blocks"})
+    write_log(run, "air", {"event": "frame_carried"}, {"event": "frame_carried"})
+    write_log(run, "eavesdropper", {"event": "reception_attacked"})
+    assert "stopped before it had attacked everything" in printed(report.write(run, scenario))
+    write_log(run, "eavesdropper", {"event": "reception_attacked"}, {"event": "reception_attacked"})
+    assert "stopped before" not in printed(report.write(run, scenario))

@@ -142,7 +142,7 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
         assert (client["gate"], client["accepted"]) == ("granted", True), client
         assert 0 < client["bytes_uploaded"] < client["bytes_raw"]
         assert min(client["airtime_s"], client["train_s"], client["energy_j"]) > 0
-    assert report["eavesdropper"]["fidelity"] == "abstract"
+    assert (report["eavesdropper"]["fidelity"], report["eavesdropper"]["complete"]) == ("abstract", True)
     run = next((scenario.parent / "runs").iterdir())
     assert not [p for p in run.rglob("*.key")], "the run's keys are deleted"
 

@@ -8,7 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -135,10 +135,10 @@ class _Stage:
             await self.clock.sleep(_TICK_S)
             self.tick()
 
-    async def let_end(self, children: Sequence[Child], *, within_s: float) -> None:
-        """Wait for ``children``, but no longer than ``within_s``."""
+    async def wait_for(self, come_true: Callable[[], bool], *, within_s: float) -> None:
+        """Wait until ``come_true`` holds, but no longer than ``within_s``."""
         limit = self.clock.monotonic() + within_s
-        while any(c.code is None for c in children) and self.clock.monotonic() < limit:
+        while not come_true() and self.clock.monotonic() < limit:
             self._check_stop()
             await self.clock.sleep(_TICK_S)
             self.tick()
@@ -236,7 +236,8 @@ async def _play(stage: _Stage, scenario: Scenario, options: Options) -> None:
     ]
     rounds_s = scenario.coordinator.rounds * scenario.timing.round_s + _SETUP_S
     await stage.until_ended([coordinator, owner], lasting=[air, tap], others=clients, within_s=rounds_s)
-    await stage.let_end(clients, within_s=10.0)
+    await stage.wait_for(lambda: all(c.code is not None for c in clients), within_s=10.0)
+    await stage.wait_for(lambda: report.tap_is_done(run), within_s=10.0)  # else the report says that it was not
     await stop_all([tap, air])
     if coordinator.code != 0:
         reason = report.failure_of(run)

@@ -38,7 +38,7 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "settings": referee.get("settings", {}),
         "clients": [_client(run, c.id, last, referee) for c in scenario.clients],
         "owner": _owner(run),
-        "eavesdropper": read_json(run.state("eavesdropper") / "evidence.json") or None,
+        "eavesdropper": _eavesdropper(run),
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
         "rounds": [_round(r) for r in rounds],
         "test_windows": referee.get("test_windows"),
@@ -107,6 +107,18 @@ def _outcome(client: str, last: Mapping[str, Any], completion: Mapping[str, Any]
     if completion and not completion.get("uploaded", True):
         return f"did not upload: {completion.get('reason')}"
     return "no update arrived"
+
+
+def tap_is_done(run: RunDirectory) -> bool:
+    """Whether the eavesdropper has attacked every transmission that the air has carried."""
+    carried = sum(e.get("event") == "frame_carried" for e in read_log(run.log("air")))
+    attacked = sum(e.get("event") == "reception_attacked" for e in read_log(run.log("eavesdropper")))
+    return attacked >= carried
+
+
+def _eavesdropper(run: RunDirectory) -> Json | None:
+    evidence = read_json(run.state("eavesdropper") / "evidence.json")
+    return {**evidence, "complete": tap_is_done(run)} if evidence else None
 
 
 def _owner(run: RunDirectory) -> Json | None:

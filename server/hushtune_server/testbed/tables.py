@@ -103,6 +103,8 @@ def _print_owner(report: Mapping[str, Any], console: Console) -> None:
 def _print_tap(report: Mapping[str, Any], console: Console) -> None:
     tap = report.get("eavesdropper") or {}
     if tap:
+        if not tap.get("complete", True):
+            console.print("Eavesdropper: stopped before it had attacked everything; what follows is part of it")
         console.print(f"Eavesdropper: {tap.get('summary') or tap.get('statement') or tap}")
 
 
