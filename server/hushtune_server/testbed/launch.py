@@ -8,7 +8,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +68,7 @@ class _Stage:
     clock: Clock
     view: View
     started_s: float
+    console: Console
     live: Live | None
     children: list[Child] = field(default_factory=list[Child])
     stop: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,7 +90,7 @@ class _Stage:
                 await asyncio.wait([waiting], timeout=_TICK_S)
                 self._check_stop()
                 self.tick(except_for=child)
-                self.view.apply(child.name, _take(child))
+                self._show(child, _take(child))
                 failed = failed_among(lasting=[c for c in self.children if c is not child], essential=(), others=())
                 if failed is not None:
                     raise ChildFailed(failed)
@@ -100,11 +101,11 @@ class _Stage:
     def tick(self, *, except_for: Child | None = None) -> None:
         for child in self.children:
             if child is not except_for:
-                self.view.apply(child.name, [*_take(child), *child.poll()])
+                self._show(child, [*_take(child), *child.poll()])
             child.measure()
             if child.code is not None and child.name not in self._reported:
                 self._reported.add(child.name)
-                self.view.apply(child.name, [{"event": "process_ended", "code": child.code}])
+                self._show(child, [{"event": "process_ended", "code": child.code}])
         if self.live is not None:
             self.live.update(self.view.render(elapsed_s=self.clock.monotonic() - self.started_s))
 
@@ -143,6 +144,14 @@ class _Stage:
             await self.clock.sleep(_TICK_S)
             self.tick()
 
+    def _show(self, child: Child, events: Sequence[Mapping[str, object]]) -> None:
+        """Fold new events into the view; where there is no live view, what is worth telling is printed as it comes."""
+        told = self.view.apply(child.name, events)
+        if self.live is None:
+            elapsed_s = self.clock.monotonic() - self.started_s
+            for line in told:
+                self.console.print(f"{elapsed_s:5.0f} s  {child.name:<13} {line}", markup=False, highlight=False, soft_wrap=True)
+
     def _check_stop(self) -> None:
         if self.stop.is_set():
             raise _Interrupted
@@ -170,7 +179,7 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
     )
     view = View(f"{run.id}  fidelity: {scenario.air.fidelity}")
     screen = Live(console=console, refresh_per_second=4, transient=False) if options.live else None
-    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, live=screen)
+    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, console=console, live=screen)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(stage.stop))
         if screen is not None:

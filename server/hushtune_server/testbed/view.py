@@ -59,15 +59,18 @@ class View:
     processes: dict[str, ProcessView] = field(default_factory=dict[str, ProcessView])
     news: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
-    def apply(self, name: str, events: Iterable[Mapping[str, Any]]) -> None:
-        """Fold the events of process ``name``."""
+    def apply(self, name: str, events: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Fold the events of process ``name``; return what is worth telling of them."""
         process = self.processes.setdefault(name, ProcessView(name))
+        told: list[str] = []
         for event in events:
             process.apply(event)
-            told = headline(event)
-            if told:
-                self.news.append((name, told))
+            line = headline(event)
+            if line:
+                told.append(line)
+        self.news.extend((name, line) for line in told)
         del self.news[:-12]
+        return told
 
     def render(self, *, elapsed_s: float) -> RenderableType:
         """Return the screen: a table of processes above the latest events."""
@@ -118,6 +121,9 @@ def _gate(event: Mapping[str, Any]) -> str:
 
 
 _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "serving_started": lambda e: f"serving at {e.get('address')}",
+    "emulator_verified": lambda e: f"emulator {str(e.get('digest', ''))[:12]} verified, {_mb(e, 'bytes')}",
+    "assignments_solved": lambda e: f"resources shared out by {e.get('method')}",
     "round_opened": lambda e: f"round {e.get('round_id', '')} opened",
     "gate_decided": _gate,
     "training_finished": lambda e: (
