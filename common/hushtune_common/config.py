@@ -47,6 +47,8 @@ class ComputeConfig(Section, frozen=True):
 
     threads: Count = 1
     """Torch threads per process, on a CPU."""
+    link_threads: Annotated[int, Meta(ge=1, le=256)] = 2
+    """Threads per process that codes or decodes what is on air."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto`` takes a GPU where there is one. Results are reproducible bit for bit on a CPU only."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -137,9 +139,15 @@ class ClientConfig(Section, frozen=True):
 
 
 class AirConfig(Section, frozen=True):
-    """Physics of the wiretap link. ``abstract`` is the fidelity of this version; bytes are handed over, block errors drawn."""
+    """Physics of the wiretap link."""
 
-    fidelity: Literal["abstract"] = "abstract"
+    fidelity: Literal["bit_exact", "abstract", "hybrid"] = "bit_exact"
+    """``bit_exact`` modulates and decodes every bit, ``abstract`` draws block errors from tables and hands bytes over, ``hybrid``
+    does the first on a share of the blocks and the second on the rest, and checks that the two agree."""
+    hybrid_share: Share = 0.05
+    """Share of hash blocks that travel bit by bit, with ``hybrid``."""
+    metered_blocks: Annotated[int, Meta(ge=0, le=1_048_576)] = 256
+    """Hash blocks per transmission whose realised information density at the tap is computed, for the referee."""
     fading: Literal["none", "rayleigh_block"] = "none"
     bandwidth_hz: Positive = 20e6
     shadowing_db: NotNegative = 4.0
@@ -149,17 +157,36 @@ class AirConfig(Section, frozen=True):
     """Coherence blocks that a codeword is interleaved over, with ``rayleigh_block``."""
 
 
+class EavesdropperConfig(Section, frozen=True):
+    """How hard the eavesdropper tries."""
+
+    decode_share: Share = 1.0
+    """Share of the hash blocks that it decodes, drawn at random; what it says then holds for the sample."""
+    iterations: Annotated[int, Meta(ge=1, le=200)] = 24
+    """Decoder iterations, at most."""
+    distinguish_blocks: Annotated[int, Meta(ge=0, le=100_000)] = 1500
+    """Hash blocks of its own making, per update, on which it learns and tests to tell two messages apart; 0 leaves it out."""
+
+
 class SecrecyConfig(Section, frozen=True):
     """What the secrecy gate demands and assumes."""
 
+    protections: Annotated[tuple[Literal["payload", "key", "crypto_only"], ...], Meta(min_length=1)] = ("payload",)
+    """What may protect an update, the preferred first: the first that can be met is taken; when none can, the client is refused.
+    ``payload``: the sealed update over the wiretap code. ``key``: a key over the wiretap code, the update sealed with it over
+    plain error correction. ``crypto_only``: encryption alone, marked as such."""
+    randomness: Literal["os", "seeded"] = "os"
+    """Where random bits, hash seed and dither come from. ``seeded`` makes runs repeatable and nothing secret, and says so."""
     log2_delta: Annotated[float, Meta(le=-1.0, ge=-512.0)] = -64.0
     """Leakage bound per hash block."""
     block_error_max: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-2
     message_bits_min: Annotated[int, Meta(ge=64)] = 512
     tap_margin_db: float = 12.0
     """Added to the tap's deterministic path gain to get the assumed upper bound (3 sigma of 4 dB shadowing by default)."""
+    fading_design: Literal["outage", "interleaved"] = "outage"
+    """With fading: bound the tap's SNR in each coherence block, up to ``tap_outage``, or average over all of a hash block."""
     tap_outage: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-3
-    """Secrecy outage probability of the static design, with fading."""
+    """Secrecy outage probability of the ``outage`` design."""
     main_margin_db: NotNegative = 0.5
     """Power kept above the coding point's threshold."""
     codewords: Annotated[int, Meta(ge=1, le=16)] = 4
@@ -202,6 +229,8 @@ class LimitsConfig(Section, frozen=True):
 
     clients_max: Count = 64
     update_bytes_max: Count = 268_435_456
+    frame_bytes_max: Count = 1_073_741_824
+    """Largest frame: an update with its random bits and its error correction."""
     emulator_bytes_max: Count = 17_179_869_184
     attempts_max: Count = 8
 
@@ -219,6 +248,7 @@ class Scenario(Section, frozen=True):
     training: TrainingConfig = TrainingConfig()
     codec: CodecConfig = CodecConfig()
     air: AirConfig = AirConfig()
+    eavesdropper: EavesdropperConfig = EavesdropperConfig()
     secrecy: SecrecyConfig = SecrecyConfig()
     coordinator: CoordinatorConfig = CoordinatorConfig()
     timing: TimingConfig = TimingConfig()
@@ -306,6 +336,8 @@ def _check_meaning(scenario: Scenario) -> None:
         raise ConfigError("clients", f"id {taken[0]!r} is the name of something else; choose another")
     if len(ids) > scenario.limits.clients_max:
         raise ConfigError("clients", f"{len(ids)} clients, but limits.clients_max is {scenario.limits.clients_max}")
+    if len(set(scenario.secrecy.protections)) < len(scenario.secrecy.protections):
+        raise ConfigError("secrecy.protections", "names a protection twice")
     if scenario.coordinator.rounds > 1:
         raise ConfigError(
             "coordinator.rounds",

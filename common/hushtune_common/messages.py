@@ -7,7 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
 
@@ -15,6 +15,8 @@ RunId = NewType("RunId", str)
 ClientId = NewType("ClientId", str)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+BITS_PER_SYMBOL: Final = {"qpsk": 2, "qam16": 4, "qam64": 6}
+"""Coded bits per complex symbol, by modulation."""
 _LEAST, _MOST = 1e-60, 1e60
 """No quantity of a device or link is outside; ratios and products of such numbers stay far inside a float."""
 
@@ -195,13 +197,26 @@ class ClientReport:
             raise ValueError("sample_count, update_bits and round_id count from 1")
 
 
+class TapModel(StrEnum):
+    """What a secrecy design assumes of the tap's channel; decides what its design SNR means."""
+
+    FIXED = "fixed"
+    """White noise: the SNR is never above the design SNR."""
+    OUTAGE = "outage"
+    """Rayleigh fading: the SNR of a coherence block is above the design SNR with the outage probability."""
+    INTERLEAVED = "interleaved"
+    """Rayleigh fading averaged over the coherence blocks of a hash block: the design SNR bounds the mean; no outage."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecrecyDesign:
     """One hash block of the wiretap code, as designed for an assumed tap SNR.
 
     A hash block carries ``message_bits`` (payload and CRC-32) beside ``random_bits`` over ``codewords`` words of ``code_bits``
     coded bits each. ``rate`` is message bits per complex symbol; ``log2_delta`` bounds the leakage of one block (total
-    variation, mean over the public seed) as long as the tap's SNR stays at or below ``snr_tap_design_db``.
+    variation, mean over the public seed) as long as the tap is no better than ``tap_model`` and ``snr_tap_design_db`` say.
+    ``subbands`` counts the coherence blocks of a codeword (0 without fading). Without random bits the block is open: plain
+    error correction that hides nothing, with a ``log2_delta`` of 0.
     """
 
     modulation: str
@@ -214,6 +229,8 @@ class SecrecyDesign:
     log2_delta: float
     rho: float
     rate: float
+    tap_model: TapModel = TapModel.FIXED
+    subbands: int = 0
 
     def __post_init__(self) -> None:
         """Check the accounting of bits."""
@@ -221,6 +238,17 @@ class SecrecyDesign:
             raise ValueError("message and random bits must fill the information words exactly")
         if self.message_bits < 64 or self.message_bits % 8 or self.random_bits % 8 or self.random_bits < 0:
             raise ValueError(f"impossible split: {self.message_bits} message and {self.random_bits} random bits")
+        if self.modulation not in BITS_PER_SYMBOL or self.code_bits % 8:
+            raise ValueError(f"impossible code: {self.modulation!r} with {self.code_bits} bits")
+        if (self.random_bits == 0) != (self.log2_delta >= 0.0):
+            raise ValueError("a leakage bound needs random bits, and only an open block has neither")
+        if self.subbands < 0 or (self.tap_model is not TapModel.FIXED and self.subbands == 0):
+            raise ValueError(f"a design for a fading tap counts its coherence blocks, got {self.subbands}")
+
+    @property
+    def secret(self) -> bool:
+        """Whether the block hides anything from the tap."""
+        return self.random_bits > 0
 
     @property
     def payload_bytes(self) -> int:
@@ -230,8 +258,63 @@ class SecrecyDesign:
     @property
     def symbols(self) -> int:
         """Complex symbols of one hash block."""
-        per_symbol = {"qpsk": 2, "qam16": 4}[self.modulation]
-        return self.codewords * self.code_bits // per_symbol
+        return self.codewords * self.code_bits // BITS_PER_SYMBOL[self.modulation]
+
+    @property
+    def coded_bytes(self) -> int:
+        """Coded bits of one hash block, packed."""
+        return self.codewords * self.code_bits // 8
+
+    @property
+    def toeplitz_bytes(self) -> int:
+        """Bytes of the public seed that fixes the hash; none for an open block."""
+        return -(-(self.message_bits + self.random_bits - 1) // 8) if self.secret else 0
+
+
+class Part(StrEnum):
+    """What a transmission carries."""
+
+    PAYLOAD = "payload"
+    """The sealed update."""
+    KEY = "key"
+    """Secret bytes that the seal of the update depends on."""
+
+
+class Protection(StrEnum):
+    """What the physical layer contributes to the secrecy of an update; encryption is there in every case."""
+
+    PAYLOAD = "payload"
+    """The sealed update itself travels over the wiretap code."""
+    KEY = "key"
+    """A key of 32 bytes travels over the wiretap code; the update, sealed with it, over plain error correction."""
+    CRYPTO_ONLY = "crypto_only"
+    """Nothing: encryption alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSeed:
+    """The public randomness of one part of one update, drawn once by its sender after the message was fixed.
+
+    ``toeplitz`` fixes the hash and ``dither`` whitens the symbols (one bit per coded bit of a hash block); ``tag`` is the
+    sender's authenticator, which only the owner can check.
+    """
+
+    toeplitz: bytes
+    dither: bytes
+    tag: bytes
+
+    def __post_init__(self) -> None:
+        """Check the tag's form; the other lengths follow from the design."""
+        if len(self.tag) != 32:
+            raise ValueError(f"an authenticator has 32 bytes, got {len(self.tag)}")
+
+    def require_fits(self, design: SecrecyDesign) -> None:
+        """Raise ``ValueError`` unless seed and dither have the lengths that ``design`` asks for."""
+        found, wanted = (len(self.toeplitz), len(self.dither)), (design.toeplitz_bytes, design.coded_bytes)
+        if found != wanted:
+            raise ValueError(
+                f"seed and dither of {found[0]} and {found[1]} bytes, the design asks for {wanted[0]} and {wanted[1]}"
+            )
 
 
 class GateDecision(StrEnum):
@@ -263,7 +346,8 @@ class Gate:
 class Assignment:
     """What the coordinator assigns to one client for one round.
 
-    ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all); ``design`` is absent unless the gate granted.
+    ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all). A granted assignment names its
+    ``protection``: the wiretap ``design`` carries the update or its key, the open ``carrier`` what travels without a hash.
     """
 
     client: ClientId
@@ -275,14 +359,40 @@ class Assignment:
     clock: FlopPerSecond
     secrecy_rate_bps: float
     deadline: Second
+    protection: Protection | None
     design: SecrecyDesign | None
+    carrier: SecrecyDesign | None
 
     def __post_init__(self) -> None:
-        """A granted assignment has a design, any other has none."""
-        if (self.gate.decision is GateDecision.GRANTED) != (self.design is not None):
-            raise ValueError("an assignment has a design exactly when its gate is granted")
+        """A granted assignment has the designs of its protection, any other has none."""
+        if (self.gate.decision is GateDecision.GRANTED) != (self.protection is not None):
+            raise ValueError("an assignment has a protection exactly when its gate is granted")
+        if (self.design is not None) != (self.protection in {Protection.PAYLOAD, Protection.KEY}):
+            raise ValueError("a wiretap design belongs to the protections payload and key")
+        if (self.carrier is not None) != (self.protection in {Protection.KEY, Protection.CRYPTO_ONLY}):
+            raise ValueError("an open carrier belongs to the protections key and crypto_only")
+        if not (self.design is None or self.design.secret) or (self.carrier is not None and self.carrier.secret):
+            raise ValueError("the wiretap design hides its message, the carrier does not")
         if not 0.0 < self.adapter_share <= 1.0:
             raise ValueError(f"adapter_share: must be in (0, 1], got {self.adapter_share}")
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What has to be sent, in order; nothing unless the gate granted."""
+        match self.protection:
+            case None:
+                return ()
+            case Protection.KEY:
+                return (Part.KEY, Part.PAYLOAD)
+            case Protection.PAYLOAD | Protection.CRYPTO_ONLY:
+                return (Part.PAYLOAD,)
+
+    def design_of(self, part: Part) -> SecrecyDesign:
+        """Return how ``part`` is sent; ``ValueError`` when it is not."""
+        design = self.carrier if part is Part.PAYLOAD and self.protection is not Protection.PAYLOAD else self.design
+        if design is None or part not in self.parts:
+            raise ValueError(f"this assignment sends no {part}")
+        return design
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,12 +407,14 @@ class SealedUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transmission:
-    """A client's order to the air: which frame to send, and how."""
+    """A client's order to the air: which frame to send, and how. ``key.attempt`` counts the transmissions of all parts."""
 
     key: UpdateKey
+    part: Part
     frame: Digest
     frame_bytes: int
     design: SecrecyDesign
+    seed: LinkSeed
     power: Watt
     bandwidth: Hertz
 
@@ -310,6 +422,7 @@ class Transmission:
         """Check the form."""
         if self.frame_bytes < 1 or not (self.power > 0.0 and self.bandwidth > 0.0):
             raise ValueError("a transmission needs a frame, power and bandwidth")
+        self.seed.require_fits(self.design)
 
 
 class Listener(StrEnum):
@@ -321,20 +434,25 @@ class Listener(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceptionNotice:
-    """The air's announcement that a listener can read what it heard. ``seq`` numbers the notices of one listener from 1."""
+    """The air's announcement that a listener can hear a transmission. ``seq`` numbers the transmissions from 1.
+
+    ``blocks`` counts the hash blocks of its frame, ``update_bytes`` is the size of the whole part; ``acknowledged`` says that the
+    owner has answered before, so that what was sent can no longer be heard.
+    """
 
     seq: int
     listener: Listener
     transmission: Transmission
-    reception: Digest
-    reception_bytes: int
+    blocks: int
+    update_bytes: int
     fidelity: str
     airtime: Second
+    acknowledged: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """The owner's answer to one transmission: which of its blocks are still missing, by index in the whole update."""
+    """The owner's answer to one transmission: which blocks of its part are still missing, by index in the whole part."""
 
     key: UpdateKey
     missing: tuple[int, ...]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, ParamSpec, TypeVar, cast
 
 from numba import njit
@@ -32,6 +33,6 @@ def spread(work: Callable[[int, int], None], *, count: int, threads: int) -> Non
         return work(0, count)
     bounds = [count * k // threads for k in range(threads + 1)]
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]:
+        for done in [pool.submit(work, a, b) for a, b in pairwise(bounds)]:
             done.result()
     return None

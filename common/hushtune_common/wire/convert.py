@@ -9,7 +9,7 @@ from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRat
 from hushtune_common.wire import fields
 from hushtune_common.wire.v1 import air_pb2, coordinator_pb2, owner_pb2
 
-PROTOCOL_MAJOR = 1
+PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
 PROTOCOL_MINOR = 0
 """The smaller of the two is spoken."""
@@ -19,7 +19,9 @@ _TENSORS_MAX = 20_000
 _DIMENSIONS_MAX = 8
 _CLIENTS_MAX = 10_000
 _CODEWORDS_MAX = 65_536
-_MODULATIONS = ("qpsk", "qam16")
+_MODULATIONS = tuple(ours.BITS_PER_SYMBOL)
+_SEED_BYTES_MAX = 1_048_576
+"""Longest hash seed or dither: of the largest hash block there can be, four times over."""
 
 _GATE_DECISIONS = {
     ours.GateDecision.GRANTED: coordinator_pb2.GATE_DECISION_GRANTED,
@@ -32,6 +34,17 @@ _DIRECTIVE_KINDS = {
     ours.DirectiveKind.ROUND_CLOSED: coordinator_pb2.DIRECTIVE_KIND_ROUND_CLOSED,
     ours.DirectiveKind.DRAIN: coordinator_pb2.DIRECTIVE_KIND_DRAIN,
 }
+_TAP_MODELS = {
+    ours.TapModel.FIXED: coordinator_pb2.TAP_MODEL_FIXED,
+    ours.TapModel.OUTAGE: coordinator_pb2.TAP_MODEL_OUTAGE,
+    ours.TapModel.INTERLEAVED: coordinator_pb2.TAP_MODEL_INTERLEAVED,
+}
+_PROTECTIONS = {
+    ours.Protection.PAYLOAD: coordinator_pb2.PROTECTION_PAYLOAD,
+    ours.Protection.KEY: coordinator_pb2.PROTECTION_KEY,
+    ours.Protection.CRYPTO_ONLY: coordinator_pb2.PROTECTION_CRYPTO_ONLY,
+}
+_PARTS = {ours.Part.PAYLOAD: air_pb2.PART_PAYLOAD, ours.Part.KEY: air_pb2.PART_KEY}
 _LISTENERS = {ours.Listener.MAIN: air_pb2.LISTENER_MAIN, ours.Listener.TAP: air_pb2.LISTENER_TAP}
 
 
@@ -145,13 +158,15 @@ def design_to_wire(value: ours.SecrecyDesign) -> coordinator_pb2.SecrecyDesign:
         log2_delta=value.log2_delta,
         rho=value.rho,
         rate=value.rate,
+        tap_model=_TAP_MODELS[value.tap_model],
+        subbands=value.subbands,
     )
 
 
 def design_from_wire(pb: coordinator_pb2.SecrecyDesign) -> ours.SecrecyDesign:
     """Decode a secrecy design."""
     if pb.modulation not in _MODULATIONS:
-        raise MalformedUpdate(f"design.modulation: use {' or '.join(_MODULATIONS)}, got {pb.modulation[:20]!r}")
+        raise MalformedUpdate(f"design.modulation: use one of {', '.join(_MODULATIONS)}, got {pb.modulation[:20]!r}")
     if not 1 <= pb.codewords <= _CODEWORDS_MAX:
         raise MalformedUpdate(f"design.codewords: must be 1 to {_CODEWORDS_MAX}, got {pb.codewords}")
     if not 1 <= pb.info_bits < pb.code_bits:
@@ -168,6 +183,8 @@ def design_from_wire(pb: coordinator_pb2.SecrecyDesign) -> ours.SecrecyDesign:
             log2_delta=fields.finite("design.log2_delta", pb.log2_delta),
             rho=fields.finite("design.rho", pb.rho),
             rate=fields.not_negative("design.rate", pb.rate),
+            tap_model=fields.member("design.tap_model", pb.tap_model, _TAP_MODELS),
+            subbands=pb.subbands,
         )
 
 
@@ -209,7 +226,9 @@ def assignment_to_wire(value: ours.Assignment) -> coordinator_pb2.Assignment:
         clock_flops=value.clock,
         secrecy_rate_bps=value.secrecy_rate_bps,
         deadline_s=value.deadline,
+        protection=_PROTECTIONS[value.protection] if value.protection else coordinator_pb2.PROTECTION_UNSPECIFIED,
         design=None if value.design is None else design_to_wire(value.design),
+        carrier=None if value.carrier is None else design_to_wire(value.carrier),
     )
 
 
@@ -226,7 +245,9 @@ def assignment_from_wire(pb: coordinator_pb2.Assignment) -> ours.Assignment:
             clock=FlopPerSecond(fields.not_negative("assignment.clock_flops", pb.clock_flops)),
             secrecy_rate_bps=fields.not_negative("assignment.secrecy_rate_bps", pb.secrecy_rate_bps),
             deadline=Second(fields.not_negative("assignment.deadline_s", pb.deadline_s)),
+            protection=fields.member("assignment.protection", pb.protection, _PROTECTIONS) if pb.protection else None,
             design=design_from_wire(pb.design) if pb.HasField("design") else None,
+            carrier=design_from_wire(pb.carrier) if pb.HasField("carrier") else None,
         )
 
 
@@ -325,9 +346,11 @@ def transmission_to_wire(value: ours.Transmission) -> air_pb2.Transmission:
         round_id=key.round_id,
         client=key.client,
         attempt=key.attempt,
+        part=_PARTS[value.part],
         frame_digest=value.frame.value,
         frame_bytes=value.frame_bytes,
         design=design_to_wire(value.design),
+        seed=air_pb2.LinkSeed(toeplitz=value.seed.toeplitz, dither=value.seed.dither, tag=value.seed.tag),
         power_w=value.power,
         bandwidth_hz=value.bandwidth,
     )
@@ -338,12 +361,20 @@ def transmission_from_wire(pb: air_pb2.Transmission) -> ours.Transmission:
     with fields.within("transmission"):
         return ours.Transmission(
             key=fields.update_key(pb.run, pb.round_id, pb.client, pb.attempt),
+            part=fields.member("part", pb.part, _PARTS),
             frame=fields.digest("frame_digest", pb.frame_digest),
             frame_bytes=pb.frame_bytes,
             design=design_from_wire(pb.design),
+            seed=_seed_from_wire(pb.seed),
             power=Watt(fields.finite("power_w", pb.power_w)),
             bandwidth=Hertz(fields.finite("bandwidth_hz", pb.bandwidth_hz)),
         )
+
+
+def _seed_from_wire(pb: air_pb2.LinkSeed) -> ours.LinkSeed:
+    fields.bounded("seed.toeplitz", pb.toeplitz, _SEED_BYTES_MAX)
+    fields.bounded("seed.dither", pb.dither, _SEED_BYTES_MAX)
+    return ours.LinkSeed(toeplitz=pb.toeplitz, dither=pb.dither, tag=pb.tag)
 
 
 def notice_to_wire(value: ours.ReceptionNotice) -> air_pb2.ListenResponse:
@@ -352,10 +383,11 @@ def notice_to_wire(value: ours.ReceptionNotice) -> air_pb2.ListenResponse:
         seq=value.seq,
         listener=_LISTENERS[value.listener],
         transmission=transmission_to_wire(value.transmission),
-        reception_digest=value.reception.value,
-        reception_bytes=value.reception_bytes,
+        blocks=value.blocks,
+        update_bytes=value.update_bytes,
         fidelity=value.fidelity,
         airtime_s=value.airtime,
+        acknowledged=value.acknowledged,
     )
 
 
@@ -365,11 +397,25 @@ def notice_from_wire(pb: air_pb2.ListenResponse) -> ours.ReceptionNotice:
         seq=fields.count("seq", pb.seq, least=1),
         listener=fields.member("listener", pb.listener, _LISTENERS),
         transmission=transmission_from_wire(pb.transmission),
-        reception=fields.digest("reception_digest", pb.reception_digest),
-        reception_bytes=fields.count("reception_bytes", pb.reception_bytes, least=1),
+        blocks=fields.count("blocks", pb.blocks, least=1),
+        update_bytes=fields.count("update_bytes", pb.update_bytes, least=1),
         fidelity=fields.text("fidelity", pb.fidelity, required=True),
         airtime=Second(fields.not_negative("airtime_s", pb.airtime_s)),
+        acknowledged=pb.acknowledged,
     )
+
+
+def receive_to_wire(key: ours.UpdateKey, *, first_chunk: int) -> air_pb2.ReceiveRequest:
+    """Encode the wish to hear a transmission from a chunk on."""
+    return air_pb2.ReceiveRequest(
+        run=key.run, round_id=key.round_id, client=key.client, attempt=key.attempt, first_chunk=first_chunk
+    )
+
+
+def receive_from_wire(pb: air_pb2.ReceiveRequest) -> tuple[ours.UpdateKey, int]:
+    """Decode which transmission is to be heard, and from which chunk on."""
+    key = fields.update_key(pb.run, pb.round_id, pb.client, pb.attempt)
+    return key, fields.count("first_chunk", pb.first_chunk)
 
 
 def receipt_to_ack(value: ours.Receipt) -> air_pb2.AcknowledgeRequest:

@@ -20,6 +20,27 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Part:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Part.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PART_UNSPECIFIED: _Part.ValueType  # 0
+    PART_PAYLOAD: _Part.ValueType  # 1
+    """The sealed update."""
+    PART_KEY: _Part.ValueType  # 2
+    """Secret bytes that the seal of the update depends on."""
+
+class Part(_Part, metaclass=_PartEnumTypeWrapper): ...
+
+PART_UNSPECIFIED: Part.ValueType  # 0
+PART_PAYLOAD: Part.ValueType  # 1
+"""The sealed update."""
+PART_KEY: Part.ValueType  # 2
+"""Secret bytes that the seal of the update depends on."""
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
 class _Listener:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -76,6 +97,34 @@ class SoundResponse(_message.Message):
 Global___SoundResponse: _TypeAlias = SoundResponse  # noqa: Y015
 
 @_typing.final
+class LinkSeed(_message.Message):
+    """Public randomness of one part, drawn once by its sender."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOEPLITZ_FIELD_NUMBER: _builtins.int
+    DITHER_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    toeplitz: _builtins.bytes
+    dither: _builtins.bytes
+    tag: _builtins.bytes
+    """The sender's authenticator of design, seed and dither; only the owner can check it."""
+    def __init__(
+        self,
+        *,
+        toeplitz: _builtins.bytes = ...,
+        dither: _builtins.bytes = ...,
+        tag: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dither", b"dither", "tag", b"tag", "toeplitz", b"toeplitz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkSeed: _TypeAlias = LinkSeed  # noqa: Y015
+
+@_typing.final
 class Transmission(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -88,6 +137,8 @@ class Transmission(_message.Message):
     DESIGN_FIELD_NUMBER: _builtins.int
     POWER_W_FIELD_NUMBER: _builtins.int
     BANDWIDTH_HZ_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     round_id: _builtins.int
     client: _builtins.str
@@ -96,8 +147,11 @@ class Transmission(_message.Message):
     frame_bytes: _builtins.int
     power_w: _builtins.float
     bandwidth_hz: _builtins.float
+    part: Global___Part.ValueType
     @_builtins.property
     def design(self) -> _coordinator_pb2.SecrecyDesign: ...
+    @_builtins.property
+    def seed(self) -> Global___LinkSeed: ...
     def __init__(
         self,
         *,
@@ -110,10 +164,12 @@ class Transmission(_message.Message):
         design: _coordinator_pb2.SecrecyDesign | None = ...,
         power_w: _builtins.float = ...,
         bandwidth_hz: _builtins.float = ...,
+        part: Global___Part.ValueType = ...,
+        seed: Global___LinkSeed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["design", b"design"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["design", b"design", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bandwidth_hz", b"bandwidth_hz", "client", b"client", "design", b"design", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "power_w", b"power_w", "round_id", b"round_id", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bandwidth_hz", b"bandwidth_hz", "client", b"client", "design", b"design", "frame_bytes", b"frame_bytes", "frame_digest", b"frame_digest", "part", b"part", "power_w", b"power_w", "round_id", b"round_id", "run", b"run", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,16 +249,19 @@ class ListenResponse(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     LISTENER_FIELD_NUMBER: _builtins.int
     TRANSMISSION_FIELD_NUMBER: _builtins.int
-    RECEPTION_DIGEST_FIELD_NUMBER: _builtins.int
-    RECEPTION_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    UPDATE_BYTES_FIELD_NUMBER: _builtins.int
     FIDELITY_FIELD_NUMBER: _builtins.int
     AIRTIME_S_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     listener: Global___Listener.ValueType
-    reception_digest: _builtins.bytes
-    reception_bytes: _builtins.int
+    blocks: _builtins.int
+    update_bytes: _builtins.int
     fidelity: _builtins.str
     airtime_s: _builtins.float
+    acknowledged: _builtins.bool
+    """The owner has answered this transmission before; it can no longer be heard."""
     @_builtins.property
     def transmission(self) -> Global___Transmission: ...
     def __init__(
@@ -211,18 +270,74 @@ class ListenResponse(_message.Message):
         seq: _builtins.int = ...,
         listener: Global___Listener.ValueType = ...,
         transmission: Global___Transmission | None = ...,
-        reception_digest: _builtins.bytes = ...,
-        reception_bytes: _builtins.int = ...,
+        blocks: _builtins.int = ...,
+        update_bytes: _builtins.int = ...,
         fidelity: _builtins.str = ...,
         airtime_s: _builtins.float = ...,
+        acknowledged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["transmission", b"transmission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["airtime_s", b"airtime_s", "fidelity", b"fidelity", "listener", b"listener", "reception_bytes", b"reception_bytes", "reception_digest", b"reception_digest", "seq", b"seq", "transmission", b"transmission"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "airtime_s", b"airtime_s", "blocks", b"blocks", "fidelity", b"fidelity", "listener", b"listener", "seq", b"seq", "transmission", b"transmission", "update_bytes", b"update_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListenResponse: _TypeAlias = ListenResponse  # noqa: Y015
+
+@_typing.final
+class ReceiveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round_id: _builtins.int
+    client: _builtins.str
+    attempt: _builtins.int
+    first_chunk: _builtins.int
+    """Number of the first chunk wanted; chunks count from 0."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round_id: _builtins.int = ...,
+        client: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        first_chunk: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "client", b"client", "first_chunk", b"first_chunk", "round_id", b"round_id", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveRequest: _TypeAlias = ReceiveRequest  # noqa: Y015
+
+@_typing.final
+class ReceiveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    RECEPTION_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.int
+    reception: _builtins.bytes
+    """A reception, in the project's own layout: block indices, SNRs, soft values."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.int = ...,
+        reception: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "reception", b"reception"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiveResponse: _TypeAlias = ReceiveResponse  # noqa: Y015
 
 @_typing.final
 class AcknowledgeRequest(_message.Message):

@@ -49,6 +49,11 @@ class AirStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenResponse.FromString,
                 _registered_method=True)
+        self.Receive = channel.unary_stream(
+                '/hushtune.v1.Air/Receive',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveResponse.FromString,
+                _registered_method=True)
         self.Acknowledge = channel.unary_unary(
                 '/hushtune.v1.Air/Acknowledge',
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.AcknowledgeRequest.SerializeToString,
@@ -74,7 +79,14 @@ class AirServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Listen(self, request, context):
-        """Announces receptions of the caller: main for the owner, tap for the eavesdropper, by certificate.
+        """Announces transmissions that the caller can hear: main for the owner, tap for the eavesdropper, by certificate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Receive(self, request, context):
+        """What the caller hears of one transmission, chunk by chunk and at its own pace; the same chunks again on request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +116,11 @@ def add_AirServicer_to_server(servicer, server):
                     servicer.Listen,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenResponse.SerializeToString,
+            ),
+            'Receive': grpc.unary_stream_rpc_method_handler(
+                    servicer.Receive,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveResponse.SerializeToString,
             ),
             'Acknowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.Acknowledge,
@@ -192,6 +209,33 @@ class Air:
             '/hushtune.v1.Air/Listen',
             hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_air__pb2.ListenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Receive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hushtune.v1.Air/Receive',
+            hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_air__pb2.ReceiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

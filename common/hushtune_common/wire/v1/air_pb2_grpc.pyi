@@ -36,7 +36,9 @@ class AirStub:
     Transmit: _grpc.UnaryStreamMultiCallable[_air_pb2.TransmitRequest, _air_pb2.TransmitResponse]
     """Sends a frame that was written to Blobs; the stream ends with the owner's receipt."""
     Listen: _grpc.UnaryStreamMultiCallable[_air_pb2.ListenRequest, _air_pb2.ListenResponse]
-    """Announces receptions of the caller: main for the owner, tap for the eavesdropper, by certificate."""
+    """Announces transmissions that the caller can hear: main for the owner, tap for the eavesdropper, by certificate."""
+    Receive: _grpc.UnaryStreamMultiCallable[_air_pb2.ReceiveRequest, _air_pb2.ReceiveResponse]
+    """What the caller hears of one transmission, chunk by chunk and at its own pace; the same chunks again on request."""
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_air_pb2.AcknowledgeRequest, _air_pb2.AcknowledgeResponse]
     """The owner's receipt: which blocks are still missing."""
 
@@ -48,7 +50,9 @@ class AirAsyncStub(AirStub):
     Transmit: _aio.UnaryStreamMultiCallable[_air_pb2.TransmitRequest, _air_pb2.TransmitResponse]  # type: ignore[assignment]
     """Sends a frame that was written to Blobs; the stream ends with the owner's receipt."""
     Listen: _aio.UnaryStreamMultiCallable[_air_pb2.ListenRequest, _air_pb2.ListenResponse]  # type: ignore[assignment]
-    """Announces receptions of the caller: main for the owner, tap for the eavesdropper, by certificate."""
+    """Announces transmissions that the caller can hear: main for the owner, tap for the eavesdropper, by certificate."""
+    Receive: _aio.UnaryStreamMultiCallable[_air_pb2.ReceiveRequest, _air_pb2.ReceiveResponse]  # type: ignore[assignment]
+    """What the caller hears of one transmission, chunk by chunk and at its own pace; the same chunks again on request."""
     Acknowledge: _aio.UnaryUnaryMultiCallable[_air_pb2.AcknowledgeRequest, _air_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """The owner's receipt: which blocks are still missing."""
 
@@ -75,7 +79,15 @@ class AirServicer(metaclass=_abc_1.ABCMeta):
         request: _air_pb2.ListenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_air_pb2.ListenResponse], _abc.AsyncIterator[_air_pb2.ListenResponse]]:
-        """Announces receptions of the caller: main for the owner, tap for the eavesdropper, by certificate."""
+        """Announces transmissions that the caller can hear: main for the owner, tap for the eavesdropper, by certificate."""
+
+    @_abc_1.abstractmethod
+    def Receive(
+        self,
+        request: _air_pb2.ReceiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_air_pb2.ReceiveResponse], _abc.AsyncIterator[_air_pb2.ReceiveResponse]]:
+        """What the caller hears of one transmission, chunk by chunk and at its own pace; the same chunks again on request."""
 
     @_abc_1.abstractmethod
     def Acknowledge(

@@ -40,6 +40,46 @@ DIRECTIVE_KIND_ROUND_CLOSED: DirectiveKind.ValueType  # 3
 DIRECTIVE_KIND_DRAIN: DirectiveKind.ValueType  # 4
 Global___DirectiveKind: _TypeAlias = DirectiveKind  # noqa: Y015
 
+class _TapModel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TapModelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TapModel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TAP_MODEL_UNSPECIFIED: _TapModel.ValueType  # 0
+    TAP_MODEL_FIXED: _TapModel.ValueType  # 1
+    TAP_MODEL_OUTAGE: _TapModel.ValueType  # 2
+    TAP_MODEL_INTERLEAVED: _TapModel.ValueType  # 3
+
+class TapModel(_TapModel, metaclass=_TapModelEnumTypeWrapper):
+    """What the design assumes of the tap's channel."""
+
+TAP_MODEL_UNSPECIFIED: TapModel.ValueType  # 0
+TAP_MODEL_FIXED: TapModel.ValueType  # 1
+TAP_MODEL_OUTAGE: TapModel.ValueType  # 2
+TAP_MODEL_INTERLEAVED: TapModel.ValueType  # 3
+Global___TapModel: _TypeAlias = TapModel  # noqa: Y015
+
+class _Protection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProtectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Protection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROTECTION_UNSPECIFIED: _Protection.ValueType  # 0
+    PROTECTION_PAYLOAD: _Protection.ValueType  # 1
+    PROTECTION_KEY: _Protection.ValueType  # 2
+    PROTECTION_CRYPTO_ONLY: _Protection.ValueType  # 3
+
+class Protection(_Protection, metaclass=_ProtectionEnumTypeWrapper):
+    """What the physical layer contributes to the secrecy of an update."""
+
+PROTECTION_UNSPECIFIED: Protection.ValueType  # 0
+PROTECTION_PAYLOAD: Protection.ValueType  # 1
+PROTECTION_KEY: Protection.ValueType  # 2
+PROTECTION_CRYPTO_ONLY: Protection.ValueType  # 3
+Global___Protection: _TypeAlias = Protection  # noqa: Y015
+
 class _GateDecision:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -193,6 +233,8 @@ class SecrecyDesign(_message.Message):
     LOG2_DELTA_FIELD_NUMBER: _builtins.int
     RHO_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
+    TAP_MODEL_FIELD_NUMBER: _builtins.int
+    SUBBANDS_FIELD_NUMBER: _builtins.int
     modulation: _builtins.str
     code_bits: _builtins.int
     info_bits: _builtins.int
@@ -203,6 +245,8 @@ class SecrecyDesign(_message.Message):
     log2_delta: _builtins.float
     rho: _builtins.float
     rate: _builtins.float
+    tap_model: Global___TapModel.ValueType
+    subbands: _builtins.int
     def __init__(
         self,
         *,
@@ -216,10 +260,12 @@ class SecrecyDesign(_message.Message):
         log2_delta: _builtins.float = ...,
         rho: _builtins.float = ...,
         rate: _builtins.float = ...,
+        tap_model: Global___TapModel.ValueType = ...,
+        subbands: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bits", b"code_bits", "codewords", b"codewords", "info_bits", b"info_bits", "log2_delta", b"log2_delta", "message_bits", b"message_bits", "modulation", b"modulation", "random_bits", b"random_bits", "rate", b"rate", "rho", b"rho", "snr_tap_design_db", b"snr_tap_design_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_bits", b"code_bits", "codewords", b"codewords", "info_bits", b"info_bits", "log2_delta", b"log2_delta", "message_bits", b"message_bits", "modulation", b"modulation", "random_bits", b"random_bits", "rate", b"rate", "rho", b"rho", "snr_tap_design_db", b"snr_tap_design_db", "subbands", b"subbands", "tap_model", b"tap_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,6 +322,8 @@ class Assignment(_message.Message):
     SECRECY_RATE_BPS_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     DESIGN_FIELD_NUMBER: _builtins.int
+    PROTECTION_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     round_id: _builtins.int
     adapter_share: _builtins.float
@@ -284,10 +332,18 @@ class Assignment(_message.Message):
     clock_flops: _builtins.float
     secrecy_rate_bps: _builtins.float
     deadline_s: _builtins.float
+    protection: Global___Protection.ValueType
+    """Unspecified unless the gate granted."""
     @_builtins.property
     def gate(self) -> Global___Gate: ...
     @_builtins.property
-    def design(self) -> Global___SecrecyDesign: ...
+    def design(self) -> Global___SecrecyDesign:
+        """The wiretap code of the update or its key; absent with PROTECTION_CRYPTO_ONLY."""
+
+    @_builtins.property
+    def carrier(self) -> Global___SecrecyDesign:
+        """Plain error correction for what travels without a hash."""
+
     def __init__(
         self,
         *,
@@ -301,10 +357,12 @@ class Assignment(_message.Message):
         secrecy_rate_bps: _builtins.float = ...,
         deadline_s: _builtins.float = ...,
         design: Global___SecrecyDesign | None = ...,
+        protection: Global___Protection.ValueType = ...,
+        carrier: Global___SecrecyDesign | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["design", b"design", "gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "design", b"design", "gate", b"gate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "client", b"client", "clock_flops", b"clock_flops", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "power_w", b"power_w", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "client", b"client", "clock_flops", b"clock_flops", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
