@@ -29,6 +29,7 @@ MLKEM_CIPHERTEXT_BYTES: Final = 1088
 MLKEM_SEED_BYTES: Final = 64
 PUBLIC_BYTES: Final = 1 + X25519_BYTES + MLKEM_PUBLIC_BYTES
 ENCAPSULATED_BYTES: Final = X25519_BYTES + MLKEM_CIPHERTEXT_BYTES
+LINK_KEY_BYTES: Final = 32
 REFUSED: Final = "the seal does not open"
 """The whole message of every `InvalidEnvelope`: a reason would help whoever forges."""
 _PRIVATE_BYTES: Final = 1 + X25519_BYTES + MLKEM_SEED_BYTES
@@ -55,6 +56,27 @@ class SharedSecret:
     def __repr__(self) -> str:
         """Return a mask."""
         return "<SharedSecret, masked>"
+
+
+class LinkKey:
+    """What authenticates the public randomness of an update's transmissions, sender to owner: 32 bytes. Masked in ``repr``."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        """Take the key; ``ValueError`` for another length."""
+        if len(value) != LINK_KEY_BYTES:
+            raise ValueError(f"a link key has {LINK_KEY_BYTES} bytes, got {len(value)}")
+        self._value = value
+
+    @property
+    def material(self) -> bytes:
+        """The key itself, for the authenticator alone."""
+        return self._value
+
+    def __repr__(self) -> str:
+        """Return a mask."""
+        return "<LinkKey, masked>"
 
 
 class HybridPublicKey:
