@@ -17,6 +17,8 @@ ClientId = NewType("ClientId", str)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 BITS_PER_SYMBOL: Final = {"qpsk": 2, "qam16": 4, "qam64": 6}
 """Coded bits per complex symbol, by modulation."""
+BLOCKS_MAX: Final = 2**20
+"""Most hash blocks of one part: bounds receipts and bookkeeping whatever a peer announces."""
 _LEAST, _MOST = 1e-60, 1e60
 """No quantity of a device or link is outside; ratios and products of such numbers stay far inside a float."""
 

@@ -54,7 +54,9 @@ def _assignment(assignment: Assignment) -> dict[str, object]:
         "clock_flops": assignment.clock,
         "secrecy_rate_bps": assignment.secrecy_rate_bps,
         "deadline_s": assignment.deadline,
+        "protection": assignment.protection,
         "design": None if assignment.design is None else asdict(assignment.design),
+        "carrier": None if assignment.carrier is None else asdict(assignment.carrier),
     }
 
 

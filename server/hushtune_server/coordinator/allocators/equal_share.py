@@ -1,8 +1,10 @@
 """Equal share: everyone who can be helped gets the same band; the baseline of every optimiser."""
 
+from collections.abc import Sequence
+
 from hushtune_common.errors import SolverFailed
 from hushtune_common.link.secrecy import gaussian_secrecy_rate
-from hushtune_common.messages import Assignment, ClientReport, Gate, GateDecision
+from hushtune_common.messages import Assignment, ClientReport, Gate, GateDecision, Protection
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, Watt, from_db, to_db
 from hushtune_server.coordinator.allocators.allocator import VIOLATION_MAX, Allocation, Allocator
@@ -29,8 +31,9 @@ class EqualShare:
         return Allocation(assignments=assignments, method="equal_share", violation=violation, gap=None)
 
     def _assign(self, problem: AllocationProblem, report: ClientReport, bandwidth: Hertz) -> Assignment:
-        best = problem.candidates(report, bandwidth)[0]
-        gate = _gate(problem, report, best, bandwidth)
+        found = problem.candidates(report, bandwidth)
+        best = found[0]
+        gate = _gate(problem, report, found, bandwidth)
         granted = gate.decision is GateDecision.GRANTED
         return Assignment(
             client=report.client,
@@ -42,18 +45,21 @@ class EqualShare:
             clock=FlopPerSecond(self._clock_share * report.clock_max) if granted else FlopPerSecond(0.0),
             secrecy_rate_bps=best.rate * bandwidth if granted else 0.0,
             deadline=problem.round_s,
+            protection=best.protection if granted else None,
             design=best.design if granted else None,
+            carrier=best.carrier if granted else None,
         )
 
 
-def _gate(problem: AllocationProblem, report: ClientReport, best: Candidate, bandwidth: Hertz) -> Gate:
+def _gate(problem: AllocationProblem, report: ClientReport, found: Sequence[Candidate], bandwidth: Hertz) -> Gate:
     """Return the decision on a client's best candidate, in words a person understands."""
+    best = found[0]
     if problem.hopeless(report):
         decision, reason = GateDecision.EXCLUDED, _hopeless(report)
     elif best.problem:
         decision, reason = GateDecision.DEFERRED, best.problem
     else:
-        decision, reason = GateDecision.GRANTED, _granted(best, bandwidth)
+        decision, reason = GateDecision.GRANTED, _granted(found, bandwidth)
     return Gate(
         decision=decision,
         reason=reason,
@@ -74,15 +80,22 @@ def _hopeless(report: ClientReport) -> str:
     )
 
 
-def _granted(best: Candidate, bandwidth: Hertz) -> str:
+def _granted(found: Sequence[Candidate], bandwidth: Hertz) -> str:
+    """Return what carries the update, with its numbers, and why nothing better does."""
+    best = found[0]
+    said = f"{best.point.name} closes at {best.snr_main_db:.1f} dB with a tap bound of {best.snr_tap_bound_db:.1f} dB; "
     design = best.design
     if design is None:
-        raise ValueError("a usable candidate has a design")
-    return (
-        f"{best.point.name} closes at {best.snr_main_db:.1f} dB with a tap bound of {best.snr_tap_bound_db:.1f} dB; "
-        f"{design.message_bits} of {design.message_bits + design.random_bits} bits carry the message: "
-        f"{design.rate:.2f} bit/symbol, {design.rate * bandwidth / 1e6:.1f} Mbit/s, {best.airtime:.1f} s on air"
-    )
+        said += "encryption alone protects the update, the physical layer contributes nothing: "
+    else:
+        what = "the message" if best.carrier is None else "the update's key"
+        said += f"{design.message_bits} of {design.message_bits + design.random_bits} bits carry {what}: "
+    mbps = best.throughput * bandwidth / 1e6
+    said += f"{best.throughput:.2f} bit/symbol, {mbps:.1f} Mbit/s, {best.airtime:.1f} s on air"
+    if best.protection is Protection.PAYLOAD:
+        return said
+    refused = next((c for c in found if c.protection is Protection.PAYLOAD), None)
+    return said if refused is None else f"{said} (the update itself over the wiretap code: {refused.problem})"
 
 
 _conforms: type[Allocator] = EqualShare

@@ -1,7 +1,8 @@
-"""What can each client send secretly: its coding points, powers and secrecy designs in a given band.
+"""What can each client send secretly: its protections, coding points, powers and secrecy designs in a given band.
 
-A point is usable when the owner decodes it at no more than the client's top power *and* its hash block keeps enough message
-bits at the assumed tap SNR. Power is the least that closes the point, plus ``main_margin_db``: more helps the tap as well.
+A point is usable when the owner decodes it at no more than the client's top power *and*, where the wiretap code is to protect
+the update or its key, a hash block keeps enough message bits at the assumed tap SNR. Power is the least that closes the point,
+plus ``main_margin_db``: more helps the tap as well.
 """
 
 from collections.abc import Sequence
@@ -13,35 +14,43 @@ from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import secrecy as link
 from hushtune_common.link import wiretap
 from hushtune_common.link.abstraction import Fading, hash_block_error_rate, required_snr_db
-from hushtune_common.link.channel import BLOCKS_MAX
 from hushtune_common.link.mcs import CODING_POINTS, CodingPoint, point_of
-from hushtune_common.messages import Assignment, ClientReport, SecrecyDesign
+from hushtune_common.messages import BLOCKS_MAX, Assignment, ClientReport, Part, Protection, SecrecyDesign, TapModel
 from hushtune_common.units import Decibel, Hertz, PowerRatio, Second, Watt, from_db, to_db
 
 _SNR_TAP_LEAST_DB = -60.0
+_KEY_MESSAGE_BITS_MIN = 8 * (32 + 4)
+"""A key and its checksum in one hash block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One coding point for one client in one band, with what speaks against it (``problem`` is empty when nothing does).
+    """One protection at one coding point for one client in one band, with what speaks against it (``problem``, or empty).
 
     ``power`` is the least that closes the point with its margin, also where that is more than the client has; the SNRs are then
-    those at the client's top power.
+    those at the client's top power. ``airtime`` is that of the whole update.
     """
 
+    protection: Protection
     point: CodingPoint
     power: Watt
     snr_main_db: Decibel
     snr_tap_bound_db: Decibel
     block_error_rate: float
     design: SecrecyDesign | None
+    carrier: SecrecyDesign | None
     airtime: Second
     problem: str
 
     @property
     def rate(self) -> float:
-        """Coded secrecy rate in bit per complex symbol; 0 without a design."""
+        """Coded secrecy rate in bit per complex symbol; 0 without a wiretap design."""
         return 0.0 if self.design is None else self.design.rate
+
+    @property
+    def throughput(self) -> float:
+        """Rate of the update itself in bit per complex symbol: secret, or open where only its key is."""
+        return self.rate if self.carrier is None else self.carrier.rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +95,42 @@ class AllocationProblem:
         return replace(self, reports=tuple(self.reports[i] for i in order))
 
     def hopeless(self, report: ClientReport) -> bool:
-        """Whether the tap may hear this client at least as well as the owner does, so that nothing the client does helps."""
-        return report.gain_main <= report.gain_tap
+        """Whether nothing can help: the tap may hear this client at least as well as the owner, and encryption is not enough."""
+        return report.gain_main <= report.gain_tap and Protection.CRYPTO_ONLY not in self.secrecy.protections
 
     def snr_tap_bound(self, *, power: Watt, gain: PowerRatio, bandwidth: Hertz) -> PowerRatio:
-        """Return the tap SNR to design for: at its assumed gain, times the factor exceeded with ``tap_outage`` under fading."""
+        """Return the tap SNR to design for: the mean at its assumed gain, with the outage design times the factor of Rayleigh
+        fading that is exceeded with ``tap_outage``."""
         mean = link.snr(power=power, gain=gain, bandwidth=bandwidth)
-        if self.air.fading == "none":
+        if self.tap_model is not TapModel.OUTAGE:
             return mean
         return PowerRatio(mean * link.outage_factor(self.secrecy.tap_outage))
 
+    @property
+    def tap_model(self) -> TapModel:
+        """What designs assume of the tap's channel."""
+        if self.air.fading == "none":
+            return TapModel.FIXED
+        return TapModel(self.secrecy.fading_design)
+
+    @property
+    def subbands(self) -> int:
+        """Coherence blocks of a codeword; 0 without fading."""
+        return Fading.of(self.air).subbands
+
     def candidates(self, report: ClientReport, bandwidth: Hertz) -> tuple[Candidate, ...]:
-        """Return every coding point for one client, the best first: highest coded rate, then least power."""
-        found = [self._candidate(point, report, bandwidth) for point in CODING_POINTS]
-        return tuple(sorted(found, key=lambda c: (bool(c.problem), -c.rate, c.power, c.point.name)))
+        """Return every protection and coding point for one client, the best first.
+
+        What can be used comes first, by the scenario's order of protections, then the highest rate of the update, then the least
+        power.
+        """
+        preference = [Protection(name) for name in self.secrecy.protections]
+        found = [self._candidate(p, point, report, bandwidth) for p in preference for point in CODING_POINTS]
+
+        def rank(c: Candidate) -> tuple[bool, int, float, float, str]:
+            return bool(c.problem), preference.index(c.protection), -c.throughput, c.power, c.point.name
+
+        return tuple(sorted(found, key=rank))
 
     def residuals(self, assignments: Sequence[Assignment]) -> Residuals:
         """Return how far assignments, in the order of the reports, violate limits of band, power, clock, secrecy and time."""
@@ -111,49 +142,60 @@ class AllocationProblem:
             clients=tuple(self._violation(a, r) for a, r in zip(assignments, self.reports, strict=True)),
         )
 
-    def _candidate(self, point: CodingPoint, report: ClientReport, bandwidth: Hertz) -> Candidate:
+    def _candidate(self, protection: Protection, point: CodingPoint, report: ClientReport, bandwidth: Hertz) -> Candidate:
         demand, fading = self.secrecy, Fading.of(self.air)
         least = required_snr_db(point, codewords=demand.codewords, block_error_max=demand.block_error_max, fading=fading)
+        top_db = to_db(link.snr(power=Watt(report.power_max), gain=report.gain_main, bandwidth=bandwidth))
         if not isfinite(least):
-            top = link.snr(power=Watt(report.power_max), gain=report.gain_main, bandwidth=bandwidth)
             problem = f"{point.name} is not known to reach a block error rate of {demand.block_error_max:g}"
-            return self._rejected(point, report, bandwidth, snr_db=to_db(top), power=Watt(inf), problem=problem)
+            return self._plain(protection, point, report, bandwidth, snr_db=top_db, power=Watt(inf), problem=problem)
         snr_db = Decibel(least + demand.main_margin_db)
         power = Watt(from_db(snr_db) * link.noise_power(bandwidth) / report.gain_main)
         if power > report.power_max:
-            reached = to_db(link.snr(power=report.power_max, gain=report.gain_main, bandwidth=bandwidth))
             problem = (
-                f"{point.name} needs {snr_db:.1f} dB, reached {reached:.1f} dB at {_watt(report.power_max)} over "
+                f"{point.name} needs {snr_db:.1f} dB, reached {top_db:.1f} dB at {_watt(report.power_max)} over "
                 f"{bandwidth / 1e6:.2f} MHz: raise power_max_w to {_watt(power)}, give the client at most "
                 f"{bandwidth * report.power_max / power / 1e6:.2f} MHz, or move it closer"
             )
-            return self._rejected(point, report, bandwidth, snr_db=reached, power=power, problem=problem)
-        return self._designed(point, report, bandwidth, power=power, snr_db=snr_db)
+            return self._plain(protection, point, report, bandwidth, snr_db=top_db, power=power, problem=problem)
+        base = self._plain(protection, point, report, bandwidth, snr_db=snr_db, power=power, problem="")
+        if protection is not Protection.PAYLOAD:
+            base = replace(base, carrier=wiretap.open_design(point, codewords=demand.codewords, subbands=self.subbands))
+        if protection is not Protection.CRYPTO_ONLY:
+            base = self._designed(base)
+        return base if base.problem else self._timed(base, report, bandwidth)
 
-    def _designed(self, point: CodingPoint, report: ClientReport, bandwidth: Hertz, *, power: Watt, snr_db: Decibel) -> Candidate:
-        demand = self.secrecy
-        tap_db = self._tap_db(power, report, bandwidth)
-        base = Candidate(
-            point=point,
-            power=power,
-            snr_main_db=snr_db,
-            snr_tap_bound_db=tap_db,
-            block_error_rate=self._block_error(point, snr_db),
-            design=None,
-            airtime=Second(inf),
-            problem="",
-        )
-        where = f"tap bound {tap_db:.1f} dB at the least power that closes {point.name} ({_watt(power)})"
+    def _designed(self, base: Candidate) -> Candidate:
+        demand, tap_db = self.secrecy, base.snr_tap_bound_db
+        where = f"tap bound {tap_db:.1f} dB at the least power that closes {base.point.name} ({_watt(base.power)})"
         try:
-            design = wiretap.design(point, codewords=demand.codewords, snr_tap_db=tap_db, log2_delta=demand.log2_delta)
+            design = wiretap.design(
+                base.point,
+                codewords=demand.codewords,
+                snr_tap_db=tap_db,
+                log2_delta=demand.log2_delta,
+                tap_model=self.tap_model,
+                subbands=self.subbands,
+            )
         except SecrecyUnavailable:
             return replace(base, problem=f"{where}; no message bits are left: {_ADVICE}")
-        if design.message_bits < demand.message_bits_min:
-            few = f"{design.message_bits} message bits < {demand.message_bits_min}"
-            return replace(base, design=design, problem=f"{where}; {few}: {_ADVICE}")
+        least = self._message_bits_min(base.protection)
+        few = f"{design.message_bits} message bits < {least}"
+        return replace(base, design=design, problem=f"{where}; {few}: {_ADVICE}" if design.message_bits < least else "")
+
+    def _message_bits_min(self, protection: Protection) -> int:
+        demand = self.secrecy.message_bits_min
+        return max(demand, _KEY_MESSAGE_BITS_MIN) if protection is Protection.KEY else demand
+
+    def _timed(self, base: Candidate, report: ClientReport, bandwidth: Hertz) -> Candidate:
+        design = base.design if base.carrier is None else base.carrier
+        if design is None:
+            raise ValueError("a candidate without a problem has a design")
         blocks = wiretap.block_count(design, -(-report.update_bits // 8))
         airtime = wiretap.airtime(design, blocks=blocks, bandwidth=bandwidth)
-        return replace(base, design=design, airtime=airtime, problem=self._too_long(design, report, blocks, airtime))
+        if base.protection is Protection.KEY and base.design is not None:
+            airtime = Second(airtime + wiretap.airtime(base.design, blocks=1, bandwidth=bandwidth))
+        return replace(base, airtime=airtime, problem=self._too_long(design, report, blocks, airtime))
 
     def _too_long(self, design: SecrecyDesign, report: ClientReport, blocks: int, airtime: Second) -> str:
         size = f"{report.update_bits / 8e6:.1f} MB at {design.rate:.2f} bit/symbol"
@@ -164,16 +206,27 @@ class AllocationProblem:
             return f"{size} take {blocks} hash blocks, more than {BLOCKS_MAX}: raise secrecy.codewords, or {_ADVICE}"
         return ""
 
-    def _rejected(
-        self, point: CodingPoint, report: ClientReport, bandwidth: Hertz, *, snr_db: Decibel, power: Watt, problem: str
+    def _plain(
+        self,
+        protection: Protection,
+        point: CodingPoint,
+        report: ClientReport,
+        bandwidth: Hertz,
+        *,
+        snr_db: Decibel,
+        power: Watt,
+        problem: str,
     ) -> Candidate:
+        """Return a candidate without its designs; its tap bound is that of the power which the client has."""
         return Candidate(
+            protection=protection,
             point=point,
             power=power,
             snr_main_db=snr_db,
-            snr_tap_bound_db=self._tap_db(Watt(report.power_max), report, bandwidth),
+            snr_tap_bound_db=self._tap_db(Watt(min(power, report.power_max)), report, bandwidth),
             block_error_rate=self._block_error(point, snr_db),
             design=None,
+            carrier=None,
             airtime=Second(inf),
             problem=problem,
         )
@@ -189,19 +242,24 @@ class AllocationProblem:
 
     def _violation(self, assignment: Assignment, report: ClientReport) -> float:
         limits = [assignment.power / report.power_max - 1.0, assignment.clock / report.clock_max - 1.0, -assignment.bandwidth]
-        design = assignment.design
-        if design is not None:
-            reached = link.snr(power=assignment.power, gain=report.gain_main, bandwidth=assignment.bandwidth)
-            bound = self.snr_tap_bound(power=assignment.power, gain=report.gain_tap, bandwidth=assignment.bandwidth)
-            blocks = wiretap.block_count(design, ceil(report.update_bits / 8 * assignment.adapter_share))
-            airtime = wiretap.airtime(design, blocks=blocks, bandwidth=assignment.bandwidth)
-            limits += [
-                self._block_error(point_of(design), to_db(reached)) / self.secrecy.block_error_max - 1.0,
-                bound / from_db(design.snr_tap_design_db) - 1.0,
-                self.secrecy.message_bits_min / design.message_bits - 1.0,
-                airtime / self.round_s - 1.0,
-            ]
+        if assignment.protection is not None:
+            limits += self._link_violations(assignment, report)
         return max(0.0, *limits)
+
+    def _link_violations(self, assignment: Assignment, report: ClientReport) -> list[float]:
+        power, bandwidth = assignment.power, assignment.bandwidth
+        reached = link.snr(power=power, gain=report.gain_main, bandwidth=bandwidth)
+        bound = self.snr_tap_bound(power=power, gain=report.gain_tap, bandwidth=bandwidth)
+        found, airtime = list[float](), 0.0
+        for part in assignment.parts:
+            design = assignment.design_of(part)
+            bits = 8 if part is Part.KEY else report.update_bits * assignment.adapter_share
+            airtime += wiretap.airtime(design, blocks=wiretap.block_count(design, ceil(bits / 8)), bandwidth=bandwidth)
+            found.append(self._block_error(point_of(design), to_db(reached)) / self.secrecy.block_error_max - 1.0)
+            if design.secret and assignment.protection is not None:
+                found.append(bound / from_db(design.snr_tap_design_db) - 1.0)
+                found.append(self._message_bits_min(assignment.protection) / design.message_bits - 1.0)
+        return [*found, airtime / self.round_s - 1.0]
 
 
 _ADVICE = "move the client closer to the owner or the eavesdropper away, or lower secrecy.tap_margin_db"
