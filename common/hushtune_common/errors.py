@@ -25,10 +25,11 @@
     │   ├── SolverFailed           an allocator gave no answer that passes its own check
     │   ├── StorageFull            no room left
     │   └── TrainerFailed          the training process died or diverged
-    └── Refusal                    nothing broke; the answer is no
-        ├── Infeasible             no allocation satisfies the constraints
-        ├── QuorumMissed           too few clients
-        └── SecrecyUnavailable     no coding point is secret enough
+    ├── Refusal                    nothing broke; the answer is no
+    │   ├── Infeasible             no allocation satisfies the constraints
+    │   ├── QuorumMissed           too few clients
+    │   └── SecrecyUnavailable     no coding point is secret enough
+    └── AbstractionContradicted    the simulation's: sampled bits disagree with the tables that stand for the rest
 
 Anything else is a defect of ours and ends the process. ``reason`` is stable and travels on the wire; ``exit_code`` is stable
 and never reused.
@@ -220,3 +221,13 @@ class SecrecyUnavailable(Refusal):
     """No coding point is decodable for the owner and secret from the tap."""
 
     reason = "SECRECY_UNAVAILABLE"
+
+
+class AbstractionContradicted(HushtuneError):
+    """The blocks of a hybrid transmission that travelled bit by bit fail at another rate than the tables say.
+
+    Nothing that rests on those tables may be believed, least of all the blocks that were drawn from them.
+    """
+
+    reason = "ABSTRACTION_CONTRADICTED"
+    exit_code = 14
