@@ -11,6 +11,7 @@ from hushtune_common.messages import (
     ClientReport,
     Gate,
     GateDecision,
+    Protection,
     SecrecyDesign,
 )
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
@@ -91,7 +92,7 @@ def report_of(client: ClientId, round_id: int) -> ClientReport:
     )
 
 
-def assignment_of(client: ClientId, round_id: int, *, granted: bool) -> Assignment:
+def assignment_of(client: ClientId, round_id: int, *, granted: bool, protection: Protection = Protection.PAYLOAD) -> Assignment:
     """Return an assignment with plain numbers; a tap gain of zero makes one of them -inf dB."""
     gate = Gate(
         decision=GateDecision.GRANTED if granted else GateDecision.DEFERRED,
@@ -112,7 +113,9 @@ def assignment_of(client: ClientId, round_id: int, *, granted: bool) -> Assignme
         clock=FlopPerSecond(1e12),
         secrecy_rate_bps=1e6 if granted else 0.0,
         deadline=Second(100.0),
-        design=DESIGN if granted else None,
+        protection=protection if granted else None,
+        design=DESIGN if granted and protection is not Protection.CRYPTO_ONLY else None,
+        carrier=CARRIER if granted and protection is not Protection.PAYLOAD else None,
     )
 
 
@@ -128,3 +131,16 @@ DESIGN = SecrecyDesign(
     rho=0.5,
     rate=8_448 / (4 * 10_240 / 2),
 )
+CARRIER = SecrecyDesign(
+    modulation="qpsk",
+    code_bits=10_240,
+    info_bits=8_448,
+    codewords=4,
+    message_bits=4 * 8_448,
+    random_bits=0,
+    snr_tap_design_db=Decibel(0.0),
+    log2_delta=0.0,
+    rho=0.0,
+    rate=4 * 8_448 / (4 * 10_240 / 2),
+)
+"""Plain error correction with the code of ``DESIGN``."""
