@@ -1,14 +1,28 @@
 """A small scenario, reports and frames that tests of the link, the air, the allocator and the tap share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hushtune_common.config import Scenario, parse
-from hushtune_common.link.channel import Frame, cut
+from hushtune_common.link.fidelity import Fidelity, coded_blocks
+from hushtune_common.link.frame import FrameReader, blocks_of, frame_parts
 from hushtune_common.link.mcs import CODING_POINTS
+from hushtune_common.link.modular import BlockCode, draw_public
+from hushtune_common.link.randomness import SeededRandomness
 from hushtune_common.link.wiretap import design
-from hushtune_common.messages import ClientId, ClientReport, Digest, RunId, SecrecyDesign, Transmission, UpdateKey
+from hushtune_common.messages import (
+    ClientId,
+    ClientReport,
+    Digest,
+    LinkSeed,
+    Part,
+    RunId,
+    SecrecyDesign,
+    Transmission,
+    UpdateKey,
+)
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, Joule, PowerRatio, Watt, from_db
 
@@ -59,25 +73,66 @@ def random_update(size: int, *, seed: int = 0) -> bytes:
     return SeedTree(seed).child("update").generator().bytes(size)
 
 
+def link_seed(secrecy: SecrecyDesign, *, seed: int = 0) -> LinkSeed:
+    """Public randomness of the right lengths, without a real tag."""
+    toeplitz, dither = draw_public(secrecy, randomness=SeededRandomness(SeedTree(seed).child("link")))
+    return LinkSeed(toeplitz=toeplitz, dither=dither, tag=bytes(32))
+
+
+def frame_bytes(
+    update: bytes,
+    secrecy: SecrecyDesign,
+    *,
+    fidelity: Fidelity = Fidelity.ABSTRACT,
+    part: Part = Part.PAYLOAD,
+    only: Sequence[int] | None = None,
+    share: float = 0.5,
+    seed: int = 0,
+) -> bytes:
+    """A frame of an update, or of some of its blocks, under ``link_seed(secrecy, seed=seed)``."""
+    count = blocks_of(len(update), design=secrecy, only=only).size
+    seeds = SeedTree(seed).child("frame")
+    pieces = frame_parts(
+        update,
+        part=part,
+        design=secrecy,
+        code=BlockCode(secrecy, toeplitz=link_seed(secrecy, seed=seed).toeplitz),
+        fidelity=fidelity,
+        coded=coded_blocks(fidelity, count=count, share=share, seeds=seeds.child("coded")),
+        only=only,
+        randomness=SeededRandomness(seeds.child("random")),
+    )
+    return b"".join(pieces)
+
+
+def reader(blob: bytes) -> FrameReader:
+    """Reads a frame that is in memory."""
+    return FrameReader(lambda offset, size: blob[offset : offset + size], len(blob))
+
+
 def transmission(
-    frame: Frame, secrecy: SecrecyDesign, *, client: str = "c1", attempt: int = 1, snr_db: float = 6.0
+    blob: bytes,
+    secrecy: SecrecyDesign,
+    *,
+    part: Part = Part.PAYLOAD,
+    seed: LinkSeed | None = None,
+    client: str = "c1",
+    attempt: int = 1,
+    snr_db: float = 6.0,
 ) -> Transmission:
-    """An order to send ``frame`` so that a gain of 1 over 1 MHz gives ``snr_db``."""
+    """An order to send the frame ``blob`` so that a gain of 1 over 1 MHz gives ``snr_db``."""
     bandwidth = Hertz(1e6)
     noise = 10 ** (-20.4) * bandwidth
     return Transmission(
         key=UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId(client), attempt=attempt),
-        frame=Digest.of(b"frame"),
-        frame_bytes=len(frame.to_bytes()),
+        part=part,
+        frame=Digest.of(blob),
+        frame_bytes=len(blob),
         design=secrecy,
+        seed=seed or link_seed(secrecy),
         power=Watt(10 ** (snr_db / 10) * noise),
         bandwidth=bandwidth,
     )
-
-
-def frame_of(size: int, secrecy: SecrecyDesign) -> Frame:
-    """A whole random update, cut."""
-    return cut(random_update(size), design=secrecy)
 
 
 ONE = PowerRatio(1.0)

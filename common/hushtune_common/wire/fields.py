@@ -6,8 +6,7 @@ from math import inf, isfinite, isnan
 from typing import TypeVar
 
 from hushtune_common.errors import MalformedUpdate
-from hushtune_common.link.channel import BLOCKS_MAX
-from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey, require_name
+from hushtune_common.messages import BLOCKS_MAX, ClientId, Digest, RunId, UpdateKey, require_name
 from hushtune_common.units import Decibel
 
 TEXT_CHARS_MAX = 1000
