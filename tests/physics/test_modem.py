@@ -1,5 +1,10 @@
 """Does the modem send and demap what the standards and theory say, with the same noise in every view?"""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -237,6 +242,28 @@ def test_chunks_and_threads_change_nothing(modulation: str) -> None:
         part = coded[start:stop]
         assert np.array_equal(whole[start:stop], soft_values(part, dither=dither, modulation=modulation, path=way(start, stop)))
         assert np.array_equal(dense[start:stop], densities(part, dither=dither, modulation=modulation, path=way(start, stop)))
+
+
+DIGEST = """
+import hashlib
+import numpy as np
+from hushtune_common.link.modem import Path, soft_values
+from hushtune_common.link.noise import NoiseKey, normals
+coded, gains = np.arange(960, dtype=np.uint8).reshape(4, 240), np.linspace(0.1, 2.0, 12, dtype=np.float32).reshape(4, 3)
+path = Path(snr=20.0, gains=gains, key=NoiseKey(1, 2), first=3)
+soft = soft_values(coded, dither=coded[:2], modulation="qam64", path=path)
+print(hashlib.sha256(soft.tobytes() + normals(NoiseKey(1, 2), first=3, rows=40, length=5000).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_the_plainest_processor_gives_the_same_bits(tmp_path: pathlib.Path) -> None:
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", DIGEST], env=os.environ | more, capture_output=True, text=True, check=True)
+        for more in ({}, plain)
+    ]
+    assert runs[0].stdout == runs[1].stdout
 
 
 def test_read_only_bytes_are_taken_as_they_come() -> None:

@@ -3,7 +3,8 @@
 Philox4x32 with ten rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns the
 counter (group, w, key.high) under the key ``key.low`` into four 32-bit words; the Box-Muller transform turns each pair of words
 into two normals. No state is carried from one sample to the next, so codewords may be drawn in any order, in any chunks and on
-any thread. Only additions, multiplications and square roots are used, which IEEE 754 rounds alike everywhere.
+any thread. Only conversions, additions, multiplications and square roots are used, unfused, which IEEE 754 rounds alike on every
+processor.
 
 Accuracy: radius and angle come from 32 bits each, so tails end at 6.76 standard deviations (beyond which one sample in 7e10
 should lie). Polynomials and rounding displace a sample by at most 5e-7 of its pair's radius (or of one deviation, if larger) and,
