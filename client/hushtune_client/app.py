@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hushtune_client import rounds
-from hushtune_client.duties import Duties, Status
+from hushtune_client.duties import Duties
 from hushtune_client.gateway import Addresses, Manners, open_ports
 from hushtune_client.phases import (
     Abandon,
@@ -30,6 +30,7 @@ from hushtune_client.phases import (
 )
 from hushtune_client.ports import Ports
 from hushtune_client.private import own_records
+from hushtune_client.progress import Status
 from hushtune_client.state import ClientState
 from hushtune_client.trainer import Trainer
 from hushtune_common.clock import Clock
@@ -217,9 +218,9 @@ class _Conductor:
     async def _take(self, event: Event, *, seq: int | None = None) -> None:
         async with self._turn:
             commands = await self._state.record(event, seq=seq)
-            if isinstance(event, FrameAnswered) and event.missing and isinstance(self._state.current, Completed):
-                outage = ChannelOutage(self._state.current.completion.reason)
-                self._spoil(event.round_id, outage, duty="send")
+            after = self._state.current
+            if isinstance(event, FrameAnswered) and commands and isinstance(after, Completed) and not after.completion.uploaded:
+                self._spoil(event.round_id, ChannelOutage(after.completion.reason), duty="send")
             for command in commands:
                 self._begin(command)
 
@@ -356,6 +357,7 @@ def _narrate_assignment(assignment: Assignment) -> None:
         "assignment_received",
         round_id=assignment.round_id,
         decision=gate.decision,
+        protection=assignment.protection,
         adapter_share=assignment.adapter_share,
         bandwidth_hz=assignment.bandwidth,
         power_w=assignment.power,

@@ -1,8 +1,10 @@
 """How is each command of the round carried out? Over the ports, the trainer and the state; knows no transport."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from threading import Event as Flag
 from typing import Protocol, TypeVar
 
 from hushtune_client import telemetry, uplink
@@ -21,6 +23,7 @@ from hushtune_client.phases import (
 )
 from hushtune_client.ports import Ports
 from hushtune_client.private import own_windows
+from hushtune_client.progress import Status, TransferLog
 from hushtune_client.state import ClientState, RoundFiles
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
 from hushtune_common.adapter import AdapterState, load_adapter
@@ -36,7 +39,6 @@ from hushtune_common.units import Joule, Second
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_TRANSFER_LOG_EVERY_S = 0.5
 GOVERNOR = "pacing"
 
 
@@ -46,50 +48,6 @@ class Aside(Protocol):
     def __call__(self, work: Callable[[], _T], /) -> Awaitable[_T]:
         """Return what ``work`` returns."""
         ...
-
-
-class Status:
-    """What the beat says: the phase, and a counter that only rises."""
-
-    def __init__(self) -> None:
-        """Start in the phase ``starting``."""
-        self.phase = "starting"
-        self.progress = 0
-
-    def enter(self, phase: str) -> None:
-        """Change the phase and log it."""
-        if phase != self.phase:
-            self.phase = phase
-            log_event(_logger, "phase_changed", phase=phase)
-
-    def advance(self, amount: int) -> None:
-        """Count work done: optimiser steps, bytes."""
-        self.progress += max(0, amount)
-
-
-class TransferLog:
-    """Counts and logs the bytes of one transfer, at most twice per second."""
-
-    def __init__(self, kind: str, *, clock: Clock, status: Status) -> None:
-        """``kind`` is emulator or frame."""
-        self._kind = kind
-        self._clock = clock
-        self._status = status
-        self._started = self._logged = clock.monotonic()
-        self._done = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Note ``done`` of ``total`` bytes."""
-        self._status.advance(done - self._done)
-        self._done = max(done, self._done)
-        if self._clock.monotonic() - self._logged >= _TRANSFER_LOG_EVERY_S:
-            self._logged = self._clock.monotonic()
-            log_event(_logger, "transfer_progressed", kind=self._kind, bytes_done=done, bytes_total=total)
-
-    def finish(self, total: int) -> None:
-        """Log the end of the transfer."""
-        seconds = round(self._clock.monotonic() - self._started, 3)
-        log_event(_logger, "transfer_finished", kind=self._kind, bytes_total=total, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +88,7 @@ class Duties:
         self._seeds = seeds
         self._aside = aside
         self._emit = emit
+        self._framer = uplink.Framer.of(scenario, seeds=seeds)
         self._material: _Material | None = None
 
     async def perform(self, command: Measure | Train | Send | Conclude | AskVerdict) -> Event | None:
@@ -199,6 +158,7 @@ class Duties:
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
+        uplink.require_sendable(assignment)
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator
@@ -222,8 +182,8 @@ class Duties:
         flops = telemetry.training_flops(emulator.path_size, tokens=trained.tokens)
         energy = telemetry.compute_energy(self._device, clock=assignment.clock, flops=flops)
         _log_trained(trained, round_id=round_id, energy=energy, flops=flops, clock_share=clock_share)
-        sealed = await self._seal(emulator, files, round_id=round_id)
-        await self._state.keep_sealed(round_id, sealed.data)
+        sealed = await self._seal(emulator, files, assignment=assignment)
+        await _seen_through(self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links))
         return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=energy)
 
     def _on_started(self, round_id: int) -> None:
@@ -233,10 +193,10 @@ class Duties:
     def _on_step(self, _: StepReport) -> None:
         self._status.advance(1)
 
-    async def _seal(self, emulator: Emulator, files: RoundFiles, *, round_id: int) -> uplink.Sealed:
+    async def _seal(self, emulator: Emulator, files: RoundFiles, *, assignment: Assignment) -> uplink.Sealed:
         self._status.enter("encoding and sealing")
-        key = self._key(round_id, attempt=1)
-        sealed = await self._aside(lambda: self._sealed(emulator, files, key))
+        round_id = assignment.round_id
+        sealed = await self._aside(lambda: self._sealed(emulator, files, assignment))
         log_event(
             _logger,
             "update_encoded",
@@ -245,58 +205,114 @@ class Duties:
             bytes_encoded=sealed.bytes_encoded,
             codec=emulator.manifest.codec,
         )
-        log_event(_logger, "update_sealed", round_id=round_id, bytes_sealed=len(sealed.data), digest=sealed.digest)
+        log_event(
+            _logger,
+            "update_sealed",
+            round_id=round_id,
+            bytes_sealed=len(sealed.data),
+            digest=sealed.digest,
+            protection=assignment.protection,
+        )
         return sealed
 
-    def _sealed(self, emulator: Emulator, files: RoundFiles, key: UpdateKey) -> uplink.Sealed:
+    def _sealed(self, emulator: Emulator, files: RoundFiles, assignment: Assignment) -> uplink.Sealed:
         try:
             state = load_adapter(files.adapter, emulator.manifest.adapter)
         except MalformedUpdate as error:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
         shipped = AdapterState(emulator.bundle.adapter_numpy())
         codec = DeltaCodec(shipped=shipped, config=self._scenario.codec)
-        up = uplink.Uplink(manifest=emulator.manifest, codec=codec, update_bytes_max=self._scenario.limits.update_bytes_max)
-        return up.seal(state, key=key)
+        up = uplink.Uplink(
+            manifest=emulator.manifest,
+            codec=codec,
+            update_bytes_max=self._scenario.limits.update_bytes_max,
+            randomness=self._framer.randomness,
+        )
+        return up.seal(state, key=self._key(assignment.round_id, attempt=1), assignment=assignment)
 
     async def _send(self, command: Send) -> FrameAnswered:
-        assignment, only = command.assignment, command.only
-        design = assignment.design
-        if design is None:
-            raise ValueError("only a granted assignment is sent")
+        assignment, part, attempt = command.assignment, command.part, command.attempt
+        design = assignment.design_of(part)
+        key = self._key(assignment.round_id, attempt=attempt)
+        seed = self._state.link_seed(assignment.round_id, part, design=design)
+        frame = await self._frame(command, key=key, toeplitz=seed.toeplitz)
+        size = frame.layout.size
         self._status.enter("uploading")
-        key = self._key(assignment.round_id, attempt=command.attempt)
-        sealed = self._state.sealed(assignment.round_id)
-        frame = await self._aside(lambda: uplink.frame_of(sealed, design=design, only=only))
         transfer = TransferLog("frame", clock=self._clock, status=self._status)
-        digest = await self._ports.air.write_frame(key, frame, progress=transfer)
-        transfer.finish(len(frame))
+        digest = await self._ports.air.write_frame(key, frame.path, progress=transfer)
+        transfer.finish(size)
         self._status.enter("on air")
         transmission = Transmission(
-            key=key, frame=digest, frame_bytes=len(frame), design=design, power=assignment.power, bandwidth=assignment.bandwidth
+            key=key,
+            part=part,
+            frame=digest,
+            frame_bytes=size,
+            design=design,
+            seed=seed,
+            power=assignment.power,
+            bandwidth=assignment.bandwidth,
         )
         outcome = await self._ports.air.transmit(transmission)
         log_event(
             _logger,
             "frame_transmitted",
             round_id=assignment.round_id,
-            attempt=command.attempt,
-            blocks=uplink.block_count(len(sealed), design=design, only=only),
-            bytes_frame=len(frame),
+            attempt=attempt,
+            part=part,
+            protection=assignment.protection,
+            blocks=frame.layout.count,
+            bytes_frame=size,
             airtime_s=outcome.airtime,
             missing=len(outcome.missing),
             fidelity=self._scenario.air.fidelity,
         )
         return FrameAnswered(
             round_id=assignment.round_id,
-            attempt=command.attempt,
-            frame_bytes=len(frame),
+            part=part,
+            attempt=attempt,
+            frame_bytes=size,
             airtime=Second(outcome.airtime),
             energy=telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime),
             missing=outcome.missing,
         )
 
+    async def _frame(self, command: Send, *, key: UpdateKey, toeplitz: bytes) -> uplink.Frame:
+        """Have the frame of an attempt on disk: coded now, or found there after a restart."""
+        self._status.enter("coding a frame")
+        round_id, part = command.assignment.round_id, command.part
+        files = self._state.files(round_id)
+        files.forget_frames(before=command.attempt)  # answered, all of them
+        started, stopped = self._clock.monotonic(), Flag()
+        work = self._aside(
+            lambda: self._framer.frame(
+                self._state.message(round_id, part),
+                path=files.frame(command.attempt),
+                key=key,
+                part=part,
+                design=command.assignment.design_of(part),
+                toeplitz=toeplitz,
+                only=command.only,
+                stopped=stopped,
+            )
+        )
+        frame = await _seen_through(work, cancel=stopped.set)
+        log_event(
+            _logger,
+            "frame_reused" if frame.reused else "frame_encoded",
+            round_id=round_id,
+            attempt=command.attempt,
+            part=part,
+            blocks=frame.layout.count,
+            blocks_coded=frame.layout.coded_count,
+            bytes_frame=frame.layout.size,
+            seconds=round(self._clock.monotonic() - started, 3),
+            fidelity=frame.layout.fidelity,
+            randomness=self._scenario.secrecy.randomness,
+        )
+        return frame
+
     async def _conclude(self, completion: Completion) -> None:
-        # What is sealed stays for a restart; the private windows and the bare adapter are not needed again.
+        # Nothing of this round will be sent again.
         self._state.forget_private(completion.key.round_id)
         await self._ports.coordinator.complete(completion)
         log_event(
@@ -331,6 +347,21 @@ class Duties:
 
     def _key(self, round_id: int, *, attempt: int) -> UpdateKey:
         return UpdateKey(run=self._state.terms.run, round_id=round_id, client=ClientId(self._device.id), attempt=attempt)
+
+
+async def _seen_through(work: Awaitable[_T], *, cancel: Callable[[], None] | None = None) -> _T:
+    """Return what ``work`` returns; when cancelled, ask it to end (``cancel``) and wait until it has.
+
+    A thread cannot be cancelled, and what it writes after its round was given up would be deleted by nobody.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if cancel is not None:
+            cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float, clock_share: float) -> None:

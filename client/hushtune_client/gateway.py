@@ -1,6 +1,7 @@
 """How does a client reach its three counterparts over gRPC? Calls, streams that resume, transfers that continue."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -253,9 +254,10 @@ class AirGateway:
             raise MalformedUpdate(f"gain_main: must be finite and positive, got {response.gain_main}")
         return PowerRatio(response.gain_main)
 
-    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
-        """Upload the frame of one attempt."""
-        name = BlobName(prefix=f"frames/{key.text}", digest=await asyncio.to_thread(Digest.of, frame), size=len(frame))
+    async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:
+        """Upload the frame file of one attempt, part by part from where the air has it."""
+        digest, size = await asyncio.to_thread(_fingerprint, frame)
+        name = BlobName(prefix=f"frames/{key.text}", digest=digest, size=size)
         await transfer.upload(
             self._channel,
             name,
@@ -266,7 +268,7 @@ class AirGateway:
             attempts_max=self._manners.attempts_max,
             progress=progress,
         )
-        return name.digest
+        return digest
 
     async def transmit(self, transmission: Transmission) -> FrameOutcome:
         """Send a written frame and wait for the owner's receipt, at most ``round_s``; a lost stream is opened again."""
@@ -287,6 +289,13 @@ class AirGateway:
         finally:
             call.cancel()
         raise PeerLost("the air ended the transmission without the owner's receipt")
+
+
+def _fingerprint(file: Path) -> tuple[Digest, int]:
+    """Return the digest and the size in bytes of a file that may be larger than memory."""
+    with file.open("rb") as stream:
+        digest = Digest(hashlib.file_digest(stream, "sha256").digest())
+        return digest, stream.tell()
 
 
 def _welcome(response: coordinator_pb2.JoinResponse) -> Welcome:

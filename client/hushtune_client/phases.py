@@ -5,13 +5,13 @@ States, events and commands of ``rounds``, as values.
 
 from dataclasses import dataclass
 
-from hushtune_common.messages import Assignment, ClientId, Completion, RunId
+from hushtune_common.messages import Assignment, ClientId, Completion, Part, RunId
 from hushtune_common.units import Joule, Second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What does not change during a run: whose rounds these are, and how often a frame may be sent."""
+    """What does not change during a run: whose rounds these are, and how often it may transmit in a round, all parts together."""
 
     run: RunId
     client: ClientId
@@ -20,7 +20,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What the client's part of a round has cost so far."""
+    """What the client's part of a round has cost so far.
+
+    ``bytes_uploaded`` counts the bytes of the frames handed to the air, coded bits and all; an attempt that was interrupted and
+    sent again counts once.
+    """
 
     bytes_raw: int
     bytes_uploaded: int
@@ -75,9 +79,13 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uploading:
-    """The sealed update is on its way; ``only`` are the blocks of this attempt, ``None`` for all."""
+    """The sealed update is on its way, part by part; ``only`` are the part's blocks of this attempt, ``None`` for all.
+
+    ``attempt`` counts the transmissions of all parts.
+    """
 
     assignment: Assignment
+    part: Part
     attempt: int
     only: tuple[int, ...] | None
     tally: Tally
@@ -143,7 +151,7 @@ class TrainingStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSealed:
-    """Training is done and the sealed update is safe on disk."""
+    """Training is done; the sealed update and all that its transmission needs are safe on disk."""
 
     round_id: int
     bytes_raw: int
@@ -153,9 +161,10 @@ class UpdateSealed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameAnswered:
-    """One attempt went over the air and the owner named the blocks still ``missing``."""
+    """One attempt went over the air and the owner named the blocks of its part still ``missing``."""
 
     round_id: int
+    part: Part
     attempt: int
     frame_bytes: int
     airtime: Second
@@ -227,9 +236,10 @@ class Train:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """Cut the sealed update into a frame of these blocks and put it on air."""
+    """Code these blocks of a part into a frame, unless that was done before a restart, and put it on air."""
 
     assignment: Assignment
+    part: Part
     attempt: int
     only: tuple[int, ...] | None
 

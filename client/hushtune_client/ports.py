@@ -37,7 +37,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameOutcome:
-    """The owner's receipt for one transmission: time on air, and the update's blocks that are still missing."""
+    """The owner's receipt for one transmission: time on air, and the blocks of its part that are still missing."""
 
     airtime: Second
     missing: tuple[int, ...]
@@ -94,15 +94,15 @@ class CoordinatorPort(Protocol):
 class AirPort(Protocol):
     """The air.
 
-    Laws: ``write_frame`` returns the digest of the bytes given; transmitting the same attempt twice gives the same outcome.
+    Laws: ``write_frame`` returns the digest of the file's bytes; transmitting the same attempt twice gives the same outcome.
     """
 
     async def sound(self, round_id: int) -> PowerRatio:
         """Return this client's own channel gain to the owner's receiver in that round (linear)."""
         ...
 
-    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
-        """Hand over the frame of one attempt; resumable."""
+    async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:
+        """Hand over the frame file of one attempt; resumable, and never the whole of it in memory."""
         ...
 
     async def transmit(self, transmission: Transmission) -> FrameOutcome:

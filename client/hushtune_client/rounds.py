@@ -2,10 +2,13 @@
 
 ::
 
-    Idle --opened--> Reported --assigned, granted--> Assigned --started--> Training --sealed--> Uploading(attempt)
+    Idle --opened--> Reported --assigned, granted--> Assigned --started--> Training --sealed--> Uploading(first part, 1)
     Reported --assigned, refused by the gate--> Completed
-    Uploading --blocks missing--> Uploading(attempt + 1)      Uploading --all received, or attempts spent--> Completed
+    Uploading(part, n) --blocks missing--> Uploading(part, n + 1) --all of it received--> Uploading(next part, n + 2)
+    Uploading --last part received, or attempts spent--> Completed
     Reported ... Uploading --failed--> Completed              any of a round --closed--> Closed --verdict--> Idle | Finished
+
+The assignment says which parts there are and in which order; attempts count through all of them.
 
 ``advance`` is pure: a state and an event give the next state and the commands to carry out. The journal holds the events, so a
 restart folds them again and asks ``resume`` what was left undone. Events that come late, twice or for another round change
@@ -53,6 +56,7 @@ from hushtune_common.messages import (
     Directive,
     DirectiveKind,
     GateDecision,
+    Part,
     UpdateKey,
 )
 from hushtune_common.units import Joule, Second
@@ -120,7 +124,7 @@ def resume(state: State) -> tuple[Command, ...]:
         case Assigned() | Training():
             return (Train(assignment=state.assignment),)
         case Uploading():
-            return (Send(assignment=state.assignment, attempt=state.attempt, only=state.only),)
+            return (Send(assignment=state.assignment, part=state.part, attempt=state.attempt, only=state.only),)
         case Completed():
             return (Conclude(completion=state.completion),)
         case Closed():
@@ -163,12 +167,14 @@ def _sealed(state: State, event: UpdateSealed) -> Step:
     if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
         return state, ()
     tally = replace(NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
-    sending = Uploading(assignment=state.assignment, attempt=1, only=None, tally=tally)
+    sending = Uploading(assignment=state.assignment, part=state.assignment.parts[0], attempt=1, only=None, tally=tally)
     return sending, resume(sending)
 
 
 def _answered(state: State, event: FrameAnswered, *, terms: Terms) -> Step:
-    if not isinstance(state, Uploading) or (state.round_id, state.attempt) != (event.round_id, event.attempt):
+    if not isinstance(state, Uploading):
+        return state, ()
+    if (state.round_id, state.part, state.attempt) != (event.round_id, event.part, event.attempt):
         return state, ()
     tally = replace(
         state.tally,
@@ -176,13 +182,22 @@ def _answered(state: State, event: FrameAnswered, *, terms: Terms) -> Step:
         airtime=Second(state.tally.airtime + event.airtime),
         energy=Joule(state.tally.energy + event.energy),
     )
-    if not event.missing:
+    part = state.part if event.missing else _part_after(state)
+    if part is None:
         return _conclude(terms, round_id=state.round_id, attempt=state.attempt, uploaded=True, reason="", tally=tally)
     if state.attempt >= terms.attempts_max:
-        reason = f"channel outage: {len(event.missing)} blocks missing after {state.attempt} attempts"
+        lacking = f"{len(event.missing)} blocks of the {part} missing" if event.missing else f"the {part} not sent"
+        reason = f"channel outage: {lacking} after {state.attempt} attempts"
         return _conclude(terms, round_id=state.round_id, attempt=state.attempt, uploaded=False, reason=reason, tally=tally)
-    again = Uploading(assignment=state.assignment, attempt=state.attempt + 1, only=event.missing, tally=tally)
+    again = replace(state, part=part, attempt=state.attempt + 1, only=event.missing or None, tally=tally)
     return again, resume(again)
+
+
+def _part_after(state: Uploading) -> Part | None:
+    """Return what is to be sent once the current part is whole; nothing after the last one."""
+    parts = state.assignment.parts
+    following = parts[parts.index(state.part) + 1 :]
+    return following[0] if following else None
 
 
 def _failed(state: State, event: RoundFailed, *, terms: Terms) -> Step:

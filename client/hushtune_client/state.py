@@ -1,13 +1,13 @@
-"""What does a client still know after a restart? Its events, its directives' number, and its sealed update.
+"""What does a client still know after a restart? Its events, its directives' number, its sealed update, and its frames.
 
-The journal holds the round's events in order; folding them through ``rounds.advance`` gives back the state. The sealed bytes lie
-beside it, so a restarted client sends the same bytes again instead of training once more.
+The journal holds the round's events in order; folding them through ``rounds.advance`` gives back the state. What is to be sent
+lies beside it in files, so a restarted client sends the same bytes again instead of training, sealing or coding once more.
 """
 
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ import msgspec
 from hushtune_client import phases, rounds
 from hushtune_client.phases import Command, Event, Idle, State, Terms
 from hushtune_common.errors import ConfigError, DigestMismatch
-from hushtune_common.messages import ClientId, Digest, RunId, Verdict
+from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, Verdict
+from hushtune_common.store.disk import full_disk_is_typed
 from hushtune_common.store.journal import Journal
+from hushtune_common.store.partial import install
 
-SCHEMA = "hushtune-client/1"
+SCHEMA = "hushtune-client/2"
 
 _EVENTS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -58,6 +60,45 @@ class RoundFiles:
     def sealed(self) -> Path:
         """The sealed update."""
         return self.directory / "sealed.bin"
+
+    @property
+    def secret(self) -> Path:
+        """The secret that the seal needs, when a key part brings it to the owner."""
+        return self.directory / "secret.bin"
+
+    def link_seed(self, part: Part) -> Path:
+        """Public seed and dither of a part, with their tag."""
+        return self.directory / f"link-{part}.json"
+
+    def frame(self, attempt: int) -> Path:
+        """The frame of one attempt; it is there once it is whole and durable."""
+        return self.directory / f"frame-{attempt}.bin"
+
+    def forget_frames(self, *, before: int | None = None) -> None:
+        """Delete the frames of the attempts below ``before``, or every frame, unfinished ones included."""
+        for path in self.directory.glob("frame-*"):
+            attempt = int(path.name.removeprefix("frame-").partition(".")[0])
+            if before is None or attempt < before:
+                path.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file front to back, for its user's eyes only; it appears under its name once it would survive a loss of power.
+
+    ``StorageFull`` when the disk is. Whatever interrupts the writing leaves no file behind.
+    """
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with full_disk_is_typed(), os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    install(partial, path)
 
 
 class ClientState:
@@ -136,21 +177,40 @@ class ClientState:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return RoundFiles(directory=directory)
 
-    async def keep_sealed(self, round_id: int, data: bytes) -> None:
-        """Write the sealed update of a round durably, and remember its digest."""
-        await asyncio.to_thread(_write_durably, self.files(round_id).sealed, data)
+    async def keep_sealed(self, round_id: int, data: bytes, *, secret: bytes, links: Mapping[Part, LinkSeed]) -> None:
+        """Keep a sealed update durably with all that its transmission needs; ``secret`` is empty where no key part is sent.
+
+        Only what was kept as a whole is given back: the digest of the sealed bytes is remembered last.
+        """
+        files = self.files(round_id)
+        await asyncio.to_thread(_write_update, files, data=data, secret=secret, links=links)
         await self._append("sealed", {"round_id": round_id, "digest": Digest.of(data).hex})
 
     def sealed(self, round_id: int) -> bytes:
         """Return the sealed update of a round; `DigestMismatch` unless the file holds exactly what was sealed."""
         path = self.files(round_id).sealed
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DigestMismatch(f"{path}: the sealed update is gone ({error.strerror})") from error
+        data = _read_kept(path)
         if Digest.of(data) != self._sealed.get(round_id):
             raise DigestMismatch(f"{path}: not the bytes that were sealed")
         return data
+
+    def message(self, round_id: int, part: Part) -> bytes:
+        """Return what ``part`` of a round's update carries: the sealed bytes, or the secret that they open with.
+
+        `DigestMismatch` when it is not there as it was kept.
+        """
+        sealed = self.sealed(round_id)
+        return sealed if part is Part.PAYLOAD else _read_kept(self.files(round_id).secret)
+
+    def link_seed(self, round_id: int, part: Part, *, design: SecrecyDesign) -> LinkSeed:
+        """Return the public parameters of ``part``; `DigestMismatch` when they are not there as they were kept."""
+        path = self.files(round_id).link_seed(part)
+        try:
+            seed = msgspec.json.decode(_read_kept(path), type=LinkSeed)
+            seed.require_fits(design)
+        except ValueError as error:
+            raise DigestMismatch(f"{path}: not what was kept ({error})") from error
+        return seed
 
     async def keep_verdict(self, verdict: Verdict) -> None:
         """Remember the owner's verdict."""
@@ -162,10 +222,14 @@ class ClientState:
         return tuple(msgspec.convert(body, Verdict) for body in bodies)
 
     def forget_private(self, round_id: int) -> None:
-        """Delete the private windows and the unsealed adapter of a round that is over."""
+        """Delete what nobody needs once a round is over: windows, unsealed adapter, secret (private), frames (large).
+
+        The sealed update and its public seeds stay.
+        """
         files = self.files(round_id)
-        files.windows.unlink(missing_ok=True)
-        files.adapter.unlink(missing_ok=True)
+        for path in (files.windows, files.adapter, files.secret):
+            path.unlink(missing_ok=True)
+        files.forget_frames()
 
     async def _append(self, kind: str, body: Mapping[str, object]) -> None:
         entry = await self._journal.append(kind, body)
@@ -187,10 +251,16 @@ class ClientState:
                 pass
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _write_update(files: RoundFiles, *, data: bytes, secret: bytes, links: Mapping[Part, LinkSeed]) -> None:
+    for part, seed in links.items():
+        write_durably(files.link_seed(part), [msgspec.json.encode(seed)])
+    if secret:
+        write_durably(files.secret, [secret])
+    write_durably(files.sealed, [data])
+
+
+def _read_kept(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DigestMismatch(f"{path}: what was kept for sending is gone ({error.strerror})") from error
