@@ -1,56 +1,45 @@
-"""How does a receiver hear from the air? The owner and the eavesdropper alike: notices, then reception blobs."""
+"""How does a receiver hear from the air? The owner and the eavesdropper alike: notices, then receptions chunk by chunk."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import LimitExceeded, MalformedUpdate
+from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, StaleRound
+from hushtune_common.link.frame import chunk_blocks
+from hushtune_common.link.reception import Reception
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Listener, ReceptionNotice
+from hushtune_common.messages import BLOCKS_MAX, Listener, ReceptionNotice
 from hushtune_common.seeding import SeedTree
-from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.wire import convert
 from hushtune_common.wire.streams import resumed
-from hushtune_common.wire.transfer import download
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _TELL_EVERY_S = 0.5
 
 
-def reception_name(notice: ReceptionNotice) -> BlobName:
-    """Return the name of the blob that a notice announces."""
-    prefix = f"receptions/{notice.listener.value}/{notice.transmission.key.text}"
-    return BlobName(prefix=prefix, digest=notice.reception, size=notice.reception_bytes)
-
-
 class AirListener:
     """One receiver of the air, over a channel; which one, the certificate says.
 
-    Laws: notices come in rising ``seq`` and none is missed across reconnects; a fetched file has the digest of its notice.
+    Laws: notices come in rising ``seq`` and none is missed across reconnects; receptions come in order of their chunks, each
+    once, whatever breaks in between; what does not belong to its notice is refused.
     """
 
     def __init__(
-        self,
-        channel: grpc.aio.Channel,
-        scenario: Scenario,
-        *,
-        listener: Listener,
-        store: BlobStore,
-        clock: Clock,
-        seeds: SeedTree,
+        self, channel: grpc.aio.Channel, scenario: Scenario, *, listener: Listener, clock: Clock, seeds: SeedTree
     ) -> None:
-        """Listen as ``listener`` and keep receptions in ``store``."""
-        self._channel = channel
+        """Listen as ``listener``."""
         self._scenario = scenario
         self._listener = listener
-        self._store = store
         self._clock = clock
         self._seeds = seeds
         self._stub: Any = air_pb2_grpc.AirStub(channel)
@@ -78,37 +67,160 @@ class AirListener:
                 seen = notice.seq
                 yield notice
 
-    async def fetch(self, notice: ReceptionNotice) -> Path:
-        """Return the file of what was heard, downloaded at most once; `LimitExceeded` when it is larger than any update."""
-        name = reception_name(notice)
-        if name.size > self._scenario.limits.update_bytes_max:
-            raise LimitExceeded(f"a reception of {name.size} bytes, at most limits.update_bytes_max are read")
-        if self._store.complete(name):
-            return self._store.path(name)
-        started_s = self._clock.monotonic()
-        path = await download(
-            self._channel,
-            name,
-            self._store,
+    async def receive(self, notice: ReceptionNotice) -> AsyncGenerator[Reception, None]:
+        """Yield what we hear of a transmission, chunk by chunk; the next chunk is fetched while one is worked on.
+
+        A broken stream goes on at the chunk that is missing, as long as chunks get through. Whoever takes everything as the tap
+        has told the air so at the end.
+
+        Raises:
+            StaleRound: this can no longer be heard.
+            PeerLost: the air stays away.
+            LimitExceeded: the update is larger than any may be.
+            MalformedUpdate: the air sends something else than it announced.
+        """
+        _require_bounded(notice, self._scenario)
+        expected = _Expected(notice)
+        progress = _Progress(notice, clock=self._clock)
+        async with aclosing(_ahead(self._chunks(expected))) as chunks:
+            async for reception, size in chunks:
+                progress.told(size, blocks=reception.count)
+                yield reception
+        progress.finished()
+        if self._listener is Listener.TAP:
+            await self._tell_heard(expected)
+
+    async def _chunks(self, expected: "_Expected") -> AsyncGenerator[tuple[Reception, int], None]:
+        try:
+            async with aclosing(self._resumed(expected)) as responses:
+                async for response in responses:
+                    yield expected.take(response), len(response.reception)
+        except StaleRound:
+            if not expected.complete:  # else only the end of the stream was missed
+                raise
+        if not expected.complete:
+            raise MalformedUpdate(f"chunk: the air ended after {expected.next} of {expected.count}")
+
+    async def _tell_heard(self, expected: "_Expected") -> None:
+        # The air keeps a frame until its listeners have it all. When it could not wait that long, nothing is lost now.
+        with suppress(StaleRound):
+            async with aclosing(self._resumed(expected)) as responses:
+                async for _ in responses:
+                    raise MalformedUpdate(f"chunk: more than the {expected.count} that there are")
+
+    def _resumed(self, expected: "_Expected") -> AsyncGenerator[pb.ReceiveResponse, None]:
+        def begin() -> AsyncIterator[pb.ReceiveResponse]:
+            request = convert.receive_to_wire(expected.notice.transmission.key, first_chunk=expected.next)
+            return _Moving(self._stub.Receive(request, wait_for_ready=False), idle_s=self._scenario.timing.idle_s)
+
+        return resumed(
+            begin,
             clock=self._clock,
-            seeds=self._seeds.child("fetch", notice.transmission.key.text),
-            timing=self._scenario.timing,
+            seeds=self._seeds.child("receive", expected.notice.transmission.key.text),
             attempts_max=self._scenario.limits.attempts_max,
-            progress=_teller(self._clock, client=notice.transmission.key.client),
+            lasting_s=self._scenario.timing.idle_s,
+            ends=True,
         )
-        seconds = self._clock.monotonic() - started_s
-        client = notice.transmission.key.client
-        log_event(_log, "transfer_finished", kind="reception", client=client, bytes_total=name.size, seconds=seconds)
-        return path
 
 
-def _teller(clock: Clock, *, client: str) -> Callable[[int, int], None]:
-    told_s = clock.monotonic()
+class _Expected:
+    """Checks that chunks are the next ones of what a notice announces."""
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told_s
-        if clock.monotonic() - told_s >= _TELL_EVERY_S:
-            told_s = clock.monotonic()
-            log_event(_log, "transfer_progressed", kind="reception", client=client, bytes_done=done, bytes_total=total)
+    def __init__(self, notice: ReceptionNotice) -> None:
+        self.notice = notice
+        self._step = chunk_blocks(notice.transmission.design)
+        self.count = -(-notice.blocks // self._step)
+        self.next = 0
+        self._last_index = -1
 
-    return tell
+    @property
+    def complete(self) -> bool:
+        return self.next == self.count
+
+    def take(self, response: pb.ReceiveResponse) -> Reception:
+        reception = Reception.from_bytes(response.reception)
+        self._require_announced(reception)
+        blocks = min(self._step, self.notice.blocks - self.next * self._step)
+        if not response.chunk == reception.chunk == self.next < self.count or reception.count != blocks:
+            raise MalformedUpdate(
+                f"chunk: {reception.count} blocks as chunk {response.chunk}, expected chunk {self.next} of {self.count}"
+            )
+        if int(reception.indices[0]) <= self._last_index:
+            raise MalformedUpdate(f"reception: block {int(reception.indices[0])} after block {self._last_index}")
+        self._last_index = int(reception.indices[-1])
+        self.next += 1
+        return reception
+
+    def _require_announced(self, reception: Reception) -> None:
+        reception.require_design(self.notice.transmission.design)
+        came = (reception.listener, reception.part, reception.fidelity.value, reception.update_bytes)
+        announced = (self.notice.listener, self.notice.transmission.part, self.notice.fidelity, self.notice.update_bytes)
+        if came != announced:
+            raise MalformedUpdate(f"reception: {announced} was announced, {came} came")
+
+
+class _Progress:
+    """Tells the log how far a reception is; its size is known for sure at the end only."""
+
+    def __init__(self, notice: ReceptionNotice, *, clock: Clock) -> None:
+        self._notice = notice
+        self._clock = clock
+        self._started_s = self._told_s = clock.monotonic()
+        self._bytes = self._blocks = 0
+        self._about: dict[str, Any] = {"kind": "reception", "client": notice.transmission.key.client}
+
+    def told(self, size: int, *, blocks: int) -> None:
+        self._bytes += size
+        self._blocks += blocks
+        if self._clock.monotonic() - self._told_s >= _TELL_EVERY_S:
+            self._told_s = self._clock.monotonic()
+            total = self._bytes * self._notice.blocks // self._blocks
+            log_event(_log, "transfer_progressed", **self._about, bytes_done=self._bytes, bytes_total=total)
+
+    def finished(self) -> None:
+        seconds = self._clock.monotonic() - self._started_s
+        log_event(_log, "transfer_finished", **self._about, bytes_total=self._bytes, seconds=seconds)
+
+
+class _Moving:
+    """The items of a call, each of which must come within ``idle_s``: else nothing has moved."""
+
+    def __init__(self, call: Any, *, idle_s: float) -> None:
+        self._call = call
+        self._items = aiter(call)
+        self._idle_s = idle_s
+
+    def __aiter__(self) -> "_Moving":
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await anext(self._items)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing moved for {self._idle_s:g} s") from None
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+async def _ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield ``items``, of which the next one is on its way while one is worked on."""
+    coming = asyncio.ensure_future(anext(items, None))
+    try:
+        while (item := await coming) is not None:
+            coming = asyncio.ensure_future(anext(items, None))
+            yield item
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
+        if not coming.cancelled():
+            coming.exception()  # seen: nobody will ask for it
+        await items.aclose()
+
+
+def _require_bounded(notice: ReceptionNotice, scenario: Scenario) -> None:
+    if notice.update_bytes > scenario.limits.update_bytes_max:
+        raise LimitExceeded(f"an update of {notice.update_bytes} bytes is above limits.update_bytes_max")
+    if notice.blocks > min(BLOCKS_MAX, -(-notice.update_bytes // notice.transmission.design.payload_bytes)):
+        raise MalformedUpdate(f"blocks: {notice.blocks} are more than an update of {notice.update_bytes} bytes has")
