@@ -8,7 +8,7 @@ from pathlib import Path
 from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
-from hushtune_common.link.channel import Frame
+from hushtune_common.link.frame import FrameReader
 from hushtune_common.messages import (
     Assignment,
     Beat,
@@ -20,6 +20,8 @@ from hushtune_common.messages import (
     EmulatorManifest,
     Gate,
     GateDecision,
+    LinkSeed,
+    Protection,
     RunId,
     SecrecyDesign,
     TensorSpec,
@@ -47,6 +49,15 @@ DESIGN = SecrecyDesign(
     rho=0.5,
     rate=0.4,
 )
+CARRIER = replace(
+    DESIGN,
+    message_bits=4 * 8448,
+    random_bits=0,
+    snr_tap_design_db=Decibel(0.0),
+    log2_delta=0.0,
+    rho=0.0,
+    rate=4 * 8448 / (4 * 10_240 / 2),
+)
 GRANTED = Gate(
     decision=GateDecision.GRANTED,
     reason="",
@@ -64,7 +75,10 @@ REFUSED = replace(
 )
 
 
-def assignment_of(round_id: int = 1, *, gate: Gate = GRANTED, client: ClientId = CLIENT) -> Assignment:
+def assignment_of(
+    round_id: int = 1, *, gate: Gate = GRANTED, client: ClientId = CLIENT, protection: Protection = Protection.PAYLOAD
+) -> Assignment:
+    granted = gate.decision is GateDecision.GRANTED
     return Assignment(
         client=client,
         round_id=round_id,
@@ -75,8 +89,20 @@ def assignment_of(round_id: int = 1, *, gate: Gate = GRANTED, client: ClientId =
         clock=FlopPerSecond(2.0e12),
         secrecy_rate_bps=1e6,
         deadline=Second(100.0),
-        design=DESIGN if gate.decision is GateDecision.GRANTED else None,
+        protection=protection if granted else None,
+        design=DESIGN if granted and protection is not Protection.CRYPTO_ONLY else None,
+        carrier=CARRIER if granted and protection is not Protection.PAYLOAD else None,
     )
+
+
+def link_seed(design: SecrecyDesign = DESIGN, *, fill: int = 0x5A) -> LinkSeed:
+    """Return public parameters of the lengths that ``design`` asks for, with a tag that nobody can check."""
+    return LinkSeed(toeplitz=bytes([fill]) * design.toeplitz_bytes, dither=bytes([fill]) * design.coded_bytes, tag=bytes(32))
+
+
+def reader_of(frame: bytes) -> FrameReader:
+    """Return a reader of a frame in memory."""
+    return FrameReader(lambda offset, size: frame[offset : offset + size], len(frame))
 
 
 def manifest_of(emulator: bytes) -> EmulatorManifest:
@@ -197,7 +223,11 @@ class World:
             return known[1]
         if frame is None:
             raise MalformedUpdate("no such frame was written")
-        indices = tuple(int(i) for i in Frame.from_bytes(frame).indices)
+        reader = reader_of(frame)
+        reader.require_design(transmission.design)
+        if (reader.layout.part, len(frame)) != (transmission.part, transmission.frame_bytes):
+            raise MalformedUpdate("another part, or another size, than the frame that was written")
+        indices = tuple(int(i) for i in reader.layout.indices)
         outcome = FrameOutcome(airtime=Second(0.25 * len(indices)), missing=self.lost(transmission.key, indices))
         self.sent[transmission.key] = (transmission, outcome)
         self.frames[transmission.frame] = frame
@@ -268,11 +298,12 @@ class LoopbackAir:
     async def sound(self, round_id: int) -> PowerRatio:
         return PowerRatio(GAIN * round_id)
 
-    async def write_frame(self, key: UpdateKey, frame: bytes, *, progress: Progress | None = None) -> Digest:
-        self._written[Digest.of(frame)] = frame
+    async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:
+        data = await asyncio.to_thread(frame.read_bytes)
+        self._written[Digest.of(data)] = data
         if progress:
-            progress(len(frame), len(frame))
-        return Digest.of(frame)
+            progress(len(data), len(data))
+        return Digest.of(data)
 
     async def transmit(self, transmission: Transmission) -> FrameOutcome:
         return self._world.transmit(transmission, self._written.get(transmission.frame))

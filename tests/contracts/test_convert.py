@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hushtune_common import messages as ours
 from hushtune_common.errors import MalformedUpdate
-from hushtune_common.link.channel import BLOCKS_MAX
+from hushtune_common.messages import BLOCKS_MAX
 from hushtune_common.units import Decibel, Second
 from hushtune_common.wire import convert
 from hushtune_common.wire.v1 import coordinator_pb2
@@ -23,6 +23,7 @@ names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
 texts = st.text(max_size=50)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 positives = st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
+negatives = st.floats(max_value=0.0, exclude_max=True, allow_infinity=False)
 not_negatives = st.floats(min_value=0.0, allow_infinity=False)
 levels = st.floats(allow_nan=False).filter(lambda level: level != inf)
 counts = st.integers(0, 2**31 - 1)
@@ -36,21 +37,25 @@ own_keys = st.builds(ours.UpdateKey, run=names, round_id=ordinals, client=st.jus
 
 
 @st.composite
-def designs(draw: st.DrawFn) -> ours.SecrecyDesign:
-    info = draw(st.integers(1, 1000)) * 8
-    codewords = draw(st.integers(64, 200))
-    message = 8 * draw(st.integers(8, info * codewords // 8))
+def designs(draw: st.DrawFn, *, secret: bool | None = None) -> ours.SecrecyDesign:
+    info = draw(st.integers(1, 100)) * 8
+    codewords = draw(st.integers(64, 80))
+    hides = draw(st.booleans()) if secret is None else secret
+    message = 8 * draw(st.integers(8, info * codewords // 8 - 1)) if hides else info * codewords
+    tap_model = draw(st.sampled_from(ours.TapModel))
     return ours.SecrecyDesign(
-        modulation=draw(st.sampled_from(["qpsk", "qam16"])),
-        code_bits=info + draw(st.integers(1, 1000)),
+        modulation=draw(st.sampled_from(["qpsk", "qam16", "qam64"])),
+        code_bits=info + 8 * draw(st.integers(1, 100)),
         info_bits=info,
         codewords=codewords,
         message_bits=message,
         random_bits=info * codewords - message,
         snr_tap_design_db=Decibel(draw(numbers)),
-        log2_delta=draw(numbers),
+        log2_delta=draw(negatives if hides else not_negatives),
         rho=draw(numbers),
         rate=draw(not_negatives),
+        tap_model=tap_model,
+        subbands=draw(st.integers(0 if tap_model is ours.TapModel.FIXED else 1, 2**31 - 1)),
     )
 
 
@@ -69,6 +74,7 @@ gates = st.builds(
 @st.composite
 def assignments(draw: st.DrawFn) -> ours.Assignment:
     gate = draw(gates)
+    protection = draw(st.sampled_from(ours.Protection)) if gate.decision is ours.GateDecision.GRANTED else None
     return draw(
         st.builds(
             ours.Assignment,
@@ -81,14 +87,38 @@ def assignments(draw: st.DrawFn) -> ours.Assignment:
             clock=not_negatives,
             secrecy_rate_bps=not_negatives,
             deadline=not_negatives,
-            design=designs() if gate.decision is ours.GateDecision.GRANTED else st.none(),
+            protection=st.just(protection),
+            design=st.none() if protection in {None, ours.Protection.CRYPTO_ONLY} else designs(secret=True),
+            carrier=st.none() if protection in {None, ours.Protection.PAYLOAD} else designs(secret=False),
         )
     )
 
 
-transmissions = st.builds(
-    ours.Transmission, key=keys, frame=digests, frame_bytes=bigs, design=designs(), power=positives, bandwidth=positives
-)
+@st.composite
+def transmissions_(draw: st.DrawFn) -> ours.Transmission:
+    design = draw(designs())
+    one, other = draw(st.binary(min_size=2, max_size=2))
+    seed = ours.LinkSeed(
+        toeplitz=bytes([one]) * design.toeplitz_bytes,
+        dither=bytes([other]) * design.coded_bytes,
+        tag=draw(st.binary(min_size=32, max_size=32)),
+    )
+    return draw(
+        st.builds(
+            ours.Transmission,
+            key=keys,
+            part=st.sampled_from(ours.Part),
+            frame=digests,
+            frame_bytes=bigs,
+            design=st.just(design),
+            seed=st.just(seed),
+            power=positives,
+            bandwidth=positives,
+        )
+    )
+
+
+transmissions = transmissions_()
 receipts = st.builds(ours.Receipt, key=keys, missing=indices)
 specs = st.builds(
     ours.TensorSpec,
@@ -140,10 +170,11 @@ notices = st.builds(
     seq=bigs,
     listener=st.sampled_from(ours.Listener),
     transmission=transmissions,
-    reception=digests,
-    reception_bytes=bigs,
+    blocks=ordinals,
+    update_bytes=bigs,
     fidelity=st.text(min_size=1, max_size=20),
     airtime=not_negatives,
+    acknowledged=st.booleans(),
 )
 directives = st.builds(
     ours.Directive,
@@ -179,6 +210,11 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callabl
     "settlement": (settlements, convert.settlement_to_wire, convert.settlement_from_wire),
     "transmission": (transmissions, convert.transmission_to_wire, convert.transmission_from_wire),
     "notice": (notices, convert.notice_to_wire, convert.notice_from_wire),
+    "receive": (
+        st.tuples(keys, counts),
+        lambda wish: convert.receive_to_wire(wish[0], first_chunk=wish[1]),
+        convert.receive_from_wire,
+    ),
     "receipt": (receipts, convert.receipt_to_ack, convert.receipt_from_ack),
 }
 
@@ -263,6 +299,11 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("design", "codewords", 10**6),
         ("design", "message_bits", 63),
         ("design", "rate", nan),
+        ("design", "code_bits", 12345),
+        ("design", "random_bits", -8),
+        ("design", "tap_model", coordinator_pb2.TAP_MODEL_UNSPECIFIED),
+        ("design", "tap_model", 9),
+        ("design", "subbands", -1),
         ("gate", "decision", coordinator_pb2.GATE_DECISION_UNSPECIFIED),
         ("gate", "decision", 99),
         ("gate", "snr_main_db", nan),
@@ -271,6 +312,7 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("assignment", "round_id", 0),
         ("assignment", "adapter_share", 1.5),
         ("assignment", "power_w", -1.0),
+        ("assignment", "protection", 9),
         ("directive", "kind", 0),
         ("directive", "seq", 0),
         ("beat", "progress", -1),
@@ -282,9 +324,15 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("transmission", "frame_digest", b""),
         ("transmission", "power_w", nan),
         ("transmission", "bandwidth_hz", 0.0),
+        ("transmission", "part", 0),
+        ("transmission", "part", 9),
         ("notice", "listener", 0),
-        ("notice", "reception_bytes", 0),
+        ("notice", "blocks", 0),
+        ("notice", "update_bytes", 0),
         ("notice", "fidelity", ""),
+        ("receive", "attempt", 0),
+        ("receive", "client", ""),
+        ("receive", "first_chunk", -1),
         ("receipt", "attempt", -1),
     ],
 )
@@ -313,6 +361,26 @@ def test_an_assignment_comes_with_its_directive_and_no_other():
     message.assignment.client = "c1"
     with pytest.raises(MalformedUpdate, match="assignment: is present"):
         convert.directive_from_wire(message)
+
+
+def test_an_assignment_says_what_protects_it_and_brings_its_designs():
+    granted = minimal(assignments().filter(lambda a: a.protection is ours.Protection.KEY))
+    for change in ("protection", "design", "carrier"):
+        message = convert.assignment_to_wire(granted)
+        message.ClearField(change)
+        with pytest.raises(MalformedUpdate, match="assignment"):
+            convert.assignment_from_wire(message)
+
+
+@pytest.mark.parametrize(
+    ("field", "size"), [("toeplitz", -1), ("dither", 1), ("tag", -1), ("toeplitz", 2**20), ("dither", 2**21)]
+)
+def test_public_randomness_has_the_lengths_of_its_design(field: str, size: int):
+    message = good("transmission")
+    value: bytes = getattr(message.seed, field)
+    setattr(message.seed, field, value + bytes(size) if size > 0 else value[1:] or b"x")
+    with pytest.raises(MalformedUpdate):
+        convert.transmission_from_wire(message)
 
 
 @given(receipts)

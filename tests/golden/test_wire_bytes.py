@@ -1,6 +1,7 @@
 """Has a byte on the wire changed? One committed message of every kind; a change here breaks peers of other versions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,10 +47,25 @@ ASSIGNMENT = ours.Assignment(
     clock=FlopPerSecond(2e9),
     secrecy_rate_bps=812500.0,
     deadline=Second(600.0),
+    protection=ours.Protection.PAYLOAD,
     design=DESIGN,
+    carrier=None,
 )
+FADED = replace(DESIGN, modulation="qam64", tap_model=ours.TapModel.INTERLEAVED, subbands=16)
+CARRIER = replace(DESIGN, message_bits=16896, random_bits=0, snr_tap_design_db=Decibel(0.0), log2_delta=0.0, rho=0.0, rate=1.625)
+KEYED = replace(ASSIGNMENT, protection=ours.Protection.KEY, design=FADED, carrier=CARRIER)
+OPEN = replace(ASSIGNMENT, protection=ours.Protection.CRYPTO_ONLY, design=None, carrier=CARRIER)
+SHORT = replace(DESIGN, code_bits=64, info_bits=40, codewords=2, message_bits=64, random_bits=16)
+SEED = ours.LinkSeed(toeplitz=bytes(range(10)), dither=bytes(range(16, 32)), tag=b"\xaa" * 32)
 TRANSMISSION = ours.Transmission(
-    key=KEY, frame=DIGESTS[0], frame_bytes=4096, design=DESIGN, power=Watt(0.125), bandwidth=Hertz(1e6)
+    key=KEY,
+    part=ours.Part.KEY,
+    frame=DIGESTS[0],
+    frame_bytes=4096,
+    design=SHORT,
+    seed=SEED,
+    power=Watt(0.125),
+    bandwidth=Hertz(1e6),
 )
 MANIFEST = ours.EmulatorManifest(
     emulator=DIGESTS[0],
@@ -86,10 +102,11 @@ NOTICE = ours.ReceptionNotice(
     seq=7,
     listener=ours.Listener.TAP,
     transmission=TRANSMISSION,
-    reception=DIGESTS[1],
-    reception_bytes=2048,
-    fidelity="abstract",
+    blocks=12,
+    update_bytes=2048,
+    fidelity="bit_exact",
     airtime=Second(1.5),
+    acknowledged=True,
 )
 DIRECTIVE = ours.Directive(seq=5, kind=ours.DirectiveKind.ASSIGNED, round_id=2, assignment=ASSIGNMENT)
 CLOSED = ours.Directive(seq=6, kind=ours.DirectiveKind.ROUND_CLOSED, round_id=2, accepted=(C1,), last=True)
@@ -108,6 +125,8 @@ VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = 
     "verdict": (VERDICT, convert.verdict_to_wire, lambda pb: convert.verdict_from_wire(pb, client=C1)),
     "report": (REPORT, convert.report_to_wire, of_caller(convert.report_from_wire)),
     "assignment": (ASSIGNMENT, convert.assignment_to_wire, convert.assignment_from_wire),
+    "keyed": (KEYED, convert.assignment_to_wire, convert.assignment_from_wire),
+    "open": (OPEN, convert.assignment_to_wire, convert.assignment_from_wire),
     "directive": (DIRECTIVE, convert.directive_to_wire, convert.directive_from_wire),
     "closed": (CLOSED, convert.directive_to_wire, convert.directive_from_wire),
     "beat": (BEAT, convert.beat_to_wire, convert.beat_from_wire),
@@ -115,6 +134,11 @@ VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = 
     "settlement": (SETTLEMENT, convert.settlement_to_wire, convert.settlement_from_wire),
     "transmission": (TRANSMISSION, convert.transmission_to_wire, convert.transmission_from_wire),
     "notice": (NOTICE, convert.notice_to_wire, convert.notice_from_wire),
+    "receive": (
+        (KEY, 3),
+        lambda wish: convert.receive_to_wire(wish[0], first_chunk=wish[1]),
+        convert.receive_from_wire,
+    ),
     "receipt": (RECEIPT, convert.receipt_to_ack, convert.receipt_from_ack),
     "outcome": (
         RECEIPT,
@@ -134,6 +158,7 @@ MESSAGES: dict[str, Message] = {
     "SoundRequest": air_pb2.SoundRequest(round_id=2),
     "SoundResponse": air_pb2.SoundResponse(gain_main=1e-9),
     "ListenRequest": air_pb2.ListenRequest(last_seen_seq=7),
+    "ReceiveResponse": air_pb2.ReceiveResponse(chunk=3, reception=b"abc"),
     "FindMissingRequest": blobs_pb2.FindMissingRequest(resource_names=["a/b", "c"]),
     "FindMissingResponse": blobs_pb2.FindMissingResponse(resource_names=["c"]),
     "QueryWriteStatusRequest": blobs_pb2.QueryWriteStatusRequest(resource_name="a/b"),
@@ -156,30 +181,44 @@ GOLDEN: dict[str, str] = {
     "assignment": (
         "0a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d24d62503f3100000000"
         "0000ea3f390000000000000c4021000000000000f03f290000000080842e4131000000000000c03f390000000065cddd414100000000a8"
-        "cb2841490000000000c0824052380a047170736b10805018804220022880423080423900000000000014c04100000000004044c0490000"
-        "00000000d03f51000000000000ea3f"
+        "cb2841490000000000c08240523a0a047170736b10805018804220022880423080423900000000000014c04100000000004044c0490000"
+        "00000000d03f51000000000000ea3f58015801"
+    ),
+    "keyed": (
+        "0a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d24d62503f3100000000"
+        "0000ea3f390000000000000c4021000000000000f03f290000000080842e4131000000000000c03f390000000065cddd414100000000a8"
+        "cb2841490000000000c08240523d0a0571616d363410805018804220022880423080423900000000000014c04100000000004044c04900"
+        "0000000000d03f51000000000000ea3f580360105802621d0a047170736b10805018804220022880840151000000000000fa3f5801"
+    ),
+    "open": (
+        "0a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d24d62503f3100000000"
+        "0000ea3f390000000000000c4021000000000000f03f290000000080842e4131000000000000c03f390000000065cddd414100000000a8"
+        "cb2841490000000000c082405803621d0a047170736b10805018804220022880840151000000000000fa3f5801"
     ),
     "directive": (
-        "08051002180222b4010a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d2"
+        "08051002180222b8010a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d2"
         "4d62503f31000000000000ea3f390000000000000c4021000000000000f03f290000000080842e4131000000000000c03f390000000065"
-        "cddd414100000000a8cb2841490000000000c0824052380a047170736b10805018804220022880423080423900000000000014c0410000"
-        "0000004044c049000000000000d03f51000000000000ea3f"
+        "cddd414100000000a8cb2841490000000000c08240523a0a047170736b10805018804220022880423080423900000000000014c0410000"
+        "0000004044c049000000000000d03f51000000000000ea3f58015801"
     ),
     "closed": "0806100318022a0263313801",
     "beat": "08051208747261696e696e671828",
     "completion": "0a0572756e2d3110021803200130e80738ac0241000000000000f83f490000000000003440510000000000001040",
     "settlement": "0a0572756e2d3110021a02633120032801",
     "transmission": (
-        "0a0572756e2d3110021a02633120032a2000000000000000000000000000000000000000000000000000000000000000003080203a380a"
-        "047170736b10805018804220022880423080423900000000000014c04100000000004044c049000000000000d03f51000000000000ea3f"
-        "41000000000000c03f490000000080842e41"
+        "0a0572756e2d3110021a02633120032a2000000000000000000000000000000000000000000000000000000000000000003080203a360a"
+        "047170736b104018282002284030103900000000000014c04100000000004044c049000000000000d03f51000000000000ea3f58014100"
+        "0000000000c03f490000000080842e4150025a400a0a000102030405060708091210101112131415161718191a1b1c1d1e1f1a20aaaaaa"
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
     ),
     "notice": (
-        "080710021a80010a0572756e2d3110021a02633120032a2000000000000000000000000000000000000000000000000000000000000000"
-        "003080203a380a047170736b10805018804220022880423080423900000000000014c04100000000004044c049000000000000d03f5100"
-        "0000000000ea3f41000000000000c03f490000000080842e41222001010101010101010101010101010101010101010101010101010101"
-        "010101012880103208616273747261637439000000000000f83f"
+        "080710021ac2010a0572756e2d3110021a02633120032a2000000000000000000000000000000000000000000000000000000000000000"
+        "003080203a360a047170736b104018282002284030103900000000000014c04100000000004044c049000000000000d03f510000000000"
+        "00ea3f580141000000000000c03f490000000080842e4150025a400a0a000102030405060708091210101112131415161718191a1b1c1d"
+        "1e1f1a20aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa200c28801032096269745f6578616374390000"
+        "00000000f83f4001"
     ),
+    "receive": "0a0572756e2d3110021a02633120032803",
     "receipt": "0a0572756e2d3110021a02633120032a040003ac02",
     "outcome": "09000000000000f83f10011a040003ac02",
     "GetManifestRequest": "0a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
@@ -191,6 +230,7 @@ GOLDEN: dict[str, str] = {
     "SoundRequest": "0802",
     "SoundResponse": "0995d626e80b2e113e",
     "ListenRequest": "0807",
+    "ReceiveResponse": "08031203616263",
     "FindMissingRequest": "0a03612f620a0163",
     "FindMissingResponse": "0a0163",
     "QueryWriteStatusRequest": "0a03612f62",
@@ -230,7 +270,7 @@ def test_a_part_is_these_bytes_by_the_encoding_rules():
 def test_every_message_of_the_protocol_is_here():
     kinds = {type(message).DESCRIPTOR.name for message in MESSAGES.values()}
     kinds |= {type(encode(value)).DESCRIPTOR.name for value, encode, _ in VALUES.values()}
-    nested = {"Gate", "SecrecyDesign", "TensorSpec", "TransmitRequest"}  # inside the ones above
+    nested = {"Gate", "LinkSeed", "SecrecyDesign", "TensorSpec", "TransmitRequest"}  # inside the ones above
     for module in (air_pb2, blobs_pb2, coordinator_pb2, owner_pb2):
         for name, kind in module.DESCRIPTOR.message_types_by_name.items():
             assert name in kinds | nested or not kind.fields, name
