@@ -21,6 +21,7 @@ WIDTH: Final = 64
 Lanes = NewType("Lanes", object)
 """A vector of ``WIDTH`` signed bytes; exists inside compiled kernels only."""
 SoftBytes = NDArray[np.int8]
+Index = int | np.int64
 
 _BYTE: Final = ir.IntType(8)
 _VECTOR: Final = ir.VectorType(_BYTE, WIDTH)
@@ -118,13 +119,16 @@ def _store_signs(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, _LANES), generate
 
 
-@intrinsic
-def _any_negative(typing: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(_negative(builder, arguments[0]), _BITS)
-        return builder.icmp_unsigned("!=", bits, ir.Constant(_BITS, 0))
+def _some(holds: Callable[[Any, Any], Any]) -> Callable[[Lanes], bool]:
+    @intrinsic
+    def operation(typing: Any, a: Any) -> tuple[Any, _Generate]:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            bits = builder.bitcast(holds(builder, arguments[0]), _BITS)
+            return builder.icmp_unsigned("!=", bits, ir.Constant(_BITS, 0))
 
-    return types.boolean(_LANES), generate
+        return types.boolean(_LANES), generate
+
+    return cast(Callable[[Lanes], bool], operation)
 
 
 @intrinsic
@@ -135,17 +139,19 @@ def _where_equal(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return _LANES(_LANES, _LANES, _LANES, _LANES), generate
 
 
-load = cast(Callable[[SoftBytes, int], Lanes], _load)
+load = cast(Callable[[SoftBytes, Index], Lanes], _load)
 """Read ``WIDTH`` bytes from an index of a contiguous int8 array on; no bounds are checked."""
-store = cast(Callable[[SoftBytes, int, Lanes], None], _store)
+store = cast(Callable[[SoftBytes, Index, Lanes], None], _store)
 """Write ``WIDTH`` bytes from an index of a contiguous int8 array on; no bounds are checked."""
-store_signs = cast(Callable[[NDArray[np.uint8], int, Lanes], None], _store_signs)
+store_signs = cast(Callable[[NDArray[np.uint8], Index, Lanes], None], _store_signs)
 """Write one bit per lane (1 where negative), least-significant first, from a byte index of a contiguous uint8 array on."""
-any_negative = cast(Callable[[Lanes], bool], _any_negative)
-"""Say whether some lane is negative."""
 where_equal = cast(Callable[[Lanes, Lanes, Lanes, Lanes], Lanes], _where_equal)
 """Return the third where the first two are equal, else the fourth."""
 
+any_negative = _some(_negative)
+"""Say whether some lane is negative."""
+any_zero = _some(lambda builder, a: builder.icmp_signed("==", a, _constant(0)))
+"""Say whether some lane is 0."""
 zero = _nullary(lambda: _constant(0))
 """Return 0 in every lane."""
 largest = _nullary(lambda: _constant(127))

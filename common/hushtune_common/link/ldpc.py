@@ -10,8 +10,10 @@ row after row in the graph's order. With ``L`` the posteriors (0 where nothing w
     R[e] = +-(m - (m >> 2))          m least abs(T) of the others, sign the product of the others' signs; 0 counts as positive
     L[e] = clip(T[e] + R[e])         clip to -127..127
 
-where an entry whose ``abs(T)`` equals the least takes the second least as m. After the last row the word is done if it is a
-codeword, else the next iteration starts. Everything is symmetric in the sign: whether a word fails depends on the noise only.
+where an entry whose ``abs(T)`` equals the least takes the second least as m. After the last row the word is done if the signs of
+all posteriors pass all checks and none is 0, else the next iteration starts. A 0 has no sign: were it taken for a bit, words of
+zeros would be found a little sooner than others. As it is, exchanging 0 and 1 in what was sent changes nothing but the signs:
+whether a word fails, and when it is found, depends on the noise alone, never on the word.
 
 A column is kept turned as the row that touched it last needs it, and twice in a row, so that the next row finds its own turn as
 one run of 384 bytes. Where each entry reads is then the same in every iteration: ``_Plan`` has it.
@@ -28,9 +30,11 @@ from hushtune_common.link.base_graph import CORE_ROWS, INFO_COLUMNS, LIFTING, PU
 from hushtune_common.link.kernels import kernel, spread
 from hushtune_common.link.lanes import (
     WIDTH,
+    Index,
     Lanes,
     add,
     any_negative,
+    any_zero,
     clip,
     exclusive_or,
     greatest,
@@ -51,6 +55,7 @@ Bytes = NDArray[np.uint8]
 SoftBits = NDArray[np.int8]
 Limbs = NDArray[np.uint64]
 Places = NDArray[np.int64]
+Starts = NDArray[np.uint64]
 Counts = NDArray[np.int16]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -62,10 +67,13 @@ ITERATIONS_MAX: Final = 1000
 
 _LIMBS: Final = LIFTING // 64
 """64-bit words per column."""
+_LIMBS_TWICE: Final = 2 * _LIMBS
 _TWICE: Final = 2 * LIFTING
 """Bytes per column of posteriors: the column and its copy."""
 _HELD: Final = INFO_COLUMNS + CORE_ROWS
 """Columns that a later check may read while encoding."""
+_EXTRINSICS: Final = 3 * LIFTING
+"""Where ``T`` begins in a row's own memory, behind the least, the second least and the signs of its checks."""
 _CACHE_LINE: Final = 64
 
 
@@ -78,7 +86,7 @@ def encode(words: Bytes, *, code_bits: int, threads: int = 1) -> Bytes:
     _check_code_bits(code_bits)
     _check_array(words, dtype=np.uint8, width=INFO_BYTES, name="words")
     graph = checks(rows_for(code_bits))
-    packed = _own(words).view(np.uint64)
+    packed = _own(np.ascontiguousarray(words).view(np.uint64))
     out = np.empty((len(words), code_bits // 8), dtype=np.uint8)
 
     def work(first: int, last: int) -> None:
@@ -107,10 +115,8 @@ def decode(soft: SoftBits, *, code_bits: int, iterations: int, threads: int = 1)
     used = np.empty(len(soft), dtype=np.int16)
 
     def work(first: int, last: int) -> None:
-        posteriors, messages, extrinsics = (_aligned(size) for size in plan.scratch)
         places = plan.start, plan.read, plan.write, plan.seen, plan.turn
-        scratch = posteriors, messages, extrinsics
-        _decode_words(held[first:last], words[first:last], used[first:last], iterations, places, scratch)
+        _decode_words(held[first:last], words[first:last], used[first:last], iterations, places, plan.scratch())
 
     spread(work, count=len(soft), threads=threads)
     return words, used
@@ -120,8 +126,8 @@ def decode(soft: SoftBits, *, code_bits: int, iterations: int, threads: int = 1)
 class _Plan:
     """Where the decoder finds what: indices into the posteriors, one per entry of the base graph unless said otherwise."""
 
-    start: Places
-    """(rows + 1), as in the graph."""
+    start: Starts
+    """(rows + 1), as in the graph; unsigned, so that what counts from it needs no check for counting from an array's end."""
     read: Places
     """The entry's 384 posteriors, turned for it."""
     write: Places
@@ -131,11 +137,11 @@ class _Plan:
     turn: Places
     """(columns): by how much each column is turned between two iterations."""
 
-    @property
-    def scratch(self) -> tuple[int, int, int]:
-        """Bytes of posteriors, messages and the rows' own scratch."""
+    def scratch(self) -> tuple[SoftBits, SoftBits, SoftBits]:
+        """Return the memory for one word: posteriors, messages (384 zeros first) and what one row keeps to itself."""
         widest = int(np.diff(self.start).max())
-        return self.turn.size * _TWICE, self.read.size * LIFTING, (widest + 3) * LIFTING
+        sizes = self.turn.size * _TWICE, LIFTING + self.read.size * LIFTING, _EXTRINSICS + widest * LIFTING
+        return _aligned(sizes[0]), _aligned(sizes[1]), _aligned(sizes[2])
 
 
 @cache
@@ -148,7 +154,7 @@ def _plan(rows: int) -> _Plan:
         read[e] = column * _TWICE + (shift - now[column]) % LIFTING
         now[column] = shift
     seen = graph.column * _TWICE + (graph.shift - turn[graph.column]) % LIFTING
-    return _Plan(start=graph.start, read=read, write=graph.column * _TWICE, seen=seen, turn=turn)
+    return _Plan(start=graph.start.astype(np.uint64), read=read, write=graph.column * _TWICE, seen=seen, turn=turn)
 
 
 def _check_code_bits(code_bits: int) -> None:
@@ -176,22 +182,24 @@ def _aligned(size: int) -> SoftBits:
 @kernel
 def _turned(held: Limbs, column: int, shift: int, limb: int) -> int:
     """Return 64 bits of a column that is held twice in a row, turned by ``shift``."""
-    at = np.uint64(12 * column + limb + (shift >> 6))
+    at = np.uint64(_LIMBS_TWICE * column + limb + (shift >> 6))
     low = np.uint64(shift & 63)
     return (held[at] >> low) | ((held[at + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - low))
 
 
 @kernel
 def _hold(held: Limbs, column: int, limb: int, bits: int) -> None:
-    held[12 * column + limb] = bits
-    held[12 * column + limb + 6] = bits
+    """Write 64 bits of a column, here and in its copy."""
+    held[_LIMBS_TWICE * column + limb] = bits
+    held[_LIMBS_TWICE * column + limb + _LIMBS] = bits
 
 
 @kernel
 def _encode_words(words: Limbs, out: Bytes, start: Places, column: Places, shift: Places) -> None:
+    """Encode word after word: what is sent of the information as it is, then the parity columns, cut to the codeword's length."""
     rows = start.size - 1
-    held = np.zeros(12 * _HELD + 1, dtype=np.uint64)
-    parity = np.zeros((rows, _LIMBS), dtype=np.uint64)
+    held = np.empty(_LIMBS_TWICE * _HELD, dtype=np.uint64)
+    parity = np.empty((rows, _LIMBS), dtype=np.uint64)
     parity_bytes = parity.reshape(rows * _LIMBS).view(np.uint8)
     for word in range(words.shape[0]):
         for c in range(INFO_COLUMNS):
@@ -236,7 +244,7 @@ def _core(held: Limbs, parity: Limbs, start: Places, column: Places, shift: Plac
         _hold(held, INFO_COLUMNS + 3, k, fourth)
     for row in range(CORE_ROWS):
         for k in range(_LIMBS):
-            parity[row, k] = held[12 * (INFO_COLUMNS + row) + k]
+            parity[row, k] = held[_LIMBS_TWICE * (INFO_COLUMNS + row) + k]
 
 
 @kernel
@@ -245,19 +253,19 @@ def _decode_words(
     words: Bytes,
     used: Counts,
     iterations: int,
-    places: tuple[Places, Places, Places, Places, Places],
+    places: tuple[Starts, Places, Places, Places, Places],
     scratch: tuple[SoftBits, SoftBits, SoftBits],
 ) -> None:
+    """Decode word after word; ``places`` and ``scratch`` are those of a plan."""
     start, read, write, seen, turn = places
-    posteriors, messages, extrinsics = scratch
+    posteriors, messages, room = scratch
     for word in range(soft.shape[0]):
-        _receive(soft[word], posteriors, extrinsics, turn)
-        messages[:] = 0
+        _receive(soft[word], posteriors, room, turn)
         count = 0
         failed = True
         while failed and count < iterations:
-            _iterate(posteriors, messages, extrinsics, start, read, write)
-            failed = _is_odd(posteriors, start, seen)
+            _iterate(posteriors, messages, room, start, read, write, count == 0)
+            failed = _is_odd(posteriors, start, seen) or _is_open(posteriors)
             count += 1
         used[word] = -count if failed else count
         _harden(posteriors, turn, words[word])
@@ -283,48 +291,57 @@ def _receive(soft: SoftBits, posteriors: SoftBits, room: SoftBits, turn: Places)
 
 
 @kernel
-def _twice(column: SoftBits, at: int, value: Lanes) -> None:
+def _twice(column: SoftBits, at: Index, value: Lanes) -> None:
+    """Write some of a column's bytes, here and in its copy."""
     store(column, at, value)
     store(column, at + LIFTING, value)
 
 
 @kernel
-def _iterate(posteriors: SoftBits, messages: SoftBits, extrinsics: SoftBits, start: Places, read: Places, write: Places) -> None:
-    """Update every row once, in order."""
+def _iterate(
+    posteriors: SoftBits, messages: SoftBits, room: SoftBits, start: Starts, read: Places, write: Places, fresh: bool
+) -> None:
+    """Update every row once, in order; the first time (``fresh``) all messages are the zeros before the first row's."""
+    row_messages = LIFTING
     for row in range(start.size - 1):
         first, last = start[row], start[row + 1]
         for z in range(0, LIFTING, WIDTH):
             first_least = second_least = largest()
             sign = zero()
-            at = LIFTING * 3 + z
+            at = _EXTRINSICS + z
+            old = z if fresh else row_messages + z
             for e in range(first, last):
-                extrinsic = subtract(load(posteriors, read[e] + z), load(messages, e * LIFTING + z))
-                store(extrinsics, at, extrinsic)
+                extrinsic = subtract(load(posteriors, read[e] + z), load(messages, old))
+                store(room, at, extrinsic)
                 at += LIFTING
+                old += 0 if fresh else LIFTING
                 size = magnitude(extrinsic)
                 second_least = least(second_least, greatest(first_least, size))
                 first_least = least(first_least, size)
                 sign = exclusive_or(sign, extrinsic)
-            store(extrinsics, z, first_least)
-            store(extrinsics, LIFTING + z, second_least)
-            store(extrinsics, 2 * LIFTING + z, sign)
+            store(room, z, first_least)
+            store(room, LIFTING + z, second_least)
+            store(room, 2 * LIFTING + z, sign)
         for z in range(0, LIFTING, WIDTH):
-            first_least = load(extrinsics, z)
+            first_least = load(room, z)
             if_not = three_quarters(first_least)
-            if_least = three_quarters(load(extrinsics, LIFTING + z))
-            sign = load(extrinsics, 2 * LIFTING + z)
-            at = LIFTING * 3 + z
+            if_least = three_quarters(load(room, LIFTING + z))
+            sign = load(room, 2 * LIFTING + z)
+            at = _EXTRINSICS + z
+            new = row_messages + z
             for e in range(first, last):
-                extrinsic = load(extrinsics, at)
-                at += LIFTING
+                extrinsic = load(room, at)
                 size = where_equal(magnitude(extrinsic), first_least, if_least, if_not)
                 message = with_sign(size, exclusive_or(sign, extrinsic))
-                store(messages, e * LIFTING + z, message)
+                store(messages, new, message)
+                at += LIFTING
+                new += LIFTING
                 _twice(posteriors, write[e] + z, add(extrinsic, message))
+        row_messages += LIFTING * np.int64(last - first)
 
 
 @kernel
-def _is_odd(posteriors: SoftBits, start: Places, seen: Places) -> bool:
+def _is_odd(posteriors: SoftBits, start: Starts, seen: Places) -> bool:
     """Say whether some check fails on the signs of the posteriors; most often the first one looked at does."""
     for row in range(start.size - 1):
         for z in range(0, LIFTING, WIDTH):
@@ -334,6 +351,16 @@ def _is_odd(posteriors: SoftBits, start: Places, seen: Places) -> bool:
             if any_negative(sign):
                 return True
     return False
+
+
+@kernel
+def _is_open(posteriors: SoftBits) -> bool:
+    """Say whether some posterior is 0."""
+    weakest = largest()
+    for column in range(0, posteriors.size, _TWICE):
+        for z in range(0, LIFTING, WIDTH):
+            weakest = least(weakest, magnitude(load(posteriors, column + z)))
+    return any_zero(weakest)
 
 
 @kernel
