@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
-from hushtune_common.link.frame import FrameReader
+from hushtune_common.link.frame import FrameReader, checksums
+from hushtune_common.link.modular import BlockCode
 from hushtune_common.messages import (
     Assignment,
     Beat,
@@ -103,6 +106,29 @@ def link_seed(design: SecrecyDesign = DESIGN, *, fill: int = 0x5A) -> LinkSeed:
 def reader_of(frame: bytes) -> FrameReader:
     """Return a reader of a frame in memory."""
     return FrameReader(lambda offset, size: frame[offset : offset + size], len(frame))
+
+
+def payloads_of(frame: bytes, *, design: SecrecyDesign, toeplitz: bytes) -> dict[int, bytes]:
+    """Return what a receiver without noise makes of a frame: payloads by block index, the last with its padding."""
+    reader, code = reader_of(frame), BlockCode(design, toeplitz=toeplitz)
+    found: dict[int, bytes] = {}
+    for number in range(reader.chunk_count(design)):
+        chunk = reader.chunk(number, design=design)
+        bits = np.unpackbits(chunk.rows, axis=1, bitorder="little").astype(np.int8)
+        soft = (127 - 254 * bits.astype(np.int16)).astype(np.int8)
+        decoded = code.decode(soft.reshape(-1, design.codewords, design.code_bits), iterations=2)
+        assert decoded.sound.all()
+        found |= zip(chunk.indices[chunk.coded].tolist(), (row.tobytes() for row in decoded.payloads), strict=True)
+        bare = chunk.bare
+        assert (checksums(bare[:, :-4]) == bare[:, -4:]).all()
+        found |= zip(chunk.indices[~chunk.coded].tolist(), (row.tobytes() for row in bare[:, :-4]), strict=True)
+    return found
+
+
+def message_of(payloads: dict[int, bytes], *, size: int) -> bytes:
+    """Return the message of ``size`` bytes that lies in these blocks, all of them."""
+    assert sorted(payloads) == list(range(len(payloads)))
+    return b"".join(payloads[index] for index in range(len(payloads)))[:size]
 
 
 def manifest_of(emulator: bytes) -> EmulatorManifest:
