@@ -3,6 +3,8 @@
 Left to itself the compiler turns a loop over bytes into vector code only if it can prove that no array overlaps another, which
 a decoder's columns do by design. Here the vector is a type of its own, so there is nothing to prove: every operation below is
 one instruction (or a few, where a register is shorter than ``WIDTH`` bytes) on any processor that LLVM knows.
+
+Machine code kept on disk belongs to the file of its kernel: after a change here, touch the files whose kernels use it.
 """
 
 from collections.abc import Callable
