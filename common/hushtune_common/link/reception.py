@@ -120,6 +120,8 @@ class Reception:
         ``soft`` (coded, codewords, code_bits) has its last two sizes also where no block is coded. ``ValueError`` when the parts
         do not fit.
         """
+        if heard.shape != chunk.coded.shape:
+            raise ValueError(f"{heard.size} fates for {chunk.count} blocks")
         return Reception(
             listener=listener,
             fidelity=chunk.layout.fidelity,
