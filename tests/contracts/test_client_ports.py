@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hushtune_client.gateway import Addresses, Manners, open_ports
@@ -15,7 +16,10 @@ from hushtune_client.telemetry import device_report
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import ClientConfig, Position, TimingConfig
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, PeerLost, Replayed, ScenarioMismatch, StaleRound
-from hushtune_common.link import channel
+from hushtune_common.link.fidelity import Fidelity
+from hushtune_common.link.frame import frame_parts
+from hushtune_common.link.modular import BlockCode
+from hushtune_common.link.randomness import OsRandomness
 from hushtune_common.messages import (
     Beat,
     ClientReport,
@@ -23,6 +27,8 @@ from hushtune_common.messages import (
     Digest,
     Directive,
     DirectiveKind,
+    Part,
+    Protection,
     Role,
     Transmission,
     UpdateKey,
@@ -32,12 +38,30 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.units import Hertz, Joule, Second, Watt
 from tests.kits import Kits
-from tests.loopback import CLIENT, DESIGN, GAIN, REFUSED, RUN, SCENARIO, World, assignment_of, loopback_ports
+from tests.loopback import CLIENT, DESIGN, GAIN, REFUSED, RUN, SCENARIO, World, assignment_of, link_seed, loopback_ports
 from tests.loopback_grpc import grpc_ports
 
 Open = Callable[..., AbstractAsyncContextManager[Ports]]
 KEY = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=1)
-FRAME = channel.cut(bytes(range(256)) * 20, design=DESIGN).to_bytes()
+UPDATE = bytes(range(256)) * 20
+
+
+def frame_of(update: bytes, *, part: Part = Part.PAYLOAD) -> bytes:
+    count = -(-len(update) // DESIGN.payload_bytes)
+    seed = link_seed()
+    pieces = frame_parts(
+        update,
+        part=part,
+        design=DESIGN,
+        code=BlockCode(DESIGN, toeplitz=seed.toeplitz),
+        fidelity=Fidelity.ABSTRACT,
+        coded=np.zeros(count, dtype=np.bool_),
+        randomness=OsRandomness(),
+    )
+    return b"".join(pieces)
+
+
+FRAME = frame_of(UPDATE)
 COMPLETION = Completion(
     key=KEY,
     uploaded=True,
@@ -76,12 +100,14 @@ def report(round_id: int = 1, samples: int = 100) -> ClientReport:
     return device_report(device, round_id=round_id, gain_main=GAIN, gain_tap=GAIN, sample_count=samples, expected_bits=1000)
 
 
-def transmission(attempt: int = 1, frame: bytes = FRAME) -> Transmission:
+def transmission(attempt: int = 1, frame: bytes = FRAME, part: Part = Part.PAYLOAD) -> Transmission:
     return Transmission(
         key=replace(KEY, attempt=attempt),
+        part=part,
         frame=Digest.of(frame),
         frame_bytes=len(frame),
         design=DESIGN,
+        seed=link_seed(),
         power=Watt(0.1),
         bandwidth=Hertz(1e6),
     )
@@ -243,14 +269,14 @@ def test_a_directive_is_acknowledged_by_the_next_beat_at_once(ports_to: Open) ->
 def test_an_assignment_arrives_whole_also_one_without_power(ports_to: Open) -> None:
     async def work() -> None:
         world = World()
-        for seq, gate in ((1, assignment_of().gate), (2, REFUSED)):
-            assigned = assignment_of(gate=gate)
+        assignments = [*(assignment_of(protection=p) for p in Protection), assignment_of(gate=REFUSED)]
+        for seq, assigned in enumerate(assignments, start=1):
             world.post(Directive(seq=seq, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=assigned))
         async with ports_to(world) as ports:
             received = list[Directive]()
             async for directive in ports.coordinator.follow(lambda: Beat(last_seen_seq=0, phase="", progress=0)):
                 received.append(directive)
-                if len(received) == 2:
+                if len(received) == len(assignments):
                     break
         assert received == world.directives
 
@@ -302,16 +328,55 @@ def test_sounding_tells_the_gain_of_the_round(ports_to: Open) -> None:
     run(work())
 
 
-def test_a_frame_is_written_under_its_digest_and_carried_once(ports_to: Open) -> None:
+def kept(folder: Path, frame: bytes) -> Path:
+    path = folder / "frame.bin"
+    path.write_bytes(frame)
+    return path
+
+
+def test_a_frame_is_written_under_its_digest_and_carried_once(ports_to: Open, tmp_path: Path) -> None:
     async def work() -> None:
         world = World(lost=lambda key, sent: sent[:1] if key.attempt == 1 else ())
         async with ports_to(world) as ports:
-            assert await ports.air.write_frame(KEY, FRAME) == Digest.of(FRAME)
+            assert await ports.air.write_frame(KEY, kept(tmp_path, FRAME)) == Digest.of(FRAME)
             first = await ports.air.transmit(transmission())
             assert first.missing == (0,)
             assert first.airtime > 0.0
             assert await ports.air.transmit(transmission()) == first
+            assert world.sent[KEY][0] == transmission()
         assert world.frames == {Digest.of(FRAME): FRAME}
+
+    run(work())
+
+
+def test_a_frame_larger_than_one_message_arrives_whole_and_tells_its_progress(ports_to: Open, tmp_path: Path) -> None:
+    frame = frame_of(SeedTree(0).generator().bytes(5 << 20))
+
+    async def work() -> None:
+        world, seen = World(), list[tuple[int, int]]()
+        async with ports_to(world) as ports:
+            path = kept(tmp_path, frame)
+            digest = await ports.air.write_frame(KEY, path, progress=lambda done, total: seen.append((done, total)))
+            assert await ports.air.write_frame(KEY, path) == digest
+            await ports.air.transmit(transmission(frame=frame))
+        assert world.frames == {digest: frame}
+        assert seen == sorted(seen)
+        assert seen[-1] == (len(frame), len(frame))
+
+    run(work())
+
+
+def test_each_part_is_sent_as_what_it_is(ports_to: Open, tmp_path: Path) -> None:
+    frame = frame_of(bytes(32), part=Part.KEY)
+
+    async def work() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            await ports.air.write_frame(KEY, kept(tmp_path, frame))
+            with pytest.raises(MalformedUpdate):
+                await ports.air.transmit(transmission(frame=frame, part=Part.PAYLOAD))
+            await ports.air.transmit(transmission(frame=frame, part=Part.KEY))
+            assert [sent.part for sent, _ in world.sent.values()] == [Part.KEY]
 
     run(work())
 

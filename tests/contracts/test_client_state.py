@@ -1,7 +1,7 @@
 """Does a restarted client know exactly what it knew, and refuse a folder that is not its own?"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -26,15 +26,18 @@ from hushtune_client.phases import (
     VerdictReached,
 )
 from hushtune_client.rounds import resume
-from hushtune_client.state import ClientState
+from hushtune_client.state import ClientState, write_durably
 from hushtune_common.errors import ConfigError, DigestMismatch
-from hushtune_common.messages import ClientId, RunId, UpdateKey, Verdict
+from hushtune_common.messages import ClientId, Part, RunId, UpdateKey, Verdict
 from hushtune_common.units import Joule, Second
-from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
+from tests.loopback import CARRIER, CLIENT, DESIGN, REFUSED, RUN, assignment_of, link_seed
 
 _T = TypeVar("_T")
+LINKS = {Part.PAYLOAD: link_seed()}
 SEALED = UpdateSealed(round_id=1, bytes_raw=10, train_seconds=Second(1.0), energy=Joule(2.0))
-LOST_SOME = FrameAnswered(round_id=1, attempt=1, frame_bytes=5, airtime=Second(1.0), energy=Joule(0.1), missing=(2, 5))
+LOST_SOME = FrameAnswered(
+    round_id=1, part=Part.PAYLOAD, attempt=1, frame_bytes=5, airtime=Second(1.0), energy=Joule(0.1), missing=(2, 5)
+)
 CLOSED = RoundClosed(round_id=1, accepted=True, failed="", last=True)
 WHOLE_ROUND: Sequence[Event] = (
     RoundOpened(round_id=1),
@@ -96,14 +99,15 @@ def test_a_directive_that_was_seen_before_the_restart_changes_nothing_after_it(t
 def test_a_restart_while_uploading_sends_the_same_bytes_of_the_same_attempt(tmp_path: Path) -> None:
     async def before(state: ClientState) -> None:
         await joined(state, *WHOLE_ROUND[:3])
-        await state.keep_sealed(1, b"sealed bytes")
+        await state.keep_sealed(1, b"sealed bytes", secret=b"", links=LINKS)
         await state.record(SEALED)
         await state.record(LOST_SOME)
 
     async def after(state: ClientState) -> None:
         assert isinstance(state.current, Uploading)
-        assert resume(state.current) == (Send(assignment=assignment_of(), attempt=2, only=(2, 5)),)
-        assert state.sealed(1) == b"sealed bytes"
+        assert resume(state.current) == (Send(assignment=assignment_of(), part=Part.PAYLOAD, attempt=2, only=(2, 5)),)
+        assert state.message(1, Part.PAYLOAD) == b"sealed bytes"
+        assert state.link_seed(1, Part.PAYLOAD, design=DESIGN) == LINKS[Part.PAYLOAD]
 
     in_folder(tmp_path, before)
     in_folder(tmp_path, after)
@@ -122,10 +126,69 @@ def test_a_gate_that_names_no_power_at_all_survives_a_restart(tmp_path: Path) ->
     in_folder(tmp_path, after)
 
 
+def test_a_key_part_has_its_secret_and_every_part_its_own_seed_after_a_restart(tmp_path: Path) -> None:
+    links = {Part.KEY: link_seed(fill=1), Part.PAYLOAD: link_seed(CARRIER, fill=2)}
+
+    async def before(state: ClientState) -> None:
+        await state.join(RUN)
+        await state.keep_sealed(1, b"sealed bytes", secret=bytes(range(32)), links=links)
+        assert state.files(1).secret.stat().st_mode & 0o777 == 0o600
+
+    async def after(state: ClientState) -> None:
+        assert (state.message(1, Part.KEY), state.message(1, Part.PAYLOAD)) == (bytes(range(32)), b"sealed bytes")
+        assert state.link_seed(1, Part.KEY, design=DESIGN) == links[Part.KEY]
+        assert state.link_seed(1, Part.PAYLOAD, design=CARRIER) == links[Part.PAYLOAD]
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_what_was_kept_for_another_design_or_is_damaged_is_not_sent(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        await state.keep_sealed(1, b"sealed bytes", secret=b"", links=LINKS)
+        path = state.files(1).link_seed(Part.PAYLOAD)
+        for damage in (None, b"", b"{}", path.read_bytes()[:-9]):
+            if damage is not None:
+                path.write_bytes(damage)
+            with pytest.raises(DigestMismatch, match=r"link-payload\.json"):
+                state.link_seed(1, Part.PAYLOAD, design=CARRIER)
+        with pytest.raises(DigestMismatch, match=r"secret\.bin"):
+            state.message(1, Part.KEY)
+
+    in_folder(tmp_path, work)
+
+
+def test_a_secret_is_not_sent_before_its_update_was_kept_as_a_whole(tmp_path: Path) -> None:
+    async def before(state: ClientState) -> None:
+        await state.join(RUN)
+        state.files(1).secret.write_bytes(bytes(32))  # killed here: the sealed bytes were not kept
+
+    async def after(state: ClientState) -> None:
+        with pytest.raises(DigestMismatch):
+            state.message(1, Part.KEY)
+
+    in_folder(tmp_path, before)
+    in_folder(tmp_path, after)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield bytes(100_000)
+        assert not (tmp_path / "frame").exists()
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_durably(tmp_path / "frame", pieces())
+    assert not list(tmp_path.iterdir())
+    write_durably(tmp_path / "frame", [b"one", b"two"])
+    assert (tmp_path / "frame").read_bytes() == b"onetwo"
+
+
 def test_sealed_bytes_that_changed_on_disk_are_not_sent(tmp_path: Path) -> None:
     async def work(state: ClientState) -> None:
         await state.join(RUN)
-        await state.keep_sealed(1, b"sealed bytes")
+        await state.keep_sealed(1, b"sealed bytes", secret=b"", links=LINKS)
         state.files(1).sealed.write_bytes(b"other bytes!")
         with pytest.raises(DigestMismatch):
             state.sealed(1)
@@ -176,10 +239,22 @@ def test_what_is_private_is_readable_by_its_owner_only_and_goes_with_the_round(t
         await state.join(RUN)
         files = state.files(1)
         assert files.directory.stat().st_mode & 0o077 == 0
-        for path in (files.windows, files.adapter, files.sealed):
+        private = (files.windows, files.adapter, files.secret, files.frame(1), files.frame(12))
+        for path in (*private, files.sealed, files.frame(2).with_suffix(".bin.partial")):
             path.write_bytes(b"x")
         state.forget_private(1)
-        assert (files.windows.exists(), files.adapter.exists(), files.sealed.exists()) == (False, False, True)
+        assert [path.name for path in files.directory.iterdir()] == [files.sealed.name]
+
+    in_folder(tmp_path, work)
+
+
+def test_frames_that_were_answered_make_room(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        files = state.files(1)
+        for attempt in (1, 2, 3, 10):
+            files.frame(attempt).write_bytes(b"x")
+        files.forget_frames(before=3)
+        assert sorted(path.name for path in files.directory.iterdir()) == ["frame-10.bin", "frame-3.bin"]
 
     in_folder(tmp_path, work)
 

@@ -304,7 +304,7 @@ def peak_bytes(path: Path, *, blocks: int) -> int:
     tracemalloc.start()
     try:
         assert framed(path, message=message).layout.size > blocks * DESIGN.coded_bytes
-        return tracemalloc.get_traced_memory()[1] - len(message)
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
