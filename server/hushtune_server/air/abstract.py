@@ -1,17 +1,19 @@
 """The abstract medium: block errors drawn from tables, bytes handed over as they are."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hushtune_common.config import Scenario
-from hushtune_common.errors import MalformedUpdate
-from hushtune_common.link.abstraction import Fading, hear
-from hushtune_common.link.channel import Frame, Reception
-from hushtune_common.link.fidelity import Fidelity
-from hushtune_common.link.mcs import point_of
-from hushtune_common.link.secrecy import snr
-from hushtune_common.link.wiretap import airtime
+from hushtune_common.link.abstraction import Fading, fading_gains, fates
+from hushtune_common.link.frame import FrameChunk
+from hushtune_common.link.reception import Reception
 from hushtune_common.messages import Listener, Transmission
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import PowerRatio, to_db
-from hushtune_server.air.medium import Gains, Medium, Overheard
+from hushtune_common.units import PowerRatio
+from hushtune_server.air.medium import Medium, level, require_known, stream_of
+
+Flags = NDArray[np.bool_]
+Decibels = NDArray[np.float32]
 
 
 class AbstractMedium:
@@ -19,37 +21,29 @@ class AbstractMedium:
 
     def __init__(self, scenario: Scenario) -> None:
         """Take from the scenario the fading that both links go through, each with its own draws."""
+        self._scenario = scenario
         self._fading = Fading.of(scenario.air)
 
-    def carry(self, frame: Frame, *, transmission: Transmission, gains: Gains, seeds: SeedTree) -> Overheard:
-        """Return what both listeners hear; the draws depend on the key and the listener only."""
-        _check_design(frame, transmission)
-        snr_main = snr(power=transmission.power, gain=gains.main, bandwidth=transmission.bandwidth)
-        snr_tap = snr(power=transmission.power, gain=gains.tap, bandwidth=transmission.bandwidth)
-        return Overheard(
-            main=self._hear(frame, Listener.MAIN, snr_main, transmission, seeds),
-            tap=self._hear(frame, Listener.TAP, snr_tap, transmission, seeds),
-            airtime=airtime(transmission.design, blocks=frame.count, bandwidth=transmission.bandwidth),
-            snr_main_db=to_db(snr_main),
-            snr_tap_db=to_db(snr_tap),
-        )
+    def hear(
+        self, chunk: FrameChunk, *, listener: Listener, transmission: Transmission, gain: PowerRatio, seeds: SeedTree
+    ) -> Reception:
+        """Return the blocks that came through."""
+        require_known(chunk.layout, transmission=transmission, scenario=self._scenario)
+        heard, snr_db = self.bare(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
+        design = transmission.design
+        soft = np.empty((0, design.codewords, design.code_bits), dtype=np.int8)
+        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, soft=soft)
 
-    def _hear(self, frame: Frame, who: Listener, level: PowerRatio, transmission: Transmission, seeds: SeedTree) -> Reception:
-        key = transmission.key
-        own = seeds.child(key.run, str(key.round_id), key.client, str(key.attempt), who.value)
-        return hear(frame, listener=who, design=transmission.design, snr=level, fading=self._fading, seeds=own)
-
-
-def _check_design(frame: Frame, transmission: Transmission) -> None:
-    design = transmission.design
-    if frame.fidelity is not Fidelity.ABSTRACT:
-        raise MalformedUpdate(f"the air runs {Fidelity.ABSTRACT.value}, the frame is {frame.fidelity.value}")
-    if frame.block_bytes != design.payload_bytes:
-        raise MalformedUpdate(f"blocks of {frame.block_bytes} bytes, but the design carries {design.payload_bytes}")
-    try:
-        point_of(design)
-    except ValueError as error:
-        raise MalformedUpdate(f"transmission: {error}") from error
+    def bare(
+        self, chunk: FrameChunk, *, listener: Listener, transmission: Transmission, gain: PowerRatio, seeds: SeedTree
+    ) -> tuple[Flags, Decibels]:
+        """Return the fates and mean SNRs in dB of the bare blocks of a chunk, (blocks,) each."""
+        count, design = len(chunk.bare), transmission.design
+        if not count:
+            return np.empty(0, dtype=np.bool_), np.empty(0, dtype=np.float32)
+        own = stream_of(transmission, listener, seeds).child("fate", str(chunk.number))
+        gains = fading_gains(count, codewords=design.codewords, fading=self._fading, seeds=own.child("fading"))
+        return fates(count, design=design, snr=level(transmission, gain), gains=gains, seeds=own)
 
 
 _conforms: type[Medium] = AbstractMedium

@@ -2,11 +2,13 @@
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
+from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.logs import log_event
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
@@ -15,15 +17,23 @@ from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import stop_signal
 from hushtune_common.wire.transfer import register_blobs
 from hushtune_server.air.abstract import AbstractMedium
+from hushtune_server.air.bit_exact import BitExactMedium
 from hushtune_server.air.fading import Geography
+from hushtune_server.air.hybrid import HybridMedium
 from hushtune_server.air.ledger import Ledger
+from hushtune_server.air.medium import Medium
 from hushtune_server.air.service import AirBlobs, AirService, Sky, register_air
 
 _log = logging.getLogger(__name__)
 _SERVICES = ("hushtune.v1.Air", "hushtune.v1.Blobs")
 _GRACE_S = 2.0
-_BLOBS_PER_CLIENT = 4
-"""One frame, the two receptions of it, and one of an earlier attempt that the tap has not read."""
+_BLOBS_PER_CLIENT = 3
+"""The frame that is being written, the one that the owner has not acknowledged, and one that waits for the tap."""
+_MEDIA: Mapping[Fidelity, Callable[[Scenario], Medium]] = {
+    Fidelity.BIT_EXACT: BitExactMedium,
+    Fidelity.ABSTRACT: AbstractMedium,
+    Fidelity.HYBRID: HybridMedium,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +51,16 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
     scenario = options.scenario
     log_event(_log, "scenario_resolved", scenario=scenario.name, digest=scenario.digest, seed=scenario.seed)
     kit = endpoint.Kit.load(options.kit)
-    quota = _BLOBS_PER_CLIENT * len(scenario.clients) * scenario.limits.update_bytes_max
+    quota = _BLOBS_PER_CLIENT * len(scenario.clients) * scenario.limits.frame_bytes_max
     store = BlobStore(options.state_dir / "blobs", quota_bytes=quota)
-    journal = Journal.open(options.state_dir / "journal.sqlite", schema=f"air/{scenario.digest.hex}")
+    journal = Journal.open(options.state_dir / "journal.sqlite", schema=f"air/2/{scenario.digest.hex}")
     sky = Sky(
         scenario,
-        medium=AbstractMedium(scenario),
+        medium=_MEDIA[Fidelity(scenario.air.fidelity)](scenario),
         geography=Geography(scenario, seeds),
         store=store,
         journal=journal,
+        clock=clock,
         seeds=seeds,
     )
     try:

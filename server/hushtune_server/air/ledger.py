@@ -11,45 +11,64 @@ import msgspec
 import numpy as np
 
 from hushtune_common.errors import Replayed, StaleRound
-from hushtune_common.messages import ClientId, Digest, Listener, Receipt, ReceptionNotice, RunId, Transmission, UpdateKey
+from hushtune_common.messages import ClientId, Listener, Receipt, ReceptionNotice, RunId, Transmission, UpdateKey
 from hushtune_common.units import Decibel, Second
+from hushtune_server.air.meter import Constellation, Meter
 
 TRANSMITTED = "transmitted"
 ACKNOWLEDGED = "acknowledged"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """What one receiver got of a transmission: a reception blob, and the true mean SNR, which no listener is told."""
-
-    digest: Digest
-    size: int
-    snr_db: Decibel
+OVERHEARD = "overheard"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """One transmission that is over."""
+    """One transmission that is over, with the true mean SNRs and the tap's figures, which no listener is told."""
 
     transmission: Transmission
-    main: Heard
-    tap: Heard
     blocks: int
+    blocks_coded: int
+    update_bytes: int
     airtime: Second
     fidelity: str
+    snr_main_db: Decibel
+    snr_tap_db: Decibel
+    meter: Meter | None = None
+    constellation: Constellation | None = None
 
-    def notice(self, seq: int, listener: Listener) -> ReceptionNotice:
+    def notice(self, seq: int, listener: Listener, *, acknowledged: bool) -> ReceptionNotice:
         """Return what ``listener`` is told about it."""
-        heard = self.main if listener is Listener.MAIN else self.tap
         return ReceptionNotice(
             seq=seq,
             listener=listener,
             transmission=self.transmission,
-            reception=heard.digest,
-            reception_bytes=heard.size,
+            blocks=self.blocks,
+            update_bytes=self.update_bytes,
             fidelity=self.fidelity,
             airtime=self.airtime,
+            acknowledged=acknowledged,
         )
+
+    def report(self) -> dict[str, Any]:
+        """Return what the referee is told about it."""
+        key, design = self.transmission.key, self.transmission.design
+        return {
+            "client": key.client,
+            "round_id": key.round_id,
+            "attempt": key.attempt,
+            "part": self.transmission.part.value,
+            "blocks": self.blocks,
+            "blocks_coded": self.blocks_coded,
+            "random_bits": design.random_bits,
+            "airtime_s": self.airtime,
+            "snr_main_db": self.snr_main_db,
+            "snr_tap_db": self.snr_tap_db,
+            "power_w": self.transmission.power,
+            "bandwidth_hz": self.transmission.bandwidth,
+            "frame_bytes": self.transmission.frame_bytes,
+            "fidelity": self.fidelity,
+            "meter": None if self.meter is None else self.meter.report(),
+            "constellation": msgspec.to_builtins(self.constellation),
+        }
 
     def to_body(self) -> dict[str, Any]:
         """Return the journal's form."""
@@ -62,7 +81,7 @@ class Sent:
 
 
 class Ledger:
-    """All transmissions in order, and the owner's receipts.
+    """All transmissions in order, the owner's receipts, and what the tap has heard to the end.
 
     Laws: both listeners get the same numbers, 1, 2, 3 and so on; a key means one frame for ever; applying the journal's events
     in order gives an equal ledger, and an event that comes twice counts once.
@@ -72,18 +91,24 @@ class Ledger:
         """Start with nothing on air."""
         self._sent: list[Sent] = []
         self._by_key: dict[UpdateKey, Sent] = {}
+        self._latest: dict[ClientId, UpdateKey] = {}
         self._missing: dict[UpdateKey, str] = {}
+        self._overheard: set[UpdateKey] = set()
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Fold one event of the journal; kinds of other concern change nothing."""
         if kind == TRANSMITTED:
             sent = Sent.from_body(body)
-            if sent.transmission.key in self._by_key:
+            key = sent.transmission.key
+            if key in self._by_key:
                 return
             self._sent.append(sent)
-            self._by_key[sent.transmission.key] = sent
+            self._by_key[key] = sent
+            self._latest[key.client] = key
         elif kind == ACKNOWLEDGED:
             self._missing[msgspec.convert(body["key"], UpdateKey)] = body["missing"]
+        elif kind == OVERHEARD:
+            self._overheard.add(msgspec.convert(body["key"], UpdateKey))
 
     @property
     def sent(self) -> tuple[Sent, ...]:
@@ -97,15 +122,26 @@ class Ledger:
             raise Replayed(f"{transmission.key.text} was sent before with another frame or design; count the attempt up")
         return known
 
-    def require_sent(self, key: UpdateKey) -> None:
-        """Raise `StaleRound` unless this key was on air."""
-        if key not in self._by_key:
-            raise StaleRound(f"{key.text} was never on air")
+    def sent_as(self, key: UpdateKey) -> Sent | None:
+        """Return what was sent under a key, if anything was."""
+        return self._by_key.get(key)
 
-    def unanswered(self, client: ClientId) -> tuple[UpdateKey, ...]:
-        """Return the client's transmissions that the owner has not acknowledged, in order."""
-        mine = (sent.transmission.key for sent in self._sent if sent.transmission.key.client == client)
-        return tuple(key for key in mine if key not in self._missing)
+    def require_sent(self, key: UpdateKey) -> Sent:
+        """Return what was sent under a key; `StaleRound` unless it was on air."""
+        sent = self._by_key.get(key)
+        if sent is None:
+            raise StaleRound(f"{key.text} was never on air")
+        return sent
+
+    def awaited(self, key: UpdateKey) -> frozenset[Listener]:
+        """Return who may still want to hear a transmission.
+
+        The owner, until it has acknowledged, or the client has given up on that and sent another; the tap, until it has heard
+        it to the end.
+        """
+        owner = key not in self._missing and self._latest.get(key.client) == key
+        wanted = {Listener.MAIN: owner, Listener.TAP: key in self._by_key and key not in self._overheard}
+        return frozenset(listener for listener, waits in wanted.items() if waits)
 
     def runs(self, client: ClientId) -> frozenset[RunId]:
         """Return the runs in which the client has transmitted."""
@@ -119,31 +155,27 @@ class Ledger:
     def notices_after(self, seq: int, listener: Listener) -> list[ReceptionNotice]:
         """Return what ``listener`` has not seen when ``seq`` is the last it has."""
         first = max(seq, 0)
-        return [sent.notice(first + k + 1, listener) for k, sent in enumerate(self._sent[first:])]
+        return [
+            sent.notice(first + k + 1, listener, acknowledged=self._is_over(sent.transmission.key, listener))
+            for k, sent in enumerate(self._sent[first:])
+        ]
 
     def report(self) -> list[dict[str, Any]]:
-        """Return one line per transmission with the true SNRs; for the referee, never for a listener."""
-        return [
-            {
-                "client": s.transmission.key.client,
-                "round_id": s.transmission.key.round_id,
-                "attempt": s.transmission.key.attempt,
-                "blocks": s.blocks,
-                "airtime_s": s.airtime,
-                "snr_main_db": s.main.snr_db,
-                "snr_tap_db": s.tap.snr_db,
-                "power_w": s.transmission.power,
-                "bandwidth_hz": s.transmission.bandwidth,
-                "frame_bytes": s.transmission.frame_bytes,
-                "fidelity": s.fidelity,
-            }
-            for s in self._sent
-        ]
+        """Return one entry per transmission with the true SNRs; for the referee, never for a listener."""
+        return [sent.report() for sent in self._sent]
+
+    def _is_over(self, key: UpdateKey, listener: Listener) -> bool:
+        return key in self._missing and listener not in self.awaited(key)
 
 
 def receipt_body(receipt: Receipt) -> dict[str, Any]:
     """Return the journal's form of a receipt. Its blocks are one bit each: listed, a million would not fit into an event."""
-    return {"key": msgspec.to_builtins(receipt.key), "missing": _packed(receipt.missing)}
+    return {**key_body(receipt.key), "missing": _packed(receipt.missing)}
+
+
+def key_body(key: UpdateKey) -> dict[str, Any]:
+    """Return the journal's form of a fact about one transmission."""
+    return {"key": msgspec.to_builtins(key)}
 
 
 def _packed(indices: Sequence[int]) -> str:

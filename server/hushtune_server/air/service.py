@@ -2,22 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from math import isfinite
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from hushtune_common.clock import Clock
 from hushtune_common.config import ClientConfig, Scenario
-from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, NotYours, PeerLost
-from hushtune_common.link.channel import Frame
+from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, NotYours, PeerLost, Replayed
+from hushtune_common.link.abstraction import Fading
+from hushtune_common.link.wiretap import airtime
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Caller, Digest, Listener, Receipt, Role, Transmission, UpdateKey
+from hushtune_common.messages import Caller, Listener, Receipt, Role, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import Decibel, Second
+from hushtune_common.units import to_db
 from hushtune_common.wire import convert
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
@@ -25,23 +27,24 @@ from hushtune_common.wire.transfer import BlobsService
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc, blobs_pb2
 from hushtune_server.air.fading import Geography
-from hushtune_server.air.ledger import ACKNOWLEDGED, TRANSMITTED, Heard, Ledger, Sent, receipt_body
-from hushtune_server.air.medium import Medium, Overheard
+from hushtune_server.air.ledger import ACKNOWLEDGED, OVERHEARD, TRANSMITTED, Ledger, Sent, key_body, receipt_body
+from hushtune_server.air.medium import Medium, level, require_known
+from hushtune_server.air.meter import Probe
+from hushtune_server.air.permission import require_allowed, require_part_size
+from hushtune_server.air.replay import FrameFile, Replay
 
 _log = logging.getLogger(__name__)
-_ROUNDING = 1.0 + 1e-9
-_BANDWIDTH_LEAST_HZ = 1.0
 _RUNS_MAX = 64
 """Runs that one client may send in, over the life of a state folder: only the owner knows which of them it takes part in."""
 _UNREAD_PER_CLIENT = 1
-"""Receptions of the largest size that wait for the tap, beside the one that is being written."""
+"""Frames of the largest size that wait for the tap alone."""
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Sky:
-    """What the servicers share: carries frames once, remembers outcomes, wakes listeners."""
+    """What the servicers share: carries frames once, remembers outcomes, wakes listeners and lets each hear its own."""
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Sky:
         geography: Geography,
         store: BlobStore,
         journal: Journal,
+        clock: Clock,
         seeds: SeedTree,
     ) -> None:
         """Fold the journal: outcomes of an earlier life of this process stay what they were."""
@@ -62,13 +66,15 @@ class Sky:
         self._medium = medium
         self._store = store
         self._journal = journal
+        self._clock = clock
         self._seeds = seeds
         self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
         self._commit = asyncio.Lock()
         self._writing: dict[str, BlobName] = {}
-        self._unread_bytes_max = _UNREAD_PER_CLIENT * len(scenario.clients) * scenario.limits.update_bytes_max
+        self._unread_bytes_max = _UNREAD_PER_CLIENT * len(scenario.clients) * scenario.limits.frame_bytes_max
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
+        self._on_air = {name.prefix: name for sent in self.ledger.sent if (name := _frame_name(sent.transmission))}
 
     def client(self, caller: Caller) -> ClientConfig:
         """Return the scenario's entry of a calling client; `NotYours` for anyone else."""
@@ -81,7 +87,7 @@ class Sky:
         """Put a written frame on air, once: the same key again returns the stored outcome, also while it is being carried."""
         known = self.ledger.find(transmission)
         if known is not None:
-            self._store.discard(f"frames/{transmission.key.text}")  # a client that restarted may have written it again
+            self._let_go(known)  # a client that restarted may have written it again
             return known
         self._require_known_run(transmission.key)
         task = self._carrying.get(transmission.key)
@@ -107,26 +113,48 @@ class Sky:
         except TimeoutError as error:
             raise DeadlineExceeded(f"the owner has not acknowledged {key.text}") from error
 
+    async def receptions(self, key: UpdateKey, listener: Listener, *, first: int) -> AsyncGenerator[tuple[int, bytes], None]:
+        """Yield what ``listener`` hears of a transmission as numbered blobs, from chunk ``first`` on.
+
+        One chunk is computed while the one before it is taken, never more. Who asks for the chunk after the last says that it
+        has them all; from the tap that is what lets a frame go.
+
+        Raises:
+            StaleRound: this was never on air, or can no longer be heard.
+            MalformedUpdate: there is no such chunk.
+            PeerLost: the air is stopping.
+        """
+        sent = self.ledger.require_sent(key)
+        with FrameFile(self._store.path(_frame_name(sent.transmission))) as file:
+            replay = await asyncio.to_thread(self._replay, file, sent, listener)
+            if first > replay.chunk_count:
+                raise MalformedUpdate(f"first_chunk: {first}, but there are {replay.chunk_count} chunks")
+            if first < replay.chunk_count:
+                async with aclosing(self._stream(replay, sent, listener, first=first)) as stream:
+                    async for number, blob in stream:
+                        yield number, blob
+            elif listener is Listener.TAP:
+                await self._record(OVERHEARD, key_body(key), key=f"tap/{key.text}")
+                self._let_go(sent)
+
     async def acknowledge(self, receipt: Receipt) -> None:
-        """Record the owner's receipt, wake the sender, and forget what only the owner would have read."""
-        self.ledger.require_sent(receipt.key)
+        """Record the owner's receipt, wake the sender, and forget a frame that nobody waits for."""
+        sent = self.ledger.require_sent(receipt.key)
         await self._record(ACKNOWLEDGED, receipt_body(receipt), key=f"ack/{receipt.key.text}")
-        self._store.discard(f"receptions/main/{receipt.key.text}")
+        self._let_go(sent)
         self.bell.ring()
 
     def client_writes(self, caller: Caller, name: BlobName) -> None:
-        """Forget the frame that this client wrote before: it sends one at a time, and must not fill the disk of the others."""
+        """Forget the frame that this client wrote before: it sends one at a time, and must not fill the disk of the others.
+
+        `Replayed` when it writes another frame beside one that was sent.
+        """
+        if self._on_air.get(name.prefix, name) != name:
+            raise Replayed(f"{name.prefix} was sent before with another frame; count the attempt up")
         before = self._writing.get(caller.name)
-        if before is not None and before != name:
+        if before is not None and before != name and before.prefix not in self._on_air:
             self._store.discard(before.prefix)
         self._writing[caller.name] = name
-
-    def tap_reads(self, name: BlobName) -> None:
-        """Forget the tap's receptions before ``name``."""
-        prefixes = [f"receptions/tap/{sent.transmission.key.text}" for sent in self.ledger.sent]
-        if name.prefix in prefixes:
-            for prefix in prefixes[: prefixes.index(name.prefix)]:
-                self._store.discard(prefix)
 
     def drain(self) -> None:
         """End every waiting call."""
@@ -138,16 +166,52 @@ class Sky:
         if self.draining:
             raise PeerLost("the air is stopping")
 
+    def _replay(self, file: FrameFile, sent: Sent, listener: Listener) -> Replay:
+        frame, key = file.reader(), sent.transmission.key
+        gain = self.geography.gains(key.client, key.round_id).of(listener)
+        return Replay(frame, medium=self._medium, listener=listener, transmission=sent.transmission, gain=gain, seeds=self._seeds)
+
+    async def _stream(
+        self, replay: Replay, sent: Sent, listener: Listener, *, first: int
+    ) -> AsyncGenerator[tuple[int, bytes], None]:
+        loop, started_s = asyncio.get_running_loop(), self._clock.monotonic()
+        blocks = bytes_total = 0
+        coming = loop.run_in_executor(None, replay.chunk, first)
+        try:
+            for number in range(first, replay.chunk_count):
+                count, blob = await coming
+                self.require_open()
+                self._store.path(_frame_name(sent.transmission))  # stale once it had to make room for others
+                if number + 1 < replay.chunk_count:
+                    coming = loop.run_in_executor(None, replay.chunk, number + 1)
+                blocks, bytes_total = blocks + count, bytes_total + len(blob)
+                yield number, blob
+        finally:
+            coming.cancel()  # one that nobody will hear
+        seconds, chunks = self._clock.monotonic() - started_s, replay.chunk_count - first
+        _tell(
+            "reception_streamed", sent, listener=listener, blocks=blocks, chunks=chunks, bytes_total=bytes_total, seconds=seconds
+        )
+
     def _require_known_run(self, key: UpdateKey) -> None:
         runs = self.ledger.runs(key.client)
         if key.run not in runs and len(runs) >= _RUNS_MAX:
             raise LimitExceeded(f"{key.client} has sent in {_RUNS_MAX} runs; start the air with an empty state folder for more")
 
-    def _make_room(self, transmission: Transmission) -> None:
-        """Forget what could fill the disk of the others: receptions that the owner did not want, or the tap did not read."""
-        for key in self.ledger.unanswered(transmission.key.client):
-            self._store.discard(f"receptions/main/{key.text}")  # a client waits for each receipt, or has given up on it
-        unread = [name for sent in self.ledger.sent if self._store.complete(name := _tap_name(sent))]
+    def _let_go(self, sent: Sent) -> None:
+        """Forget the frame of a transmission that nobody waits for any more."""
+        key = sent.transmission.key
+        if not self.ledger.awaited(key):
+            self._store.discard(f"frames/{key.text}")
+
+    def _make_room(self) -> None:
+        """Forget what could fill the disk of the others: frames that nobody waits for, and too many that only the tap does."""
+        unread: list[BlobName] = []
+        for sent in self.ledger.sent:
+            if self._store.complete(name := _frame_name(sent.transmission)):
+                self._let_go(sent)
+                if self.ledger.awaited(sent.transmission.key) == frozenset({Listener.TAP}):
+                    unread.append(name)
         excess = sum(name.size for name in unread) - self._unread_bytes_max
         for name in unread:
             if excess <= 0:
@@ -157,56 +221,50 @@ class Sky:
             excess -= name.size
 
     async def _carry(self, transmission: Transmission) -> Sent:
-        name = BlobName(prefix=f"frames/{transmission.key.text}", digest=transmission.frame, size=transmission.frame_bytes)
+        name = _frame_name(transmission)
         if not self._store.complete(name):
             raise MalformedUpdate(f"{name.text}: no such frame was written; write it before transmitting")
-        frame, overheard = await asyncio.to_thread(self._overhear, transmission, self._store.path(name))
-        key = transmission.key.text
-        self._make_room(transmission)
+        self._on_air[name.prefix] = name
         try:
-            sent = await self._publish(transmission, frame, overheard)
-        except Exception:
-            for listener in Listener:  # nobody was told of them, so nobody would ever make room
-                self._store.discard(f"receptions/{listener.value}/{key}")
+            sent = await asyncio.to_thread(self._inspect, transmission, self._store.path(name))
+            async with self._commit:
+                await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{transmission.key.text}")
+        except BaseException:
+            del self._on_air[name.prefix]
             raise
-        self._store.discard(name.prefix)
+        self._make_room()
         self.bell.ring()
-        log_event(
-            _log,
-            "frame_carried",
-            client=transmission.key.client,
-            round_id=transmission.key.round_id,
-            attempt=transmission.key.attempt,
-            blocks=sent.blocks,
-            airtime_s=sent.airtime,
-            fidelity=sent.fidelity,
-        )
+        numbers = {"blocks": sent.blocks, "blocks_coded": sent.blocks_coded, "airtime_s": sent.airtime}
+        _tell("frame_carried", sent, **numbers, fidelity=sent.fidelity)
         return sent
 
-    async def _publish(self, transmission: Transmission, frame: Frame, overheard: Overheard) -> Sent:
-        key = transmission.key.text
-        main = await keep(self._store, f"receptions/main/{key}", await asyncio.to_thread(overheard.main.to_bytes))
-        tap = await keep(self._store, f"receptions/tap/{key}", await asyncio.to_thread(overheard.tap.to_bytes))
-        sent = Sent(
-            transmission=transmission,
-            main=Heard(digest=main.digest, size=main.size, snr_db=Decibel(float(overheard.snr_main_db))),
-            tap=Heard(digest=tap.digest, size=tap.size, snr_db=Decibel(float(overheard.snr_tap_db))),
-            blocks=frame.count,
-            airtime=Second(float(overheard.airtime)),
-            fidelity=frame.fidelity.value,
-        )
-        async with self._commit:
-            await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{key}")
-        return sent
-
-    def _overhear(self, transmission: Transmission, path: Path) -> tuple[Frame, Overheard]:
-        key = transmission.key
-        frame = Frame.from_bytes(path.read_bytes())
+    def _inspect(self, transmission: Transmission, path: Path) -> Sent:
+        key, scenario = transmission.key, self.scenario
         gains = self.geography.gains(key.client, key.round_id)
-        overheard = self._medium.carry(frame, transmission=transmission, gains=gains, seeds=self._seeds)
-        if not all(isfinite(number) for number in (overheard.snr_main_db, overheard.snr_tap_db, overheard.airtime)):
-            raise MalformedUpdate(f"power_w: nothing can be heard at {transmission.power:g} W over {transmission.bandwidth:g} Hz")
-        return frame, overheard
+        with FrameFile(path) as file:
+            frame = file.reader()
+            layout = frame.layout
+            require_known(layout, transmission=transmission, scenario=scenario)
+            require_part_size(layout, scenario)
+            probe = Probe(
+                transmission=transmission,
+                gains=gains,
+                fading=Fading.of(scenario.air),
+                seeds=self._seeds,
+                threads=scenario.compute.link_threads,
+            )
+            return Sent(
+                transmission=transmission,
+                blocks=layout.count,
+                blocks_coded=layout.coded_count,
+                update_bytes=layout.update_bytes,
+                airtime=airtime(transmission.design, blocks=layout.count, bandwidth=transmission.bandwidth),
+                fidelity=layout.fidelity.value,
+                snr_main_db=to_db(level(transmission, gains.main)),
+                snr_tap_db=to_db(level(transmission, gains.tap)),
+                meter=probe.meter(frame, blocks=scenario.air.metered_blocks),
+                constellation=probe.constellation(frame),
+            )
 
     async def _record(self, kind: str, body: dict[str, Any], *, key: str) -> None:
         event = await self._journal.append(kind, body, key=key)
@@ -231,18 +289,15 @@ class AirService(air_pb2_grpc.AirServicer):
         """Carry the caller's frame, say how long it was on air, and end with the owner's receipt."""
         client = self._sky.client(caller_of(context))
         transmission = convert.transmission_from_wire(request.transmission)
-        _require_allowed(transmission, client, self._sky.scenario)
+        require_allowed(transmission, client, self._sky.scenario)
         sent = await self._sky.send(transmission)
         yield convert.receipt_to_transmit(None, airtime=sent.airtime)
         receipt = await self._sky.answered(transmission.key)
         yield convert.receipt_to_transmit(receipt, airtime=sent.airtime)
 
     async def Listen(self, request: pb.ListenRequest, context: Context) -> AsyncIterator[pb.ListenResponse]:
-        """Announce receptions: main to the owner, tap to the eavesdropper, by certificate."""
-        caller = caller_of(context)
-        listener = _LISTENERS.get(caller.role)
-        if listener is None:
-            raise NotYours(f"{caller.uri} has no receiver; the owner and the eavesdropper have")
+        """Announce transmissions: as heard by main to the owner, by the tap to the eavesdropper, by certificate."""
+        listener = _listener_of(context)
         seen = request.last_seen_seq
         while not self._sky.draining:
             notices = self._sky.ledger.notices_after(seen, listener)
@@ -252,6 +307,14 @@ class AirService(air_pb2_grpc.AirServicer):
             if not notices:
                 await self._sky.bell.wait()
 
+    async def Receive(self, request: pb.ReceiveRequest, context: Context) -> AsyncIterator[pb.ReceiveResponse]:
+        """Stream what the caller's own receiver hears of a transmission, as fast as the caller takes it."""
+        listener = _listener_of(context)
+        key, first = convert.receive_from_wire(request)
+        async with aclosing(self._sky.receptions(key, listener, first=first)) as chunks:
+            async for number, blob in chunks:
+                yield pb.ReceiveResponse(chunk=number, reception=blob)
+
     async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Context) -> pb.AcknowledgeResponse:
         """Take the owner's receipt for one transmission."""
         caller_of(context, Role.OWNER)
@@ -260,15 +323,15 @@ class AirService(air_pb2_grpc.AirServicer):
 
 
 class AirBlobs(BlobsService):
-    """The blobs of the air: clients write frames of their own, each receiver reads its own receptions."""
+    """The blobs of the air: clients write frames of their own, and nobody reads any back."""
 
     def __init__(self, sky: Sky, store: BlobStore) -> None:
         """Serve ``store`` under the rules of ``may_read`` and ``may_write``."""
-        super().__init__(store, may_read=may_read, may_write=may_write, size_max=sky.scenario.limits.update_bytes_max)
+        super().__init__(store, may_read=may_read, may_write=may_write, size_max=sky.scenario.limits.frame_bytes_max)
         self._sky = sky
 
     async def Write(self, request_iterator: AsyncIterator[blobs_pb2.WriteRequest], context: Context) -> blobs_pb2.WriteResponse:
-        """Receive a frame; the client's frame before it is forgotten."""
+        """Receive a frame; one that the client wrote before and never sent is forgotten."""
         caller = caller_of(context)
 
         async def watched() -> AsyncIterator[blobs_pb2.WriteRequest]:
@@ -278,13 +341,6 @@ class AirBlobs(BlobsService):
                 yield part
 
         return await super().Write(watched(), context)
-
-    def Read(self, request: blobs_pb2.ReadRequest, context: Context) -> AsyncIterator[blobs_pb2.ReadResponse]:
-        """Download from an offset. The tap reads in order, so what it begins to read says that it has what came before."""
-        caller, name = caller_of(context), BlobName.parse(request.resource_name)
-        if caller.role is Role.EAVESDROPPER and may_read(caller, name):
-            self._sky.tap_reads(name)
-        return super().Read(request, context)
 
 
 def may_write(caller: Caller, name: BlobName) -> bool:
@@ -297,23 +353,8 @@ def may_write(caller: Caller, name: BlobName) -> bool:
 
 
 def may_read(caller: Caller, name: BlobName) -> bool:
-    """Each receiver reads its own receptions; nobody reads frames back."""
-    match name.prefix.split("/"):
-        case ["receptions", listener, _, _, _, _]:
-            return _LISTENERS.get(caller.role) == listener
-        case _:
-            return False
-
-
-async def keep(store: BlobStore, prefix: str, data: bytes) -> BlobName:
-    """Store ``data`` without blocking the loop; a part that an earlier life left is continued, not repeated."""
-    name = BlobName(prefix=prefix, digest=await asyncio.to_thread(Digest.of, data), size=len(data))
-    if not store.complete(name):
-        writer = store.writer(name)
-        start = writer.committed_size
-        await writer.write(start, data[start:])
-        await writer.finish()
-    return name
+    """Nobody: a frame is heard, through noise, never read."""
+    return False
 
 
 def register_air(service: AirService) -> Callable[[grpc.aio.Server], None]:
@@ -325,24 +366,24 @@ def register_air(service: AirService) -> Callable[[grpc.aio.Server], None]:
     return register
 
 
-def _tap_name(sent: Sent) -> BlobName:
-    return BlobName(prefix=f"receptions/tap/{sent.transmission.key.text}", digest=sent.tap.digest, size=sent.tap.size)
+def _listener_of(context: Context) -> Listener:
+    caller = caller_of(context)
+    listener = _LISTENERS.get(caller.role)
+    if listener is None:
+        raise NotYours(f"{caller.uri} has no receiver; the owner and the eavesdropper have")
+    return listener
 
 
-def _require_allowed(transmission: Transmission, client: ClientConfig, scenario: Scenario) -> None:
-    key = transmission.key
-    if key.client != client.id:
-        raise NotYours(f"{client.id} cannot transmit as {key.client}")
-    if key.round_id > scenario.coordinator.rounds:
-        raise LimitExceeded(f"round {key.round_id} is above coordinator.rounds = {scenario.coordinator.rounds}")
-    if key.attempt > scenario.limits.attempts_max:
-        raise LimitExceeded(f"attempt {key.attempt} is above limits.attempts_max = {scenario.limits.attempts_max}")
-    # Blocks are drawn codeword by codeword for both listeners: their number is the scenario's to choose, not a client's.
-    if transmission.design.codewords != scenario.secrecy.codewords:
-        raise MalformedUpdate(f"design.codewords: secrecy.codewords is {scenario.secrecy.codewords}")
-    if transmission.power > client.power_max_w * _ROUNDING:
-        raise LimitExceeded(f"power {transmission.power:g} W is above this device's {client.power_max_w:g} W")
-    if transmission.bandwidth < _BANDWIDTH_LEAST_HZ:
-        raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is below {_BANDWIDTH_LEAST_HZ:g} Hz")
-    if transmission.bandwidth > scenario.air.bandwidth_hz * _ROUNDING:
-        raise LimitExceeded(f"bandwidth {transmission.bandwidth:g} Hz is above the air's {scenario.air.bandwidth_hz:g} Hz")
+def _frame_name(transmission: Transmission) -> BlobName:
+    return BlobName(prefix=f"frames/{transmission.key.text}", digest=transmission.frame, size=transmission.frame_bytes)
+
+
+def _tell(event: str, sent: Sent, **fields: Any) -> None:
+    key = sent.transmission.key
+    about: dict[str, Any] = {
+        "client": key.client,
+        "round_id": key.round_id,
+        "attempt": key.attempt,
+        "part": sent.transmission.part.value,
+    }
+    log_event(_log, event, **about, **fields)
