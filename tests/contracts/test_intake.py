@@ -1,6 +1,7 @@
 """Does intake let genuine updates through, refuse everything else by its type, and stay unchanged when it refuses?"""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hushtune_common.codec.pipeline import DeltaCodec, state_digest
 from hushtune_common.codec.stages import EntropyCoder, split_planes
 from hushtune_common.config import CodecConfig, GateConfig
 from hushtune_common.crypto import envelope
-from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.crypto.keys import HybridPrivateKey, LinkKey
 from hushtune_common.errors import (
     ConfigError,
     DigestMismatch,
@@ -22,8 +23,11 @@ from hushtune_common.errors import (
     NotYours,
     Replayed,
 )
-from hushtune_common.messages import ClientId, Digest, EmulatorManifest, RunId, TensorSpec, UpdateKey
+from hushtune_common.link.wiretap import open_design
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, LinkSeed, Part, RunId, TensorSpec, UpdateKey
+from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake, relative_change
+from tests.radio import POINTS, link_seed, qpsk_design
 
 CONFIG = CodecConfig(bits=8, block_size=64)
 KEY = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId("c1"), attempt=1)
@@ -47,6 +51,28 @@ def intake(norm_max: float = 1.0, accepted: dict[UpdateKey, Digest] | None = Non
     return Intake(manifest=MANIFEST, private=PRIVATE, codec=CODEC, gate=gate, shipped=SHIPPED, accepted=accepted)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What arrives of one update: its bytes, how its parts travelled, and what its key part brought."""
+
+    blob: bytes
+    links: Mapping[Part, Link] = field(default_factory=dict[Part, Link])
+    secret: bytes = b""
+
+    def to(self, door: Intake, *, key: UpdateKey = KEY) -> AdapterState:
+        return door.accept(self.blob, key=key, links=self.links, secret=self.secret)
+
+
+DESIGNS = {Part.PAYLOAD: open_design(POINTS["qpsk-0.825"], codewords=1), Part.KEY: qpsk_design()}
+
+
+def announced(part: Part, link_key: LinkKey) -> Link:
+    """Return a link with a genuine tag."""
+    design, seed = DESIGNS[part], link_seed(DESIGNS[part])
+    tag = envelope.link_tag(link_key, part=part, design=design, toeplitz=seed.toeplitz, dither=seed.dither)
+    return Link(design=design, seed=replace(seed, tag=tag))
+
+
 def moved(step: float) -> AdapterState:
     return AdapterState({n: t + np.float32(step) for n, t in SHIPPED.tensors.items()})
 
@@ -58,10 +84,13 @@ def update(
     key: UpdateKey = KEY,
     emulator: Digest = MANIFEST.emulator,
     codec: str = CODEC.id,
-) -> bytes:
+    secret: bytes = b"",
+) -> Sent:
     """Return a sealed update, genuine unless told otherwise."""
     payload = CODEC.encode(moved(step)) if payload is None else payload
-    return envelope.to_bytes(envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec))
+    sealing = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec, secret=secret)
+    links = {part: announced(part, sealing.link_key) for part in ((Part.KEY, Part.PAYLOAD) if secret else (Part.PAYLOAD,))}
+    return Sent(blob=envelope.to_bytes(sealing.update), links=links, secret=secret)
 
 
 def non_finite() -> bytes:
@@ -75,13 +104,13 @@ def non_finite() -> bytes:
     return container.write(label, sections)
 
 
-def damaged(blob: bytes) -> bytes:
-    return blob[:-1] + bytes([blob[-1] ^ 1])
+def damaged(sent: Sent) -> Sent:
+    return replace(sent, blob=sent.blob[:-1] + bytes([sent.blob[-1] ^ 1]))
 
 
 @dataclass(frozen=True)
 class Case:
-    blob: bytes
+    sent: Sent
     error: type[HushtuneError]
     match: str
     key: UpdateKey = KEY
@@ -100,8 +129,8 @@ REFUSED = {
     "another_run": Case(update(), NotYours, "arrived as run-2", key=replace(KEY, run=RunId("run-2"))),
     "another_codec": Case(update(codec="delta-int4-b64-zstd/1"), InvalidEnvelope, "does not open"),
     "damaged_seal": Case(damaged(update()), InvalidEnvelope, "does not open"),
-    "no_envelope": Case(b"junk", InvalidEnvelope, "does not open"),
-    "too_long": Case(bytes(100_000), LimitExceeded, "100000 bytes"),
+    "no_envelope": Case(Sent(b"junk"), InvalidEnvelope, "does not open"),
+    "too_long": Case(Sent(bytes(100_000)), LimitExceeded, "100000 bytes"),
     "too_far": Case(update(step=0.75), LimitExceeded, r"1\.5\d* of its norm, owner\.gate\.norm_max is 1"),
 }
 
@@ -110,13 +139,62 @@ REFUSED = {
 def test_what_is_not_genuine_is_refused_and_changes_nothing(case: Case):
     door = intake()
     with pytest.raises(case.error, match=case.match):
-        door.accept(case.blob, key=case.key)
+        case.sent.to(door, key=case.key)
     assert not door.accepted
-    assert door.accept(update(), key=KEY).tensors.keys() == SHIPPED.tensors.keys()
+    assert update().to(door).tensors.keys() == SHIPPED.tensors.keys()
+
+
+SECRET = bytes(range(32))
+BY_KEY = update(secret=SECRET)
+UNBOUND: dict[str, Sent] = {
+    "wrong_secret": replace(BY_KEY, secret=bytes(32)),
+    "no_secret": replace(BY_KEY, secret=b""),
+    "short_secret": replace(BY_KEY, secret=SECRET[:-1]),
+    "no_word_on_how_the_key_travelled": replace(BY_KEY, links={Part.PAYLOAD: BY_KEY.links[Part.PAYLOAD]}),
+    "links_of_another_update": replace(BY_KEY, links=update(secret=SECRET).links),
+    "links_swapped": replace(BY_KEY, links={part: BY_KEY.links[other] for part, other in zip(Part, reversed(Part), strict=True)}),
+}
+
+
+def changed(seed: LinkSeed, field_name: str) -> LinkSeed:
+    """Return a seed of which one bit is another."""
+    value: bytes = getattr(seed, field_name)
+    return replace(seed, **{field_name: bytes([value[0] ^ 1]) + value[1:]})
+
+
+@pytest.mark.parametrize("sent", UNBOUND.values(), ids=UNBOUND.keys())
+def test_an_update_whose_key_is_not_the_senders_is_refused_without_a_reason(sent: Sent):
+    door = intake()
+    with pytest.raises(InvalidEnvelope, match=r"^the seal does not open$"):
+        sent.to(door)
+    assert not door.accepted
+
+
+PUBLIC = [(part, what) for part in Part for what in ("tag", "dither", "toeplitz", "design")]
+
+
+# An open block has no hash seed that could be another one.
+@pytest.mark.parametrize(("part", "what"), [pair for pair in PUBLIC if pair != (Part.PAYLOAD, "toeplitz")])
+def test_a_link_that_the_sender_did_not_announce_is_refused_without_a_reason(part: Part, what: str):
+    link = BY_KEY.links[part]
+    other = replace(link.design, log2_delta=-1.0, rho=0.1) if link.design.secret else replace(link.design, rate=0.1)
+    forged = replace(link, design=other) if what == "design" else replace(link, seed=changed(link.seed, what))
+    with pytest.raises(InvalidEnvelope, match=r"^the seal does not open$"):
+        replace(BY_KEY, links={**BY_KEY.links, part: forged}).to(intake())
+
+
+def test_an_update_sealed_with_a_secret_opens_with_it_and_its_announced_links():
+    assert BY_KEY.to(intake()).tensors.keys() == SHIPPED.tensors.keys()
+
+
+def test_a_key_that_nobody_needs_does_no_harm():
+    plain = update()
+    superfluous = replace(plain, secret=SECRET, links={**plain.links, Part.KEY: BY_KEY.links[Part.KEY]})
+    assert superfluous.to(intake()).tensors.keys() == SHIPPED.tensors.keys()
 
 
 def test_a_genuine_update_comes_back_within_the_codecs_bound():
-    state = intake().accept(update(step=0.01), key=KEY)
+    state = update(step=0.01).to(intake())
     bound = CODEC.bound(moved(0.01))
     for name, tensor in moved(0.01).tensors.items():
         assert (np.abs(state.tensors[name] - tensor) <= bound.tensors[name]).all()
@@ -124,17 +202,17 @@ def test_a_genuine_update_comes_back_within_the_codecs_bound():
 
 def test_a_replayed_update_is_refused():
     door, first = intake(), update(step=0.01)
-    door.accept(first, key=KEY)
+    first.to(door)
     before = door.accepted
     with pytest.raises(Replayed, match="run-1/1/c1"):
-        door.accept(update(step=0.01), key=KEY)
-    assert door.accepted == before == {KEY: Digest.of(first)}
+        update(step=0.01).to(door)
+    assert door.accepted == before == {KEY: Digest.of(first.blob)}
 
 
 def test_the_same_bytes_give_the_same_adapter_again_whatever_the_attempt():
-    door, blob = intake(), update()
-    first = door.accept(blob, key=KEY)
-    again = door.accept(blob, key=replace(KEY, attempt=4))
+    door, sent = intake(), update()
+    first = sent.to(door)
+    again = sent.to(door, key=replace(KEY, attempt=4))
     assert all((first.tensors[n] == t).all() for n, t in again.tensors.items())
     assert list(door.accepted) == [KEY]
 
@@ -142,24 +220,24 @@ def test_the_same_bytes_give_the_same_adapter_again_whatever_the_attempt():
 def test_another_client_and_another_round_have_their_own_place():
     door = intake()
     for key in (KEY, replace(KEY, client=ClientId("c2")), replace(KEY, round_id=2)):
-        door.accept(update(key=key), key=key)
+        update(key=key).to(door, key=key)
     assert len(door.accepted) == 3
 
 
 def test_a_restored_intake_still_refuses_replays():
-    door, blob = intake(), update()
-    door.accept(blob, key=KEY)
+    door, sent = intake(), update()
+    sent.to(door)
     restored = intake(accepted=dict(door.accepted))
-    restored.accept(blob, key=KEY)
+    sent.to(restored)
     with pytest.raises(Replayed):
-        restored.accept(update(), key=KEY)
+        update().to(restored)
 
 
 def test_a_refused_update_leaves_room_for_a_genuine_one():
     door = intake(norm_max=0.1)
     with pytest.raises(LimitExceeded):
-        door.accept(update(step=0.2), key=KEY)
-    door.accept(update(step=0.02), key=KEY)
+        update(step=0.2).to(door)
+    update(step=0.02).to(door)
 
 
 def test_parts_that_do_not_belong_together_are_a_wrong_setting():

@@ -1,43 +1,50 @@
 """Does the owner judge each update once, leave nobody waiting, and say the same after a restart?"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec import structs
 
 from hushtune_common.config import CoordinatorConfig
-from hushtune_common.errors import ConfigError, PeerLost, Replayed
-from hushtune_common.link.abstraction import NO_FADING, hear
-from hushtune_common.link.channel import Reception, cut
+from hushtune_common.crypto import envelope
+from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import ConfigError, MalformedUpdate, PeerLost, Replayed, StaleRound
+from hushtune_common.link.fidelity import Fidelity
+from hushtune_common.link.reception import Reception
 from hushtune_common.messages import (
     ClientId,
     Digest,
     Directive,
     DirectiveKind,
     Listener,
+    Part,
     Receipt,
     ReceptionNotice,
     RunId,
     Settlement,
+    Transmission,
     UpdateKey,
     Verdict,
 )
 from hushtune_common.seeding import SeedTree
-from hushtune_common.store.blobs import BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import Second, from_db
-from hushtune_server.owner.book import JUDGED, Book, Judgement, to_body
+from hushtune_common.units import Second
+from hushtune_server.owner.book import JUDGED, Book, Judgement, report, to_body
+from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
+from hushtune_server.owner.reception import Bounds, UpdateReception
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk
 from tests.fakes import FakeClock
-from tests.radio import qpsk_design, random_update, scenario, transmission
+from tests.radio import frame_bytes, qpsk_design, random_update, reader, scenario, transmission
 
 RUN = RunId("run-1")
 DESIGN = qpsk_design()
@@ -54,8 +61,12 @@ class World:
     settled: list[Settlement] = field(default_factory=list[Settlement])
     acknowledged: list[Receipt] = field(default_factory=list[Receipt])
     judged: list[UpdateKey] = field(default_factory=list[UpdateKey])
+    blobs: list[tuple[bytes, bytes, frozenset[Part]]] = field(default_factory=list[tuple[bytes, bytes, frozenset[Part]]])
+    received: list[int] = field(default_factory=list[int])
+    gone: set[int] = field(default_factory=set[int])
     merged: list[tuple[ClientId, ...]] = field(default_factory=list[tuple[ClientId, ...]])
     unreachable: set[ClientId] = field(default_factory=set[ClientId])
+    on_air: dict[int, list[Reception | None]] = field(default_factory=dict[int, list[Reception | None]])
     on_record: dict[UpdateKey, Receipt] = field(default_factory=dict[UpdateKey, Receipt])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -71,10 +82,17 @@ class World:
         while True:
             yield await self.notices_sent.get()
 
-    async def fetch(self, notice: ReceptionNotice) -> Path:
+    async def receive(self, notice: ReceptionNotice) -> AsyncGenerator[Reception, None]:
+        self.received.append(notice.transmission.key.attempt)
         if notice.transmission.key.client in self.unreachable:
             raise PeerLost("the air does not answer")
-        return self.folder / notice.reception.hex
+        if notice.transmission.key.attempt in self.gone:
+            raise StaleRound("its frame is gone")
+        for chunk in self.on_air[notice.seq]:
+            await asyncio.sleep(0)
+            if chunk is None:
+                raise MalformedUpdate("not a reception")
+            yield chunk
 
     async def acknowledge(self, receipt: Receipt) -> None:
         if self.on_record.setdefault(receipt.key, receipt) != receipt:
@@ -82,8 +100,13 @@ class World:
         self.acknowledged.append(receipt)
         self.changed.set()
 
-    def judge(self, blob: bytes, *, key: UpdateKey) -> Judgement:
+    @property
+    def bytes_max(self) -> int:
+        return 1 << 20
+
+    def judge(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes) -> Judgement:
         self.judged.append(key)
+        self.blobs.append((blob, secret, frozenset(links)))
         return Judgement(key=key, accepted=True, kept=True, reason="", digest=Digest.of(blob), perplexity_after=9.0)
 
     def merge(self, clients: Sequence[ClientId]) -> Trial:
@@ -97,26 +120,41 @@ class World:
                 await self.changed.wait()
 
     def hear(
-        self, client: str, *, attempt: int = 1, blocks: Sequence[int] = range(6), junk: bool = False, round_id: int = 1
+        self,
+        client: str,
+        *,
+        attempt: int = 1,
+        blocks: Sequence[int] = range(6),
+        junk: bool = False,
+        round_id: int = 1,
+        update: bytes = UPDATE,
+        part: Part = Part.PAYLOAD,
+        acknowledged: bool = False,
     ) -> None:
-        """Let the owner's receiver hear these blocks of the client's update, or bytes that are no reception."""
-        frame = cut(UPDATE, design=DESIGN)
-        seeds = SeedTree(1)
-        full = hear(frame, listener=Listener.MAIN, design=DESIGN, snr=from_db(30.0), fading=NO_FADING, seeds=seeds)
-        kept = [bool(i in blocks) for i in range(6)]
-        part = Reception.of(frame, listener=Listener.MAIN, heard=full.heard & kept, snr_db=full.snr_db)
-        blob = b"junk" if junk else part.to_bytes()
-        (self.folder / Digest.of(blob).hex).write_bytes(blob)
-        sent = transmission(frame, DESIGN, client=client, attempt=attempt)
+        """Let the owner's receiver hear these blocks of the client's update, or something that is no reception."""
+        blob = frame_bytes(update, DESIGN, part=part)
+        chunk = reader(blob).chunk(0, design=DESIGN)
+        heard, soft = np.isin(chunk.indices, list(blocks)), np.empty((0, DESIGN.codewords, DESIGN.code_bits), np.int8)
+        snr_db = np.full(chunk.count, 30.0, np.float32)
+        reception = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, soft=soft)
+        sent = transmission(blob, DESIGN, part=part, client=client, attempt=attempt)
+        sent = replace(sent, key=replace(sent.key, round_id=round_id))
+        self.announce([None if junk else reception], sent, acknowledged=acknowledged)
+
+    def announce(self, chunks: Sequence[Reception | None], sent: Transmission, *, acknowledged: bool = False) -> None:
+        """Tell the owner of a transmission of which it will hear these chunks."""
+        shown = next((chunk for chunk in chunks if chunk is not None), None)
         notice = ReceptionNotice(
-            seq=1,
+            seq=len(self.on_air) + 1,
             listener=Listener.MAIN,
-            transmission=replace(sent, key=replace(sent.key, round_id=round_id)),
-            reception=Digest.of(blob),
-            reception_bytes=len(blob),
-            fidelity="abstract",
+            transmission=sent,
+            blocks=sum(0 if chunk is None else chunk.count for chunk in chunks) or 1,
+            update_bytes=len(UPDATE) if shown is None else shown.update_bytes,
+            fidelity="abstract" if shown is None else shown.fidelity.value,
             airtime=Second(1.0),
+            acknowledged=acknowledged,
         )
+        self.on_air[notice.seq] = list(chunks)
         self.notices_sent.put_nowait(notice)
 
     def open(self, round_id: int) -> None:
@@ -158,7 +196,7 @@ def live(world: World, journal: Journal, worker: ThreadPoolExecutor, *, broken: 
         book=book,
         journal=journal,
         desk=desk,
-        store=BlobStore(world.folder / "store", quota_bytes=1 << 20),
+        incoming=world.folder / "incoming",
         bench=bench,
         worker=worker,
         coordinator=world,
@@ -293,6 +331,142 @@ def test_after_a_restart_a_first_attempt_that_was_answered_otherwise_disturbs_no
             await world.until(lambda: {s.key.client for s in world.settled} == {"c1", "c2"})
 
     asyncio.run(play())
+
+
+def test_after_a_restart_what_was_acknowledged_is_not_heard_again_and_not_lost(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", blocks=[0, 1, 2, 4])
+            await world.until(lambda: len(world.acknowledged) == 1)
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", acknowledged=True)
+            world.hear("c1", attempt=2, blocks=[3, 5])
+            await world.until(lambda: len(world.settled) == 1)
+            assert (world.received, world.acknowledged[0].missing) == ([2], ())
+            assert world.blobs == [(UPDATE, b"", frozenset({Part.PAYLOAD}))]
+
+    asyncio.run(play())
+
+
+def left_behind(folder: Path, world: World) -> None:
+    """Have an owner hear all that ``world`` announced, write it down, and die before it says anything."""
+    limits, at = Bounds(update_bytes_max=1 << 20, attempts_max=3, threads=1), folder / "incoming" / RUN / "1" / "c1"
+    update = UpdateReception(at, client=ClientId("c1"), round_id=1, bounds=limits)
+    while not world.notices_sent.empty():
+        notice = world.notices_sent.get_nowait()
+        for chunk in world.on_air[notice.seq]:
+            assert chunk is not None
+            update.take(chunk, notice=notice)
+        update.conclude(notice)
+
+
+@pytest.mark.parametrize("acknowledged", [False, True], ids=["before it answered", "before it judged"])
+def test_an_update_that_was_whole_when_the_owner_died_is_answered_and_judged_unheard(tmp_path: Path, acknowledged: bool) -> None:
+    async def play() -> None:
+        past = World(tmp_path)
+        past.hear("c1")
+        left_behind(tmp_path, past)
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", acknowledged=acknowledged)
+            await world.until(lambda: len(world.settled) == 1)
+            assert world.received == []
+            assert [receipt.missing for receipt in world.acknowledged] == ([] if acknowledged else [()])
+            assert [blob for blob, *_ in world.blobs] == [UPDATE]
+            assert not (tmp_path / "incoming" / RUN / "1" / "c1").exists()
+
+    asyncio.run(play())
+
+
+def test_a_frame_that_is_gone_is_said_and_the_next_attempt_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.gone.add(1)
+            world.hear("c1")
+            world.hear("c1", attempt=2)
+            await world.until(lambda: len(world.settled) == 1)
+            assert (world.received, [r.key.attempt for r in world.acknowledged]) == ([1, 2], [2])
+            assert "reception_gone" in caplog.messages
+
+    asyncio.run(play())
+
+
+def test_an_update_sealed_with_a_key_waits_for_both_parts_in_any_order(tmp_path: Path) -> None:
+    secret, to = bytes(range(32)), UpdateKey(run=RUN, round_id=1, client=ClientId("c1"), attempt=1)
+    owner_key = HybridPrivateKey.generate().public
+    sealing = envelope.seal(b"adapter", recipient=owner_key, key=to, emulator=Digest.of(b"e"), codec="c", secret=secret)
+    blob = envelope.to_bytes(sealing.update)
+
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", part=Part.KEY, update=secret)
+            world.hear("c2", update=blob)
+            await world.until(lambda: len(world.acknowledged) == 2)
+            assert world.judged == []
+            world.hear("c1", attempt=2, update=blob)
+            world.hear("c2", attempt=2, part=Part.KEY, update=secret)
+            await world.until(lambda: len(world.settled) == 2)
+            assert world.blobs == 2 * [(blob, secret, frozenset(Part))]
+
+    asyncio.run(play())
+
+
+def test_a_hybrid_transmission_that_contradicts_the_tables_is_refused_and_everyone_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blob = frame_bytes(random_update(40 * DESIGN.payload_bytes), DESIGN, fidelity=Fidelity.HYBRID, share=1.0)
+    chunk = reader(blob).chunk(0, design=DESIGN)
+    noise = SeedTree(3).generator().integers(-127, 128, size=(chunk.count, DESIGN.codewords, DESIGN.code_bits), dtype=np.int8)
+    snr_db, heard = np.full(chunk.count, 12.0, np.float32), np.ones(chunk.count, np.bool_)
+    lost = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, soft=noise)
+
+    async def play() -> None:
+        async with stage(tmp_path) as (world, owner):
+            world.announce([lost], transmission(blob, DESIGN))
+            await world.until(lambda: len(world.settled) == 1 and len(world.acknowledged) == 1)
+            assert not world.settled[0].accepted
+            assert (await owner.verdict("c1")).reason.startswith("ABSTRACTION_CONTRADICTED: 40 of 40")
+            world.close()
+            await owner.verdict("c2")
+            assert report(owner.desk.book)["rounds"][0]["contradicted"] == ["c1"]
+            assert world.judged == []
+
+    asyncio.run(play())
+    (record,) = [r for r in caplog.records if r.getMessage() == "abstraction_contradicted"]
+    assert record.levelno == logging.ERROR
+
+
+def test_what_other_runs_and_closed_rounds_left_is_deleted(tmp_path: Path) -> None:
+    stale = tmp_path / "incoming" / "run-0" / "1" / "c1" / "payload.blocks"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"old")
+
+    async def play() -> None:
+        async with stage(tmp_path) as (world, owner):
+            world.hear("c1", blocks=[0])
+            await world.until(lambda: len(world.acknowledged) == 1)
+            assert not stale.exists()
+            assert list((tmp_path / "incoming").rglob("*.blocks"))
+            world.close()
+            await owner.verdict("c1")
+            assert not list((tmp_path / "incoming").rglob("*.blocks"))
+
+    asyncio.run(play())
+
+
+def test_how_a_transmission_was_decoded_and_an_update_received_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.hear("c1", blocks=[0, 1, 2, 3, 4])
+            world.hear("c1", attempt=2, blocks=[5])
+            await world.until(lambda: len(world.settled) == 1)
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(play())
+    told = {r.getMessage(): getattr(r, "hushtune_fields", {}) for r in reversed(caplog.records)}
+    decoded, received = told["reception_decoded"], told["update_received"]
+    assert (decoded["blocks"], decoded["blocks_coded"], decoded["blocks_sound"], decoded["part"]) == (6, 0, 5, "payload")
+    assert (decoded["iterations_mean"], decoded["fidelity"], decoded["seconds"]) == (0.0, "abstract", 0.0)
+    assert (received["attempts"], received["bytes_sealed"], received["protection"]) == (2, len(UPDATE), "payload")
 
 
 def test_what_comes_after_the_round_is_closed_changes_no_verdict(tmp_path: Path) -> None:

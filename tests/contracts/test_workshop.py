@@ -1,7 +1,7 @@
 """Does the owner's bench judge without a trace, and is what it merges the mean of what it was sent?"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,15 @@ from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.messages import ClientId, Digest, EmulatorManifest, RunId, UpdateKey
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, RunId, UpdateKey
 from hushtune_common.model.adapter import extract
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.book import Judgement
+from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.workshop import Prepared, Telling, Workshop, prepare
 from tests.models import SPEC
+from tests.radio import link_seed, qpsk_design
 
 NAMES = ("c1", "c2", "c3")
 
@@ -41,16 +44,30 @@ class Owner:
         )
         payload = self.codec.encode(state)
         key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId(client), attempt=1)
-        sealed = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=self.manifest.emulator, codec=self.codec.id)
-        judgement = self.bench.judge(envelope.to_bytes(sealed), key=key)
+        judgement = self.judge(payload, key=key)
         assert judgement.accepted, judgement.reason
         return self.codec.decode(payload, self.manifest.adapter)
+
+    def judge(self, payload: bytes, *, key: UpdateKey, dither: bytes | None = None) -> Judgement:
+        """Have the bench judge what comes sealed by ``key.client``, under another ``dither`` than its sender announced."""
+        emulator, codec = self.manifest.emulator, self.codec.id
+        sealing = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec, secret=SECRET)
+        links: dict[Part, Link] = {}
+        for part in Part:
+            seed = link_seed(DESIGN)
+            said = envelope.link_tag(
+                sealing.link_key, part=part, design=DESIGN, toeplitz=seed.toeplitz, dither=dither or seed.dither
+            )
+            links[part] = Link(design=DESIGN, seed=replace(seed, tag=said))
+        return self.bench.judge(envelope.to_bytes(sealing.update), key=key, links=links, secret=SECRET)
 
     def adapter(self, name: str) -> AdapterState:
         return load_adapter(self.folder / "adapters" / f"{name}.safetensors", self.manifest.adapter)
 
 
 PRIVATE = HybridPrivateKey.generate()
+DESIGN = qpsk_design()
+SECRET = bytes(range(32))
 
 
 def owner(folder: Path, *, increase_max: float = 100.0) -> Owner:
@@ -102,6 +119,14 @@ def test_judging_stores_what_arrived_and_leaves_the_model_as_it_was(tmp_path: Pa
     arrived = at.send("c1", by=0.1)
     assert equal(at.adapter("c1"), arrived)
     assert equal(seated(at), at.shipped)
+
+
+def test_an_update_whose_links_its_sender_did_not_announce_leaves_nothing_behind(tmp_path: Path) -> None:
+    at = owner(tmp_path)
+    key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId("c1"), attempt=1)
+    judgement = at.judge(at.codec.encode(at.shipped), key=key, dither=bytes(DESIGN.coded_bytes))
+    assert (judgement.accepted, judgement.reason) == (False, "UPDATE_REFUSED")
+    assert not list((tmp_path / "adapters").iterdir())
 
 
 def test_the_aggregate_is_the_plain_mean_of_the_named_clients_and_sits_in_the_model(tmp_path: Path) -> None:

@@ -99,8 +99,7 @@ class OwnerProcess:
         self._clock = clock
         self._seeds = seeds
         limits = options.scenario.limits
-        quota = 2 * limits.emulator_bytes_max + len(options.scenario.clients) * limits.attempts_max * limits.update_bytes_max
-        self._store = BlobStore(options.state_dir / "blobs", quota_bytes=quota)
+        self._store = BlobStore(options.state_dir / "blobs", quota_bytes=2 * limits.emulator_bytes_max)
         self._catalog = Catalog(self._store, size_max=limits.emulator_bytes_max)
         self._book = Book()
         for event in journal.events():
@@ -171,9 +170,7 @@ class OwnerProcess:
         addresses = {Role.COORDINATOR: self._options.coordinator, Role.AIR: self._options.air}
         channels = {r: endpoint.connect(a, role=r, kit=self._kit, timing=timing, clock=clock) for r, a in addresses.items()}
         coordinator = CoordinatorGateway(channels[Role.COORDINATOR], self._scenario, clock=clock, seeds=self._seeds)
-        listener = AirListener(
-            channels[Role.AIR], self._scenario, listener=Listener.MAIN, store=self._store, clock=clock, seeds=self._seeds
-        )
+        listener = AirListener(channels[Role.AIR], self._scenario, listener=Listener.MAIN, clock=clock, seeds=self._seeds)
         try:
             log_event(_log, "phase_changed", phase="connecting")
             for role, address in addresses.items():
@@ -187,7 +184,7 @@ class OwnerProcess:
                 book=self._book,
                 journal=self._journal,
                 desk=self._desk,
-                store=self._store,
+                incoming=self._options.state_dir / "incoming",
                 bench=bench,
                 worker=self._worker,
                 coordinator=coordinator,

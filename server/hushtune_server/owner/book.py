@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hushtune_common.errors import InvalidEnvelope, ProtocolFault
+from hushtune_common.errors import AbstractionContradicted, InvalidEnvelope, ProtocolFault
 from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey, Verdict
 
 JUDGED = "judged"
@@ -91,6 +91,11 @@ class Book:
         found = [(client, self.judgement(run, round_id, client)) for client in accepted]
         return tuple(client for client, judgement in found if judgement is not None and judgement.accepted and judgement.kept)
 
+    def contradicted(self, run: RunId, round_id: int) -> tuple[ClientId, ...]:
+        """Return the clients whose transmissions of that round disagreed with the block error tables."""
+        mine = (j for j in self._judged.values() if (j.key.run, j.key.round_id) == (run, round_id))
+        return tuple(j.key.client for j in mine if j.reason.startswith(AbstractionContradicted.reason))
+
     def verdict(self, run: RunId, round_id: int, client: ClientId) -> Verdict | None:
         """Return the client's verdict, or `None` while it is open: a refusal at once, anything else when the round is closed."""
         judgement, closing = self.judgement(run, round_id, client), self.closing(run, round_id)
@@ -105,15 +110,18 @@ class Book:
         return Verdict(key=judgement.key, accepted=True, kept=kept, reason=reason, score=judgement.perplexity_after)
 
 
-def refusal(key: UpdateKey, fault: ProtocolFault, *, digest: Digest | None = None) -> Judgement:
+def refusal(key: UpdateKey, fault: ProtocolFault | AbstractionContradicted, *, digest: Digest | None = None) -> Judgement:
     """Return the judgement that a fault means. A seal that does not open says nothing more, on purpose."""
     reason = fault.reason if isinstance(fault, InvalidEnvelope) else f"{fault.reason}: {fault}"
     return Judgement(key=key, accepted=False, kept=False, reason=reason, digest=digest)
 
 
 def report(book: Book) -> dict[str, Any]:
-    """Return the book for people and for the referee; ``aggregate`` is the last round that averaged anything."""
-    rounds = [_closing_line(c) for c in book.closings]
+    """Return the book for people and for the referee; ``aggregate`` is the last round that averaged anything.
+
+    A round lists under ``contradicted`` whose transmissions disagreed with the block error tables: nothing of it may be believed.
+    """
+    rounds = [_closing_line(c, contradicted=book.contradicted(c.run, c.round_id)) for c in book.closings]
     averaged = [line for line in rounds if line["clients"]]
     return {
         "clients": [_judgement_line(j) for j in book.judgements],
@@ -136,13 +144,14 @@ def _judgement_line(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _closing_line(closing: Closing) -> dict[str, Any]:
+def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId]) -> dict[str, Any]:
     return {
         "round_id": closing.round_id,
         "accepted": list(closing.accepted),
         "clients": list(closing.merged),
         "kept": closing.kept,
         "reason": closing.reason,
+        "contradicted": list(contradicted),
         "perplexity_public_before": closing.perplexity_before,
         "perplexity_public": closing.perplexity_after,
     }

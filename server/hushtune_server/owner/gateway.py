@@ -1,13 +1,13 @@
 """How does the owner speak to the coordinator, and answer the air?"""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario, TimingConfig
+from hushtune_common.link.reception import Reception
 from hushtune_common.messages import Beat, Directive, Receipt, ReceptionNotice, RunId, Settlement
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
@@ -93,9 +93,9 @@ class AirGateway:
         """Yield what was heard, for ever; `PeerLost` when the air stays away."""
         return self._listener.notices()
 
-    async def fetch(self, notice: ReceptionNotice) -> Path:
-        """Return the file of a reception, downloaded at most once."""
-        return await self._listener.fetch(notice)
+    def receive(self, notice: ReceptionNotice) -> AsyncGenerator[Reception, None]:
+        """Yield what is heard of a transmission; `StaleRound` when it can no longer be heard."""
+        return self._listener.receive(notice)
 
     async def acknowledge(self, receipt: Receipt) -> None:
         """Say which blocks are still missing. Repeating it has no second effect."""

@@ -1,6 +1,6 @@
 """Whether an update that came out of the air may touch the model: everything is hostile until this says otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf, sqrt
 
@@ -10,9 +10,10 @@ from hushtune_common.adapter import AdapterState, Float32, require_matches
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.config import GateConfig
 from hushtune_common.crypto import envelope
-from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, NotYours, Replayed
-from hushtune_common.messages import Digest, EmulatorManifest, SealedUpdate, UpdateKey
+from hushtune_common.crypto.keys import REFUSED, HybridPrivateKey, LinkKey
+from hushtune_common.errors import ConfigError, DigestMismatch, InvalidEnvelope, LimitExceeded, NotYours, Replayed
+from hushtune_common.messages import Digest, EmulatorManifest, Part, SealedUpdate, UpdateKey
+from hushtune_server.owner.incoming import Link
 
 
 class Intake:
@@ -58,12 +59,14 @@ class Intake:
         """Digests of the accepted blobs, by key with attempt 1: what a journal needs to restore this object."""
         return dict(self._accepted)
 
-    def accept(self, blob: bytes, *, key: UpdateKey) -> AdapterState:
+    def accept(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes = b"") -> AdapterState:
         """Return the adapter of a sealed update that arrived under the authenticated ``key``.
 
-        Raises, with nothing changed: ``LimitExceeded`` (too long, or a relative change above the gate's), ``InvalidEnvelope``,
-        ``Replayed``, ``NotYours`` (sealed for another client, round or run), ``DigestMismatch`` (another emulator),
-        ``MalformedUpdate`` (does not decode, or is not finite).
+        ``links`` say how its parts travelled, ``secret`` is what the key part brought. Raises, with nothing changed:
+        ``LimitExceeded`` (too long, or a relative change above the gate's), ``InvalidEnvelope`` (without a reason: the seal does
+        not open with this secret, or its sender did not announce these designs and public seeds), ``Replayed``, ``NotYours``
+        (sealed for another client, round or run), ``DigestMismatch`` (another emulator), ``MalformedUpdate`` (does not decode, or
+        is not finite).
         """
         if len(blob) > self.bytes_max:
             raise LimitExceeded(f"the sealed update has {len(blob)} bytes, at most {self.bytes_max} are possible")
@@ -72,12 +75,18 @@ class Intake:
         digest = Digest.of(blob)
         self._require_fresh(slot, digest)
         self._require_context(update, slot)
-        payload = envelope.open_sealed(update, private=self._private, codec=self._codec.id)
+        payload = self._open(update, links=links, secret=secret)
         state = self._codec.decode(payload, self._manifest.adapter)
         require_matches(state, self._manifest.adapter)
         self._require_near(state)
         self._accepted[slot] = digest
         return state
+
+    def _open(self, update: SealedUpdate, *, links: Mapping[Part, Link], secret: bytes) -> bytes:
+        needed = envelope.needs_secret(update)
+        opening = envelope.open_sealed(update, private=self._private, codec=self._codec.id, secret=secret if needed else b"")
+        _require_authentic(opening.link_key, links=links, parts=(Part.KEY, Part.PAYLOAD) if needed else (Part.PAYLOAD,))
+        return opening.payload
 
     def _require_fresh(self, slot: UpdateKey, digest: Digest) -> None:
         known = self._accepted.get(slot)
@@ -105,6 +114,17 @@ def relative_change(state: AdapterState, *, shipped: AdapterState) -> float:
     if start == 0.0:
         return inf if change > 0.0 else 0.0
     return sqrt(change / start)
+
+
+def _require_authentic(link_key: LinkKey, *, links: Mapping[Part, Link], parts: Sequence[Part]) -> None:
+    """Refuse an update unless whoever sealed it announced how each of ``parts`` travelled; all are looked at, whatever is found.
+
+    Design, hash seed and dither are public, but what the wiretap code promises holds only for those that the sender drew.
+    """
+    found = [(part, links[part]) for part in parts if part in links]
+    holds = [envelope.link_holds(link_key, part=part, design=link.design, seed=link.seed) for part, link in found]
+    if len(holds) < len(parts) or not all(holds):
+        raise InvalidEnvelope(REFUSED)
 
 
 def _energy(tensor: Float32, *, minus: Float32 | None = None) -> float:

@@ -1,11 +1,12 @@
 """Whom does the owner deal with while a round runs, and what does it ask of each?"""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
-from hushtune_common.messages import ClientId, Directive, Receipt, ReceptionNotice, Settlement, UpdateKey
+from hushtune_common.link.reception import Reception
+from hushtune_common.messages import ClientId, Directive, Part, Receipt, ReceptionNotice, Settlement, UpdateKey
 from hushtune_server.owner.book import Judgement
+from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.plugin import Trial
 
 
@@ -27,16 +28,16 @@ class CoordinatorPort(Protocol):
 class AirPort(Protocol):
     """The owner's receiver.
 
-    Laws: notices come in rising ``seq`` and none is missed across reconnects; a fetched file has the digest of its notice;
-    acknowledging twice has no second effect.
+    Laws: notices come in rising ``seq`` and none is missed across reconnects; a transmission is heard in order, chunk by chunk,
+    and the same again until it is acknowledged; acknowledging twice has no second effect.
     """
 
     def notices(self) -> AsyncGenerator[ReceptionNotice, None]:
         """Yield what was heard, for ever; `PeerLost` when the air stays away."""
         ...
 
-    async def fetch(self, notice: ReceptionNotice) -> Path:
-        """Return the file of a reception, downloaded at most once."""
+    def receive(self, notice: ReceptionNotice) -> AsyncGenerator[Reception, None]:
+        """Yield what is heard of a transmission, the next chunk on its way; `StaleRound` when it can no longer be heard."""
         ...
 
     async def acknowledge(self, receipt: Receipt) -> None:
@@ -50,8 +51,13 @@ class Bench(Protocol):
     Laws: `judge` leaves the model as it was; `merge` changes it only when it keeps the mean.
     """
 
-    def judge(self, blob: bytes, *, key: UpdateKey) -> Judgement:
-        """Decide about one whole sealed update."""
+    @property
+    def bytes_max(self) -> int:
+        """Largest sealed update that can be genuine; may be read from any thread."""
+        ...
+
+    def judge(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes) -> Judgement:
+        """Decide about one whole sealed update, given how its parts travelled and what its key part brought."""
         ...
 
     def merge(self, clients: Sequence[ClientId]) -> Trial:

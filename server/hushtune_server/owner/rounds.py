@@ -6,13 +6,16 @@ from collections import defaultdict
 from collections.abc import Awaitable
 from concurrent.futures import Executor
 from contextlib import aclosing
+from dataclasses import asdict
 from functools import partial
 from math import isfinite
+from pathlib import Path
+from shutil import rmtree
 from typing import Any, Protocol
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import OperatingFault, PeerLost, ProtocolFault
+from hushtune_common.errors import AbstractionContradicted, OperatingFault, PeerLost, ProtocolFault, StaleRound
 from hushtune_common.logs import log_event
 from hushtune_common.messages import (
     ClientId,
@@ -26,12 +29,11 @@ from hushtune_common.messages import (
     UpdateKey,
 )
 from hushtune_common.seeding import SeedTree
-from hushtune_common.store.blobs import BlobStore
 from hushtune_common.store.journal import Journal
 from hushtune_server.owner.book import CLOSED, JUDGED, Book, Closing, Judgement, refusal, to_body
 from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
-from hushtune_server.owner.reception import UpdateReception
+from hushtune_server.owner.reception import Bounds, UpdateReception
 
 _log = logging.getLogger(__name__)
 _FAREWELL_S = 15.0
@@ -60,7 +62,7 @@ class OwnerRounds:
 
     Laws: what is decided is in the journal before anybody is told; each update is judged once, and not before its round is open;
     a client whose update cannot be read, or whose transfer fails, disturbs no other. Replayed notices, as after a restart, lead
-    to the same answers.
+    to the same answers; what was acknowledged in an earlier life is not heard again, and judged if it was not.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class OwnerRounds:
         book: Book,
         journal: Journal,
         desk: VerdictDesk,
-        store: BlobStore,
+        incoming: Path,
         bench: Awaitable[Bench],
         worker: Executor,
         coordinator: CoordinatorPort,
@@ -79,13 +81,16 @@ class OwnerRounds:
         clock: Clock,
         seeds: SeedTree,
     ) -> None:
-        """Take part in ``run``. The ``bench`` is made and used in the one thread of ``worker``."""
+        """Take part in ``run``, with updates on their way in the folder ``incoming``.
+
+        The ``bench`` is made and used in the one thread of ``worker``.
+        """
         self._scenario = scenario
         self._run = run
         self._book = book
         self._journal = journal
         self._desk = desk
-        self._store = store
+        self._incoming = incoming
         self._bench = bench
         self._worker = worker
         self._coordinator = coordinator
@@ -101,6 +106,7 @@ class OwnerRounds:
 
     async def follow(self) -> None:
         """Take part until the last round is closed and its verdicts are fetched, or the coordinator drains."""
+        await asyncio.to_thread(_keep_only, self._incoming, self._run)
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(self._listen(group))
             making = group.create_task(self._have_bench())
@@ -155,10 +161,11 @@ class OwnerRounds:
         try:
             async with self._locks[slot]:
                 if self._book.closing(self._run, key.round_id) is not None:
-                    await self._answer(Receipt(key=key, missing=()))
+                    await self._answer(notice, Receipt(key=key, missing=()))
                     self._forget(slot)
                 elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
-                    await self._answer(Receipt(key=key, missing=()))
+                    await self._answer(notice, Receipt(key=key, missing=()))
+                    self._forget(slot)
                     await self._settle(known)
                 else:
                     await self._take(notice, slot)
@@ -167,42 +174,89 @@ class OwnerRounds:
 
     async def _take(self, notice: ReceptionNotice, slot: Slot) -> None:
         key = notice.transmission.key
+        bench = await self._bench
         try:
-            update = self._updates.get(slot) or self._expect(slot)
-            path = await self._air.fetch(notice)
-            blob = await asyncio.to_thread(path.read_bytes)
-            receipt = await asyncio.to_thread(update.take, blob, transmission=notice.transmission)
-        except ProtocolFault as fault:
+            update = self._updates.get(slot) or await self._expect(slot, bench)
+            receipt = await self._hear(notice, update)
+        except (ProtocolFault, AbstractionContradicted) as fault:
             # Nothing can be asked again of a reception that is not what it says; the client is answered, not left waiting.
             await self._decide(refusal(key, fault), slot)
-            await self._answer(Receipt(key=key, missing=()))
+            await self._answer(notice, Receipt(key=key, missing=()))
             return
-        await self._answer(receipt)
-        if not update.whole:
+        if receipt is not None:
+            await self._answer(notice, receipt)
+        await self._judge_if_whole(notice, update, bench)
+        if self._book.closing(self._run, key.round_id) is not None:  # closed meanwhile, so nobody waits for the rest
+            self._forget(slot)
+
+    async def _hear(self, notice: ReceptionNotice, update: UpdateReception) -> Receipt | None:
+        """Return the receipt of a transmission, heard now unless it was before; none when it can no longer be heard."""
+        known = update.receipt(notice.transmission)
+        if known is not None:
+            return known
+        if notice.acknowledged:
+            return _gone(notice, "it was acknowledged in an earlier life, of which nothing is left here")
+        seconds = 0.0
+        try:
+            async with aclosing(self._air.receive(notice)) as chunks:
+                async for chunk in chunks:
+                    started_s = self._clock.monotonic()
+                    await asyncio.to_thread(update.take, chunk, notice=notice)
+                    seconds += self._clock.monotonic() - started_s
+        except StaleRound as fault:
+            return _gone(notice, str(fault))
+        receipt, decoding = await asyncio.to_thread(update.conclude, notice)
+        log_event(
+            _log,
+            "reception_decoded",
+            **_about(receipt.key),
+            part=notice.transmission.part,
+            **asdict(decoding),
+            seconds=seconds,
+            fidelity=notice.fidelity,
+        )
+        return receipt
+
+    async def _judge_if_whole(self, notice: ReceptionNotice, update: UpdateReception, bench: Bench) -> None:
+        key = notice.transmission.key
+        whole = await asyncio.to_thread(update.whole)
+        if whole is None:
             return
-        data = await asyncio.to_thread(update.data)
-        digest = await asyncio.to_thread(Digest.of, data)
-        log_event(_log, "update_received", **_about(key), attempts=update.attempts, bytes_sealed=len(data), digest=digest)
+        log_event(
+            _log,
+            "update_received",
+            **_about(key),
+            attempts=update.attempts,
+            bytes_sealed=len(whole.blob),
+            digest=await asyncio.to_thread(Digest.of, whole.blob),
+            protection=whole.protection,
+            fidelity=notice.fidelity,
+        )
         self._enter(f"judging the update of {key.client}")
-        bench = await self._bench
-        judging = asyncio.get_running_loop().run_in_executor(self._worker, partial(bench.judge, data, key=key))
-        await self._decide(await judging, slot)
+        work = partial(bench.judge, whole.blob, key=key, links=whole.links, secret=whole.secret)
+        judgement = await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        await self._decide(judgement, (key.round_id, key.client))
         if self._phase.startswith("judging"):  # another phase has begun meanwhile when the round was closed
             self._enter(f"waiting for updates of round {key.round_id}")
 
-    async def _answer(self, receipt: Receipt) -> None:
-        """Acknowledge a transmission. The air refuses a receipt other than an earlier life gave, and the first counts."""
+    async def _answer(self, notice: ReceptionNotice, receipt: Receipt) -> None:
+        """Acknowledge a transmission, once. The air refuses a receipt other than an earlier one, and the first counts."""
+        if notice.acknowledged:
+            return
         try:
             await self._air.acknowledge(receipt)
         except ProtocolFault as fault:
             about = _about(receipt.key)
             log_event(_log, "receipt_refused", level=logging.WARNING, **about, reason=fault.reason, problem=str(fault))
 
-    def _expect(self, slot: Slot) -> UpdateReception:
-        limits = self._scenario.limits
-        update = UpdateReception(
-            client=slot[1], round_id=slot[0], update_bytes_max=limits.update_bytes_max, attempts_max=limits.attempts_max
+    async def _expect(self, slot: Slot, bench: Bench) -> UpdateReception:
+        limits, folder = self._scenario.limits, self._folder(slot)
+        bounds = Bounds(
+            update_bytes_max=min(limits.update_bytes_max, bench.bytes_max),
+            attempts_max=limits.attempts_max,
+            threads=self._scenario.compute.link_threads,
         )
+        update = await asyncio.to_thread(UpdateReception, folder, client=slot[1], round_id=slot[0], bounds=bounds)
         self._updates[slot] = update
         return update
 
@@ -237,7 +291,10 @@ class OwnerRounds:
 
     def _forget(self, slot: Slot) -> None:
         self._updates.pop(slot, None)
-        self._store.discard(f"receptions/main/{self._run}/{slot[0]}/{slot[1]}")
+        rmtree(self._folder(slot), ignore_errors=True)
+
+    def _folder(self, slot: Slot) -> Path:
+        return self._incoming / self._run / str(slot[0]) / slot[1]
 
     async def _close(self, directive: Directive) -> None:
         if self._book.closing(self._run, directive.round_id) is None:
@@ -246,6 +303,8 @@ class OwnerRounds:
             self._book.apply(event.kind, event.body)
             decision = "plugin_kept" if closing.kept else "plugin_rolled_back"
             log_event(_log, decision, round_id=closing.round_id, clients=list(closing.merged), reason=closing.reason)
+        for slot in [s for s in self._updates if s[0] == directive.round_id and not self._locks[s].locked()]:
+            self._forget(slot)
         self._desk.ring()
 
     async def _conclude(self, directive: Directive) -> Closing:
@@ -281,8 +340,21 @@ class OwnerRounds:
             log_event(_log, "phase_changed", phase=phase)
 
 
+def _gone(notice: ReceptionNotice, problem: str) -> None:
+    """Say that a transmission cannot be heard: the client is going to notice, this process goes on."""
+    about = _about(notice.transmission.key)
+    log_event(_log, "reception_gone", level=logging.WARNING, **about, part=notice.transmission.part, problem=problem)
+
+
 def _about(key: UpdateKey) -> dict[str, Any]:
     return {"client": key.client, "round_id": key.round_id, "attempt": key.attempt}
+
+
+def _keep_only(incoming: Path, run: RunId) -> None:
+    """Delete what is left of other runs: nobody will ever send the rest of it."""
+    for folder in incoming.glob("*"):
+        if folder.name != run:
+            rmtree(folder, ignore_errors=True)
 
 
 def _log_evaluation(found: Judgement | Trial, *, client: str) -> None:

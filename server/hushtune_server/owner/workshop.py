@@ -14,7 +14,7 @@ from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
-from hushtune_common.messages import ClientId, Digest, EmulatorManifest, UpdateKey
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey
 from hushtune_common.model.bundle import read_bundle, write_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
@@ -24,6 +24,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.book import Judgement, refusal
 from hushtune_server.owner.emulators.planning import fresh_plan, request_of, shipped_plan
+from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake
 from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench
@@ -122,11 +123,16 @@ class Workshop:
         if self._seat is not None and self._seat.exists():
             self._plugin.keep(load_adapter(self._seat, self._schema))
 
-    def judge(self, blob: bytes, *, key: UpdateKey) -> Judgement:
+    @property
+    def bytes_max(self) -> int:
+        """Largest sealed update that can be genuine, known from the shapes alone."""
+        return self._intake.bytes_max
+
+    def judge(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes) -> Judgement:
         """Check a whole sealed update, store its adapter, and try it in the model."""
         digest = Digest.of(blob)
         try:
-            state = self._intake.accept(blob, key=key)
+            state = self._intake.accept(blob, key=key, links=links, secret=secret)
         except ProtocolFault as fault:
             return refusal(key, fault, digest=digest)
         save_adapter(self._path(key.client), state)
