@@ -153,7 +153,7 @@ class World:
     """What the counterparts know, and what they have been told.
 
     ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
-    with ``cuts_streams`` the coordinator ends every stream after one directive.
+    with ``cuts_streams`` the coordinator ends every stream after one directive; while ``silent`` the owner gives no receipts.
     """
 
     emulator: bytes = EMULATOR
@@ -163,6 +163,7 @@ class World:
     timing: TimingConfig = field(default_factory=lambda: TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0))
     lost: Callable[[UpdateKey, tuple[int, ...]], tuple[int, ...]] = nothing_missing
     cuts_streams: bool = False
+    silent: bool = False
     open_rounds: set[int] = field(default_factory=lambda: {1})
     directives: list[Directive] = field(default_factory=list[Directive])
     beats: list[Beat] = field(default_factory=list[Beat])
@@ -246,6 +247,8 @@ class World:
         """Carry a frame once; the same key again gives the stored outcome."""
         known = self.sent.get(transmission.key)
         if known is not None:
+            if known[0] != transmission:
+                raise Replayed("another transmission for the same key")
             return known[1]
         if frame is None:
             raise MalformedUpdate("no such frame was written")
@@ -259,6 +262,15 @@ class World:
         self.frames[transmission.frame] = frame
         self.ring()
         return outcome
+
+    async def receipts(self) -> None:
+        """Wait until the owner answers."""
+        await self.until(lambda: not self.silent)
+
+    def speak(self) -> None:
+        """Let the owner answer."""
+        self.silent = False
+        self.ring()
 
 
 class LoopbackOwner:
@@ -332,7 +344,9 @@ class LoopbackAir:
         return Digest.of(data)
 
     async def transmit(self, transmission: Transmission) -> FrameOutcome:
-        return self._world.transmit(transmission, self._written.get(transmission.frame))
+        outcome = self._world.transmit(transmission, self._written.get(transmission.frame))
+        await self._world.receipts()
+        return outcome
 
 
 def loopback_ports(world: World, *, folder: Path, scenario: Digest = SCENARIO) -> Ports:

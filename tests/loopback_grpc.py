@@ -109,6 +109,7 @@ class _Air(air_pb2_grpc.AirServicer):
         frame = self._store.path(name).read_bytes() if self._store.complete(name) else None
         outcome = self._world.transmit(wanted, frame)
         yield air_pb2.TransmitResponse(airtime_s=outcome.airtime)
+        await self._world.receipts()
         yield air_pb2.TransmitResponse(airtime_s=outcome.airtime, acknowledged=True, missing=outcome.missing)
 
 

@@ -7,7 +7,7 @@ import logging
 import re
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ import pytest
 
 from hushtune_client import app, cli
 from hushtune_client.app import ClientOptions
+from hushtune_client.duties import Duties
+from hushtune_client.phases import Send
+from hushtune_client.progress import Status
+from hushtune_client.state import ClientState
+from hushtune_client.trainer import Trainer
 from hushtune_common import config, logs
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import SystemClock
@@ -24,13 +29,43 @@ from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.errors import ChannelOutage, ConfigError, DigestMismatch, HushtuneError, LimitExceeded, ScenarioMismatch
-from hushtune_common.link.channel import Assembly, Frame, Reception
-from hushtune_common.messages import Digest, Directive, DirectiveKind, EmulatorManifest, Gate, Listener, Role, UpdateKey, Verdict
+from hushtune_common.errors import (
+    ChannelOutage,
+    ConfigError,
+    DigestMismatch,
+    HushtuneError,
+    LimitExceeded,
+    MalformedUpdate,
+    ScenarioMismatch,
+)
+from hushtune_common.messages import (
+    Assignment,
+    Digest,
+    Directive,
+    DirectiveKind,
+    EmulatorManifest,
+    Part,
+    Protection,
+    Role,
+    UpdateKey,
+    Verdict,
+)
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
 from tests.kits import Kits
-from tests.loopback import CLIENT, DESIGN, GRANTED, REFUSED, RUN, World, assignment_of
+from tests.loopback import (
+    CLIENT,
+    DESIGN,
+    REFUSED,
+    RUN,
+    World,
+    assignment_of,
+    link_seed,
+    loopback_ports,
+    message_of,
+    payloads_of,
+    reader_of,
+)
 from tests.loopback_grpc import serving
 from tests.models import tiny_bundle
 
@@ -58,6 +93,7 @@ position = { x_m = -60.0, y_m = 40.0 }
 """
 SECRET = "the password of the captain is marigold"
 KEY = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=1)
+GRANTED = assignment_of()
 
 
 @dataclass(slots=True)
@@ -140,11 +176,10 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60.0))
 
 
-async def direct(world: World, gate: Gate = GRANTED) -> None:
+async def direct(world: World, assigned: Assignment) -> None:
     """Play coordinator and owner for one round, which is the last."""
     world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
     await world.until(lambda: bool(world.reports))
-    assigned = assignment_of(gate=gate)
     world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=assigned))
     await world.until(lambda: bool(world.completions))
     accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
@@ -152,27 +187,45 @@ async def direct(world: World, gate: Gate = GRANTED) -> None:
     world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
 
 
-async def with_direction(work: Coroutine[Any, Any, Any], world: World, gate: Gate = GRANTED) -> Any:
-    directing = asyncio.create_task(direct(world, gate))
+async def with_direction(work: Coroutine[Any, Any, Any], world: World, assigned: Assignment = GRANTED) -> Any:
+    directing = asyncio.create_task(direct(world, assigned))
     try:
         return await work
     finally:
         directing.cancel()
 
 
+def arrived(world: World, part: Part) -> bytes:
+    """Return what the owner can make of all frames of a part on air."""
+    payloads: dict[int, bytes] = {}
+    size = 0
+    for sent, outcome in world.sent.values():
+        if sent.part is part:
+            frame = world.frames[sent.frame]
+            carried = payloads_of(frame, design=sent.design, toeplitz=sent.seed.toeplitz)
+            payloads |= {index: payload for index, payload in carried.items() if index not in outcome.missing}
+            size = reader_of(frame).layout.update_bytes
+    return message_of(payloads, size=size)
+
+
 def received(stage: Stage) -> AdapterState:
-    """Return what the owner can make of all frames on air."""
-    frames = [Frame.from_bytes(stage.world.frames[sent.frame]) for sent, _ in stage.world.sent.values()]
-    assembly = Assembly(frames[0].update_bytes, DESIGN.payload_bytes)
-    for (sent, outcome), frame in zip(stage.world.sent.values(), frames, strict=True):
-        assert sent.power <= stage.scenario.clients[0].power_max_w
-        heard = ~(frame.indices[:, None] == outcome.missing).any(axis=1) if outcome.missing else frame.indices >= 0
-        assembly.add(Reception.of(frame, listener=Listener.MAIN, heard=heard, snr_db=heard.astype("float32")))
+    """Return the adapter that the owner opens, with whatever the update needs; every transmission's tag holds."""
+    sent = [sent for sent, _ in stage.world.sent.values()]
+    assert all(0.0 < each.power <= stage.scenario.clients[0].power_max_w for each in sent)
+    sealed = envelope.from_bytes(arrived(stage.world, Part.PAYLOAD))
+    assert sealed.key == KEY
+    secret = arrived(stage.world, Part.KEY) if envelope.needs_secret(sealed) else b""
     bundle = read_bundle(stage.folder / "bundle.safetensors")
     codec = DeltaCodec(shipped=AdapterState(bundle.adapter_numpy()), config=stage.scenario.codec)
-    sealed = envelope.from_bytes(assembly.data())
-    assert sealed.key == KEY
-    return codec.decode(envelope.open_sealed(sealed, private=stage.private, codec=codec.id), bundle.schema)
+    opening = envelope.open_sealed(sealed, private=stage.private, codec=codec.id, secret=secret)
+    assert all(envelope.link_holds(opening.link_key, part=t.part, design=t.design, seed=t.seed) for t in sent)
+    return codec.decode(opening.payload, bundle.schema)
+
+
+def with_settings(stage: Stage, *overrides: str) -> None:
+    """Let client and world read the scenario with other settings."""
+    stage.scenario = config.load(stage.path, overrides=overrides)
+    stage.world.scenario = stage.scenario.digest
 
 
 @pytest.mark.slow
@@ -187,24 +240,58 @@ def test_a_client_goes_from_emulator_to_verdict_and_its_text_stays_at_home(stage
     assert done.bytes_raw == state.bytes_raw
     assert done.bytes_uploaded == sum(sent.frame_bytes for sent, _ in stage.world.sent.values())
     assert min(done.airtime, done.train_seconds, done.energy) > 0.0
-    wanted = [
-        "training_finished",
-        "update_encoded",
-        "update_sealed",
-        "frame_transmitted",
-        "frame_transmitted",
-        "verdict_received",
-    ]
+    wanted = ["training_finished", "update_encoded", "update_sealed"]
+    wanted += ["frame_encoded", "frame_transmitted"] * 2 + ["verdict_received"]
     assert [e["event"] for e in events(log) if e["event"] in set(wanted)] == wanted
     spoken = log.getvalue() + repr(stage.world.reports) + repr(stage.world.completions) + repr(stage.world.beats)
     assert not re.search("password|captain|marigold", spoken)
-    assert not list((stage.folder / "state").rglob("windows.npy")), "private windows are deleted with the round"
+    left = {path.name for path in (stage.folder / "state" / "rounds" / "1").iterdir()}
+    assert left == {"sealed.bin", "link-payload.json"}, "private windows and large frames are deleted with the round"
     assert stage.world.left == ["the run is over"]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("fidelity", "randomness"), [("bit_exact", "os"), ("hybrid", "seeded")])
+def test_a_key_goes_first_and_the_update_opens_with_it_alone(
+    stage: Stage, log: io.StringIO, fidelity: str, randomness: str
+) -> None:
+    with_settings(stage, f"air.fidelity={fidelity}", "air.hybrid_share=0.3", f"secrecy.randomness={randomness}")
+    stage.world.lost = lambda key, blocks: blocks if key.attempt == 1 else ()
+    assert run(with_direction(stage.take_part(), stage.world, assignment_of(protection=Protection.KEY))) == 0
+    sent = [transmission for transmission, _ in stage.world.sent.values()]
+    assert [(t.part, t.key.attempt) for t in sent] == [(Part.KEY, 1), (Part.KEY, 2), (Part.PAYLOAD, 3)]
+    assert [t.design.secret for t in sent] == [True, True, False]
+    assert len(arrived(stage.world, Part.KEY)) == 32
+    assert received(stage).tensors
+    told = events(log)
+    assert {(e["fidelity"], e["randomness"]) for e in told if e["event"] == "frame_encoded"} == {(fidelity, randomness)}
+    assert {(e["fidelity"], e["protection"]) for e in told if e["event"] == "frame_transmitted"} == {(fidelity, "key")}
+    assert arrived(stage.world, Part.KEY).hex() not in log.getvalue()
+    assert not list((stage.folder / "state").rglob("secret.bin*"))
+
+
+@pytest.mark.slow
+def test_encryption_alone_is_called_that_and_sends_no_random_bits(stage: Stage, log: io.StringIO) -> None:
+    with_settings(stage, "air.fidelity=abstract")
+    assert run(with_direction(stage.take_part(), stage.world, assignment_of(protection=Protection.CRYPTO_ONLY))) == 0
+    ((sent, _),) = stage.world.sent.values()
+    assert (sent.part, sent.design.secret, sent.seed.toeplitz) == (Part.PAYLOAD, False, b"")
+    assert received(stage).tensors
+    told = [e for e in events(log) if "protection" in e]
+    assert {e["protection"] for e in told} == {"crypto_only"}
+    assert {e["event"] for e in told} >= {"assignment_received", "update_sealed", "frame_transmitted"}
+
+
+@pytest.mark.slow
+def test_a_design_that_nobody_can_send_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
+    odd = replace(GRANTED, design=replace(DESIGN, code_bits=10_248))
+    assert run(with_direction(stage.take_part(), stage.world, odd)) == MalformedUpdate.exit_code
+    assert "training_finished" not in [e["event"] for e in events(log)]
+
+
+@pytest.mark.slow
 def test_a_refused_gate_sends_nothing_and_is_no_failure(stage: Stage, log: io.StringIO) -> None:
-    assert run(with_direction(stage.take_part(), stage.world, REFUSED)) == 0
+    assert run(with_direction(stage.take_part(), stage.world, assignment_of(gate=REFUSED))) == 0
     (done,) = stage.world.completions.values()
     assert not done.uploaded
     assert REFUSED.reason in done.reason
@@ -264,6 +351,41 @@ def test_a_client_that_breaks_stops_its_work_and_says_goodbye(stage: Stage) -> N
     assert stage.world.left == ["a fault of this process"]
 
 
+def test_coding_that_is_cancelled_leaves_no_frame_behind(stage: Stage, tmp_path: Path) -> None:
+    async def work() -> None:
+        begun = asyncio.Event()
+
+        async def aside(task: Callable[[], Any]) -> Any:
+            begun.set()
+            return await asyncio.to_thread(task)
+
+        state = ClientState.open(tmp_path / "state", client=CLIENT, attempts_max=1)
+        await state.join(RUN)
+        await state.keep_sealed(1, bytes(20_000_000), secret=b"", links={Part.PAYLOAD: link_seed()})
+        duties = Duties(
+            scenario=stage.scenario,
+            device=stage.scenario.clients[0],
+            records=(),
+            ports=loopback_ports(stage.world, folder=tmp_path),
+            trainer=Trainer(clock=SystemClock()),
+            state=state,
+            status=Status(),
+            clock=SystemClock(),
+            seeds=SeedTree(0),
+            aside=aside,
+            emit=lambda event: None,
+        )
+        sending = asyncio.create_task(duties.perform(Send(assignment=GRANTED, part=Part.PAYLOAD, attempt=1, only=None)))
+        await begun.wait()
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert sending.cancelled()
+        assert not list(state.files(1).directory.glob("frame*"))
+        await state.close()
+
+    run(work())
+
+
 # --- as a real process ------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +417,7 @@ def test_a_terminated_client_leaves_and_ends_with_its_child_within_five_seconds(
         forever = ["--set", "training.epochs=100000"]
         stage.world.scenario = config.load(stage.path, overrides=forever[1:]).digest
         async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-            directing = asyncio.create_task(direct(stage.world))
+            directing = asyncio.create_task(direct(stage.world, GRANTED))
             process = await started(stage, at.owner, at.coordinator, at.air, *forever)
             await until_logged(process, "training_progressed")
             family = psutil.Process(process.pid).children(recursive=True)
@@ -316,7 +438,7 @@ def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
         slow = ["--set", "training.epochs=300"]
         stage.world.scenario = config.load(stage.path, overrides=slow[1:]).digest
         async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-            directing = asyncio.create_task(direct(stage.world))
+            directing = asyncio.create_task(direct(stage.world, GRANTED))
             first = await started(stage, at.owner, at.coordinator, at.air, *slow)
             await until_logged(first, "training_progressed")
             first.kill()
@@ -330,6 +452,34 @@ def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
         assert "device_reported" not in names, "the report was made in the first life"
         (done,) = stage.world.completions.values()
         assert done.uploaded
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_a_client_killed_while_on_air_sends_the_same_frame_again(stage: Stage) -> None:
+    async def work() -> None:
+        stage.world.silent = True
+        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
+            directing = asyncio.create_task(direct(stage.world, assignment_of(protection=Protection.KEY)))
+            first = await started(stage, at.owner, at.coordinator, at.air)
+            await until_logged(first, "frame_encoded")
+            await stage.world.until(lambda: bool(stage.world.sent))
+            first.kill()
+            await first.communicate()
+            stage.world.speak()
+            second = await started(stage, at.owner, at.coordinator, at.air)
+            output, errors = await second.communicate()
+            directing.cancel()
+        assert second.returncode == 0, errors
+        told = [e for line in output.splitlines() if (e := json.loads(line))["event"].startswith("frame_")]
+        assert [(e["event"], e["part"], e["attempt"]) for e in told] == [
+            ("frame_reused", "key", 1),
+            ("frame_transmitted", "key", 1),
+            ("frame_encoded", "payload", 2),
+            ("frame_transmitted", "payload", 2),
+        ]
+        assert received(stage).tensors
 
     run(work())
 

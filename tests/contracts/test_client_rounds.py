@@ -1,6 +1,7 @@
 """Does a client's round go on correctly after every event, whatever is late, repeated or lost?"""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,7 +38,7 @@ from hushtune_client.phases import (
     VerdictReached,
 )
 from hushtune_client.rounds import advance, event_of, resume
-from hushtune_common.messages import ClientId, Directive, DirectiveKind
+from hushtune_common.messages import ClientId, Directive, DirectiveKind, Part, Protection
 from hushtune_common.units import Joule, Second
 from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
 
@@ -49,9 +50,15 @@ SEALED = UpdateSealed(round_id=1, bytes_raw=1000, train_seconds=Second(5.0), ene
 CLOSED = RoundClosed(round_id=1, accepted=True, failed="", last=False)
 
 
-def answered(attempt: int, *missing: int, round_id: int = 1) -> FrameAnswered:
+def answered(attempt: int, *missing: int, round_id: int = 1, part: Part = Part.PAYLOAD) -> FrameAnswered:
     return FrameAnswered(
-        round_id=round_id, attempt=attempt, frame_bytes=100, airtime=Second(2.0), energy=Joule(0.5), missing=missing
+        round_id=round_id,
+        part=part,
+        attempt=attempt,
+        frame_bytes=100,
+        airtime=Second(2.0),
+        energy=Joule(0.5),
+        missing=missing,
     )
 
 
@@ -81,14 +88,53 @@ def test_the_completion_adds_up_what_all_attempts_cost() -> None:
 
 def test_only_the_missing_blocks_are_sent_again() -> None:
     _, commands = play(OPENED, ASSIGNED, SEALED, answered(1, 7, 9))
-    assert commands[-1] == Send(assignment=ASSIGNED.assignment, attempt=2, only=(7, 9))
+    assert commands[-1] == Send(assignment=ASSIGNED.assignment, part=Part.PAYLOAD, attempt=2, only=(7, 9))
+
+
+KEYED = AssignmentReceived(assignment=assignment_of(protection=Protection.KEY))
+
+
+def sends(commands: list[Command]) -> list[tuple[Part, int, tuple[int, ...] | None]]:
+    return [(c.part, c.attempt, c.only) for c in commands if isinstance(c, Send)]
+
+
+def test_the_key_goes_before_what_it_opens_and_attempts_count_through_both() -> None:
+    key = Part.KEY
+    state, commands = play(OPENED, KEYED, SEALED, answered(1, 0, part=key), answered(2, part=key), answered(3))
+    assert sends(commands) == [(key, 1, None), (key, 2, (0,)), (Part.PAYLOAD, 3, None)]
+    assert isinstance(state, Completed)
+    assert (state.completion.uploaded, state.completion.key.attempt, state.completion.bytes_uploaded) == (True, 3, 300)
+
+
+def test_encryption_alone_sends_the_update_and_no_key() -> None:
+    alone = AssignmentReceived(assignment=assignment_of(protection=Protection.CRYPTO_ONLY))
+    state, commands = play(OPENED, alone, SEALED, answered(1))
+    assert sends(commands) == [(Part.PAYLOAD, 1, None)]
+    assert isinstance(state, Completed)
+    assert state.completion.uploaded
+
+
+def test_an_answer_about_another_part_changes_nothing() -> None:
+    state, _ = play(OPENED, KEYED, SEALED)
+    assert play(answered(1), state=state) == (state, [])
+
+
+def test_a_key_that_takes_every_attempt_leaves_none_for_the_update() -> None:
+    key = Part.KEY
+    state, commands = play(OPENED, KEYED, SEALED, answered(1, 0, part=key), answered(2, 0, part=key), answered(3, part=key))
+    assert [part for part, _, _ in sends(commands)] == [key] * 3
+    assert isinstance(state, Completed)
+    assert (state.completion.uploaded, state.completion.reason) == (
+        False,
+        "channel outage: the payload not sent after 3 attempts",
+    )
 
 
 def test_after_the_last_attempt_the_client_gives_up_and_says_so() -> None:
     state, commands = play(OPENED, ASSIGNED, SEALED, answered(1, 7), answered(2, 7), answered(3, 7))
     assert isinstance(state, Completed)
     assert not state.completion.uploaded
-    assert "outage" in state.completion.reason
+    assert state.completion.reason == "channel outage: 1 blocks of the payload missing after 3 attempts"
     assert sum(isinstance(c, Send) for c in commands) == TERMS.attempts_max
 
 
@@ -161,14 +207,17 @@ def test_an_assignment_for_somebody_else_is_not_an_event() -> None:
 # --- laws over any order of events ------------------------------------------------------------------------------------
 
 _rounds = st.integers(1, 3)
+_protections = st.sampled_from(Protection)
 _blocks = st.sets(st.integers(0, 5), max_size=3).map(lambda found: tuple(sorted(found)))
 _events: st.SearchStrategy[Event] = st.one_of(
     st.builds(RoundOpened, round_id=_rounds),
-    _rounds.map(lambda r: AssignmentReceived(assignment=assignment_of(r))),
+    st.tuples(_rounds, _protections).map(lambda rp: AssignmentReceived(assignment=assignment_of(rp[0], protection=rp[1]))),
     _rounds.map(lambda r: AssignmentReceived(assignment=assignment_of(r, gate=REFUSED))),
     st.builds(TrainingStarted, round_id=_rounds),
     _rounds.map(lambda r: replace(SEALED, round_id=r)),
-    st.tuples(st.integers(1, 4), _blocks, _rounds).map(lambda amr: answered(amr[0], *amr[1], round_id=amr[2])),
+    st.tuples(st.integers(1, 4), _blocks, _rounds, st.sampled_from(Part)).map(
+        lambda drawn: answered(drawn[0], *drawn[1], round_id=drawn[2], part=drawn[3])
+    ),
     st.builds(RoundFailed, round_id=_rounds, reason=st.just("lost")),
     st.builds(RoundClosed, round_id=_rounds, accepted=st.booleans(), failed=st.sampled_from(["", "no"]), last=st.booleans()),
     st.builds(VerdictReached, round_id=_rounds),
@@ -196,6 +245,19 @@ def test_rounds_never_go_back_and_attempts_stay_within_their_limit(events: list[
         state, commands = advance(state, event, terms=TERMS)
         assert current_round(state) >= before
         assert all(c.attempt <= TERMS.attempts_max for c in commands if isinstance(c, Send))
+
+
+@given(st.lists(_events, max_size=40))
+def test_parts_are_sent_in_order_and_attempts_rise_one_by_one(events: list[Event]) -> None:
+    _, commands = play(*events)
+    for round_id in {c.assignment.round_id for c in commands if isinstance(c, Send)}:
+        sent = [c for c in commands if isinstance(c, Send) and c.assignment.round_id == round_id]
+        parts = sent[0].assignment.parts
+        assert [c.attempt for c in sent] == list(range(1, len(sent) + 1))
+        order = [parts.index(c.part) for c in sent]
+        assert order == sorted(order)
+        assert sent[0].only is None
+        assert all((after.part == before.part) == (after.only is not None) for before, after in pairwise(sent))
 
 
 @given(st.lists(_events, max_size=40))

@@ -1,6 +1,7 @@
 """Does a restarted client know exactly what it knew, and refuse a folder that is not its own?"""
 
 import asyncio
+import resource
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from hushtune_client.phases import (
 )
 from hushtune_client.rounds import resume
 from hushtune_client.state import ClientState, write_durably
-from hushtune_common.errors import ConfigError, DigestMismatch
+from hushtune_common.errors import ConfigError, DigestMismatch, StorageFull
 from hushtune_common.messages import ClientId, Part, RunId, UpdateKey, Verdict
 from hushtune_common.units import Joule, Second
 from tests.loopback import CARRIER, CLIENT, DESIGN, REFUSED, RUN, assignment_of, link_seed
@@ -183,6 +184,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     write_durably(tmp_path / "frame", [b"one", b"two"])
     assert (tmp_path / "frame").read_bytes() == b"onetwo"
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StorageFull):
+            write_durably(tmp_path / "frame", [bytes(100_000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sealed_bytes_that_changed_on_disk_are_not_sent(tmp_path: Path) -> None:
