@@ -119,6 +119,62 @@ class TearingService(AirService):
             raise PeerLost("torn at the end")
 
 
+class LyingService(AirService):
+    """An air that says something else than it announced."""
+
+    def __init__(self, sky: Sky, *, lie: str) -> None:
+        super().__init__(sky)
+        self._lie = lie
+
+    async def Receive(self, request: air_pb2.ReceiveRequest, context: Any) -> AsyncIterator[air_pb2.ReceiveResponse]:
+        async with aclosing(super().Receive(request, context)) as responses:  # pyright: ignore[reportArgumentType]
+            heard = [response async for response in responses]
+        for response in self._changed(heard):
+            yield response
+
+    def _changed(self, heard: list[air_pb2.ReceiveResponse]) -> list[air_pb2.ReceiveResponse]:
+        first, second = heard[0], heard[1]
+        match self._lie:
+            case "skipped":
+                return [first, *heard[2:]]
+            case "twice":
+                return [first, *heard]
+            case "renumbered":
+                return [first, air_pb2.ReceiveResponse(chunk=1, reception=first.reception)]
+            case "short":
+                return heard[:-1]
+            case "long":
+                return [*heard, air_pb2.ReceiveResponse(chunk=len(heard), reception=heard[-1].reception)]
+            case "garbage":
+                return [first, air_pb2.ReceiveResponse(chunk=1, reception=second.reception[:-1])]
+            case _:
+                return [replaced(response, **{self._lie: other_than(self._lie)}) for response in heard]
+
+
+def other_than(name: str) -> Any:
+    others = {"listener": Listener.TAP, "part": Part.KEY, "update_bytes": 10**6, "fidelity": Fidelity.HYBRID}
+    return others[name]
+
+
+def replaced(response: air_pb2.ReceiveResponse, **fields: Any) -> air_pb2.ReceiveResponse:
+    changed = replace(Reception.from_bytes(response.reception), **fields)
+    return air_pb2.ReceiveResponse(chunk=response.chunk, reception=changed.to_bytes())
+
+
+class StallingService(AirService):
+    """An air whose first stream stands still."""
+
+    stalls = 1
+
+    async def Receive(self, request: air_pb2.ReceiveRequest, context: Any) -> AsyncIterator[air_pb2.ReceiveResponse]:
+        async with aclosing(super().Receive(request, context)) as responses:  # pyright: ignore[reportArgumentType]
+            async for response in responses:
+                if response.chunk == 1 and self.stalls:
+                    self.stalls -= 1
+                    await asyncio.Event().wait()
+                yield response
+
+
 @dataclass(slots=True)
 class Air:
     """A running air and what its callers need."""
@@ -141,11 +197,10 @@ class Air:
     def stub(self, role: Role, name: str) -> Any:
         return air_pb2_grpc.AirStub(self.channel(role, name))
 
-    def listener(self, listener: Listener) -> AirListener:
+    def listener(self, listener: Listener, *, setting: Scenario | None = None) -> AirListener:
         role = Role.OWNER if listener is Listener.MAIN else Role.EAVESDROPPER
-        return AirListener(
-            self.channel(role, str(role)), self.scenario, listener=listener, clock=FakeClock(autojump=True), seeds=SEEDS
-        )
+        channel, clock = self.channel(role, str(role)), FakeClock(autojump=True)
+        return AirListener(channel, setting or self.scenario, listener=listener, clock=clock, seeds=SEEDS)
 
     async def write(self, client: str, frame: bytes, *, prefix: str) -> BlobName:
         name = BlobName(prefix=prefix, digest=Digest.of(frame), size=len(frame))
@@ -175,9 +230,9 @@ class Air:
                     await self.acknowledge(transmission.key)
         return Second(airtime_s), missing
 
-    async def hear(self, listener: Listener, *, seq: int = 1) -> list[Reception]:
+    async def hear(self, listener: Listener, *, seq: int = 1, setting: Scenario | None = None) -> list[Reception]:
         """Everything that a receiver hears of one transmission, taken to the end."""
-        ears = self.listener(listener)
+        ears = self.listener(listener, setting=setting)
         notice = (await notices(ears, seq))[-1]
         return [reception async for reception in ears.receive(notice)]
 
@@ -198,7 +253,7 @@ async def running(
     folder: Path,
     *,
     fidelity: str = "abstract",
-    breaks: list[int] | None = None,
+    serve: Callable[[Sky], AirService] = AirService,
     quota_bytes: int = 1 << 26,
     limits: LimitsConfig | None = None,
     protections: tuple[str, ...] = ("payload",),
@@ -210,7 +265,7 @@ async def running(
     journal = Journal.open(folder / "journal.sqlite", schema="test-air")
     medium, geography = CountingMedium(MEDIA[fidelity](setting)), Geography(setting, SEEDS)
     sky = Sky(setting, medium=medium, geography=geography, store=store, journal=journal, clock=CLOCK, seeds=SEEDS)
-    service = AirService(sky) if breaks is None else TearingService(sky, breaks=breaks)
+    service = serve(sky)
     server = await endpoint.serve(
         [register_air(service), register_blobs(AirBlobs(sky, store))],
         names=["hushtune.v1.Air"],
@@ -547,7 +602,7 @@ def test_only_what_is_on_air_can_be_heard_from_a_chunk_that_exists(kits: Kits, t
 def test_a_listener_whose_stream_breaks_gets_the_rest_and_nothing_twice(kits: Kits, tmp_path: Path, breaks: list[int]) -> None:
     async def play() -> None:
         update = random_update(200 * DESIGN.payload_bytes)
-        async with running(kits, tmp_path, breaks=breaks) as air:
+        async with running(kits, tmp_path, serve=lambda sky: TearingService(sky, breaks=breaks)) as air:
             await air.put_on_air(*order(update=update))
             receptions = await air.hear(Listener.MAIN)
             assert [r.chunk for r in receptions] == [0, 1, 2, 3]
@@ -561,12 +616,49 @@ def test_a_listener_whose_stream_breaks_gets_the_rest_and_nothing_twice(kits: Ki
 
 def test_a_listener_gives_up_when_nothing_gets_through(kits: Kits, tmp_path: Path) -> None:
     async def play() -> None:
-        async with running(kits, tmp_path, breaks=[0] * 9, limits=LimitsConfig(attempts_max=2)) as air:
+        limits = LimitsConfig(attempts_max=2)
+        async with running(kits, tmp_path, serve=lambda sky: TearingService(sky, breaks=[0] * 9), limits=limits) as air:
             await air.put_on_air(*order())
             with pytest.raises(PeerLost, match="torn"):
                 await air.hear(Listener.MAIN)
             assert isinstance(air.service, TearingService)
             assert air.service.asked == [0, 0]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    "lie", ["skipped", "twice", "renumbered", "short", "long", "garbage", "listener", "part", "update_bytes", "fidelity"]
+)
+def test_a_listener_refuses_what_was_not_announced(kits: Kits, tmp_path: Path, lie: str) -> None:
+    async def play() -> None:
+        update = random_update(190 * DESIGN.payload_bytes)
+        async with running(kits, tmp_path, serve=lambda sky: LyingService(sky, lie=lie)) as air:
+            await air.put_on_air(*order(update=update))
+            with pytest.raises(MalformedUpdate):
+                await air.hear(Listener.MAIN)
+
+    asyncio.run(play())
+
+
+def test_a_listener_refuses_an_update_that_is_too_large_before_it_hears_any_of_it(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            await air.put_on_air(*order())
+            narrow = structs.replace(air.scenario, limits=LimitsConfig(update_bytes_max=len(UPDATE) - 1))
+            with pytest.raises(LimitExceeded):
+                await air.hear(Listener.MAIN, setting=narrow)
+            assert air.medium.chunks == []
+
+    asyncio.run(play())
+
+
+def test_a_stream_that_stands_still_is_begun_again_where_it_stood(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path, serve=StallingService) as air:
+            await air.put_on_air(*order(update=random_update(190 * DESIGN.payload_bytes)))
+            impatient = structs.replace(air.scenario, timing=structs.replace(air.scenario.timing, idle_s=0.1))
+            assert [r.chunk for r in await air.hear(Listener.MAIN, setting=impatient)] == [0, 1, 2]
 
     asyncio.run(play())
 
@@ -762,6 +854,22 @@ def test_a_client_that_sends_in_run_after_run_does_not_take_the_room_of_the_othe
         asyncio.run(play())
     unread = [vars(r)["hushtune_fields"]["reception"] for r in caplog.records if r.message == "reception_unread"]
     assert unread == [f"frames/run-{n}/1/c1/1" for n in range(60)]
+
+
+def test_a_frame_that_its_sender_has_given_up_can_no_longer_be_heard_to_the_end(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            sending, blob = order(update=random_update(300 * DESIGN.payload_bytes))
+            await air.put_on_air(sending, blob)
+            await air.hear(Listener.TAP)
+            async with aclosing(air.sky.receptions(sending.key, Listener.MAIN, first=0)) as chunks:
+                await anext(chunks)
+                await air.put_on_air(*order(attempt=2))  # without waiting for a receipt
+                with pytest.raises(StaleRound):
+                    await anext(chunks)
+            assert air.held() == ["run-1/1/c1/2"]
+
+    asyncio.run(play())
 
 
 def test_a_client_that_writes_and_never_sends_holds_one_frame(kits: Kits, tmp_path: Path) -> None:

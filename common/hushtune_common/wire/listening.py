@@ -10,13 +10,13 @@ import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, StaleRound
+from hushtune_common.errors import DeadlineExceeded, LimitExceeded, MalformedUpdate, OperatingFault, StaleRound
 from hushtune_common.link.frame import chunk_blocks
 from hushtune_common.link.reception import Reception
 from hushtune_common.logs import log_event
 from hushtune_common.messages import BLOCKS_MAX, Listener, ReceptionNotice
 from hushtune_common.seeding import SeedTree
-from hushtune_common.wire import convert
+from hushtune_common.wire import convert, faults
 from hushtune_common.wire.streams import resumed
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc
@@ -102,16 +102,14 @@ class AirListener:
             raise MalformedUpdate(f"chunk: the air ended after {expected.next} of {expected.count}")
 
     async def _tell_heard(self, expected: "_Expected") -> None:
-        # The air keeps a frame until its listeners have it all. When it could not wait that long, nothing is lost now.
-        with suppress(StaleRound):
-            async with aclosing(self._resumed(expected)) as responses:
-                async for _ in responses:
-                    raise MalformedUpdate(f"chunk: more than the {expected.count} that there are")
+        # The air keeps a frame until its listeners have all of it. A single try: nothing is lost when it fails, only room.
+        with suppress(OperatingFault, StaleRound), faults.translated():
+            async for _ in self._stub.Receive(expected.request(), wait_for_ready=False, timeout=self._scenario.timing.idle_s):
+                raise MalformedUpdate(f"chunk: more than the {expected.count} that there are")
 
     def _resumed(self, expected: "_Expected") -> AsyncGenerator[pb.ReceiveResponse, None]:
         def begin() -> AsyncIterator[pb.ReceiveResponse]:
-            request = convert.receive_to_wire(expected.notice.transmission.key, first_chunk=expected.next)
-            return _Moving(self._stub.Receive(request, wait_for_ready=False), idle_s=self._scenario.timing.idle_s)
+            return _Moving(self._stub.Receive(expected.request(), wait_for_ready=False), idle_s=self._scenario.timing.idle_s)
 
         return resumed(
             begin,
@@ -136,6 +134,9 @@ class _Expected:
     @property
     def complete(self) -> bool:
         return self.next == self.count
+
+    def request(self) -> pb.ReceiveRequest:
+        return convert.receive_to_wire(self.notice.transmission.key, first_chunk=self.next)
 
     def take(self, response: pb.ReceiveResponse) -> Reception:
         reception = Reception.from_bytes(response.reception)
