@@ -1,4 +1,4 @@
-"""Which blocks a listener decodes: effective SNR under fading, block error tables, and the draw itself.
+"""Which blocks a listener decodes: effective SNR under fading, block error tables, the draw itself, and what contradicts it.
 
 Fading follows mutual-information effective SNR mapping (MIESM): ``I(effective) = mean_j I(snr_j)`` with the constellation's own
 mutual information, so there is nothing to fit.
@@ -11,22 +11,35 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import betainc, ndtr, ndtri
 
 from hushtune_common.config import AirConfig
-from hushtune_common.link.channel import Decibels, Flags, Frame, Reception
 from hushtune_common.link.leakage import information_density
 from hushtune_common.link.mcs import CodingPoint, point_of
-from hushtune_common.messages import Listener, SecrecyDesign
-from hushtune_common.seeding import NoiseRng, SeedTree
+from hushtune_common.messages import SecrecyDesign
+from hushtune_common.seeding import SeedTree
 from hushtune_common.units import to_db
 
 Floats = NDArray[np.float64]
+Gains = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+Decibels = NDArray[np.float32]
+
+CONTRADICTION_P: Final = 1e-6
+"""Below this p-value of `consistent`, a sample of blocks contradicts the tables."""
+TABLE_ERROR_DB: Final = 0.05
+"""How far a block error table may be off along the SNR, in white noise."""
+MAPPING_ERROR_DB: Final = 0.15
+"""The same under fading, where the effective SNR mapping adds its own error."""
 
 _INFORMATION_DB: Final[Floats] = np.arange(-40.0, 30.25, 0.25)
-_CHUNK_BLOCKS: Final = 4096
 _FADING_DRAWS: Final = 4096
 _SEARCH_DB: Final = (-20.0, 60.0)
+_GAIN_LEAST: Final = 1e-12
+"""Deeper fades are one to every receiver, and zero has no level."""
+_UNSEEN: Final = 6.9
+"""Errors that a row without any would still have expected with a probability of 1e-3."""
+_GRID_PER_DB: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +66,7 @@ def block_error_rate(point: CodingPoint, snr_db: Floats) -> Floats:
     """Return the error rate of one codeword at each SNR, white noise.
 
     Linear in (dB, Qinv(rate)) between the measured rows; rows without an error count as 1 / (2 blocks), which is also the least
-    rate ever returned. A table that ends above that is continued at the slope of its last two rows. Below the first row every
-    block fails.
+    rate ever returned. Below the first row every block fails.
     """
     knots_db, knots_q, floor = _waterfall(point)
     rate = np.maximum(ndtr(-np.interp(snr_db, knots_db, knots_q)), floor)
@@ -64,7 +76,8 @@ def block_error_rate(point: CodingPoint, snr_db: Floats) -> Floats:
 def effective_snr_db(modulation: str, snr_db: Floats) -> Floats:
     """Return the white-noise SNR that carries the same information as the coherence blocks on the last axis of ``snr_db``.
 
-    The result saturates where the constellation is full (17 dB with QPSK, 24 dB with 16-QAM), far above any waterfall.
+    The result saturates where the constellation is full (17 dB with QPSK, 24 dB with 16-QAM, 30 dB with 64-QAM), far above any
+    waterfall.
     """
     information = _information(modulation)
     mean = np.interp(snr_db, _INFORMATION_DB[: information.size], information).mean(axis=-1)
@@ -97,48 +110,95 @@ def required_snr_db(point: CodingPoint, *, codewords: int, block_error_max: floa
     return ceil(high * 100.0) / 100.0
 
 
-def hear(frame: Frame, *, listener: Listener, design: SecrecyDesign, snr: float, fading: Fading, seeds: SeedTree) -> Reception:
-    """Return what a listener with mean SNR ``snr`` (linear) hears of a frame; equal ``seeds`` give equal receptions.
+def fading_gains(count: int, *, codewords: int, fading: Fading, seeds: SeedTree) -> Gains | None:
+    """Return power gains of unit mean for each codeword of ``count`` hash blocks, (count * codewords, coherence blocks).
 
-    A hash block is heard when all its codewords decode. A codeword fades over its own coherence blocks.
+    None without fading. Equal ``seeds`` give equal gains.
     """
-    rng = seeds.generator()
-    parts = [
-        _draw(min(_CHUNK_BLOCKS, frame.count - start), design=design, snr_db=to_db(snr), fading=fading, rng=rng)
-        for start in range(0, frame.count, _CHUNK_BLOCKS)
-    ]
-    heard = np.concatenate([p[0] for p in parts])
-    snr_db = np.concatenate([p[1] for p in parts])
-    return Reception.of(frame, listener=listener, heard=heard, snr_db=snr_db)
+    if not fading.subbands:
+        return None
+    return seeds.generator().standard_exponential(size=(count * codewords, fading.subbands), dtype=np.float32)
 
 
-def _draw(count: int, *, design: SecrecyDesign, snr_db: float, fading: Fading, rng: NoiseRng) -> tuple[Flags, Decibels]:
-    """Draw ``count`` hash blocks: heard flags and mean SNRs in dB, both (count,)."""
-    point = point_of(design)
-    shape = (count, design.codewords)
-    if fading.subbands:
-        gains = rng.exponential(size=(*shape, fading.subbands))
-        rate = block_error_rate(point, effective_snr_db(point.modulation, snr_db + 10.0 * np.log10(gains)))
-        seen = snr_db + 10.0 * np.log10(gains.mean(axis=(1, 2)))
+def fates(count: int, *, design: SecrecyDesign, snr: float, gains: Gains | None, seeds: SeedTree) -> tuple[Flags, Decibels]:
+    """Draw which of ``count`` hash blocks are decoded at a mean SNR (linear); equal ``seeds`` give equal fates.
+
+    A block is decoded when all its codewords are, each at its own effective SNR. ``gains`` are those of `fading_gains`.
+    Returns flags and mean SNRs in dB, (count,) each.
+    """
+    point, level = point_of(design), to_db(snr)
+    if gains is None:
+        rate = np.broadcast_to(block_error_rate(point, np.array(level)), (count, design.codewords))
+        seen = np.full(count, level)
     else:
-        rate = block_error_rate(point, np.array(snr_db))
-        seen = np.full(count, snr_db)
-    heard: Flags = np.all(rng.random(shape) >= rate, axis=1)
-    return heard, seen.astype(np.float32)
+        faded = level + _decibels(gains).reshape(count, design.codewords, -1)
+        rate = block_error_rate(point, effective_snr_db(point.modulation, faded))
+        seen = level + _decibels(gains.reshape(count, -1).mean(axis=1, dtype=np.float64))
+    decoded: Flags = np.all(seeds.generator().random((count, design.codewords)) >= rate, axis=1)
+    return decoded, seen.astype(np.float32)
+
+
+def consistent(
+    design: SecrecyDesign, *, snr_db: NDArray[np.floating], failed: int, of: int, error_db: float | None = None
+) -> float:
+    """Return the two-sided p-value of ``failed`` among ``of`` hash blocks that were sent bit by bit, if the tables are right.
+
+    ``snr_db`` are the blocks' mean SNRs (of,), or one for all. "Right" allows the tables to be off by ``error_db`` along the SNR
+    (`TABLE_ERROR_DB`, under fading `MAPPING_ERROR_DB`) and their rows without an error to hide a rate too small to be seen. How a
+    block's mean divides among its coherence blocks is averaged over: under Rayleigh fading it is independent of the mean.
+    Failures of blocks with unequal rates are less spread than binomial ones of the mean rate (Hoeffding 1956), whose tails
+    therefore bound theirs. Values below `CONTRADICTION_P` are no accident.
+    """
+    if not 0 <= failed <= of or of < 1:
+        raise ValueError(f"{failed} of {of} blocks cannot have failed")
+    level = np.broadcast_to(np.asarray(snr_db, dtype=np.float64), (of,))
+    if error_db is None:
+        error_db = MAPPING_ERROR_DB if design.subbands else TABLE_ERROR_DB
+    most = float(_failure_rates(design, level - error_db)[1].mean())
+    least = float(_failure_rates(design, level + error_db)[0].mean())
+    at_least = float(betainc(failed, of - failed + 1, most)) if failed else 1.0
+    at_most = float(betainc(of - failed, failed + 1, 1.0 - least)) if failed < of else 1.0
+    return min(1.0, 2.0 * at_least, 2.0 * at_most)
+
+
+def _failure_rates(design: SecrecyDesign, level_db: Floats) -> tuple[Floats, Floats]:
+    """Return the least and greatest probabilities, (blocks,) each, that hash blocks of these mean SNRs are lost."""
+    point = point_of(design)
+    if not design.subbands:
+        least, most = _error_range(point, level_db)
+        return 1.0 - (1.0 - least) ** design.codewords, 1.0 - (1.0 - most) ** design.codewords
+    place = level_db * _GRID_PER_DB
+    steps = np.arange(np.floor(place.min()), np.ceil(place.max()) + 1.0)
+    known = np.array([_faded_failure(point, design.codewords, design.subbands, int(step)) for step in steps])
+    return np.interp(place, steps, known[:, 0]), np.interp(place, steps, known[:, 1])
+
+
+@lru_cache(maxsize=1024)
+def _faded_failure(point: CodingPoint, codewords: int, subbands: int, step: int) -> tuple[float, float]:
+    """Return the range of the loss probability of a hash block whose gains average to ``step`` quarters of a dB."""
+    faded = step / _GRID_PER_DB + _divided_fading_db(codewords, subbands)
+    found: list[float] = []
+    for rate, sign in zip(_error_range(point, effective_snr_db(point.modulation, faded)), (-1.0, 1.0), strict=True):
+        lost = 1.0 - np.prod(1.0 - rate, axis=-1)
+        found.append(float(np.clip(lost.mean() + sign * 3.0 * lost.std() / lost.size**0.5, 0.0, 1.0)))
+    return found[0], found[1]
+
+
+def _error_range(point: CodingPoint, snr_db: Floats) -> tuple[Floats, Floats]:
+    """Return the rates that the table allows: where no error was seen, from none to what would hardly have gone unseen."""
+    floor = _waterfall(point)[2]
+    rate = block_error_rate(point, snr_db)
+    unseen = rate <= floor * (1.0 + 1e-9)
+    return np.where(unseen, 0.0, rate), np.maximum(rate, 2.0 * _UNSEEN * floor)
 
 
 @lru_cache(maxsize=16)
 def _waterfall(point: CodingPoint) -> tuple[Floats, Floats, float]:
-    """Return the table's knots as SNR in dB and Qinv(rate), continued to its floor, and the floor."""
+    """Return the table's knots as SNR in dB and Qinv(rate), and the least rate that it can tell from none."""
     least = [1.0 / (2.0 * blocks) for _, _, blocks in point.bler]
     snr_db = [row[0] for row in point.bler]
     q = [float(-ndtri(min(max(row[1], e), 1.0 - e))) for row, e in zip(point.bler, least, strict=True)]
-    floor = min(least)
-    end = float(-ndtri(floor))
-    if q[-1] < end:
-        snr_db.append(snr_db[-1] + (end - q[-1]) * (snr_db[-1] - snr_db[-2]) / (q[-1] - q[-2]))
-        q.append(end)
-    return np.array(snr_db), np.array(q), floor
+    return np.array(snr_db), np.array(q), least[-1]
 
 
 @lru_cache(maxsize=8)
@@ -149,8 +209,20 @@ def _information(modulation: str) -> Floats:
     return values[: rising[0] + 1] if rising.size else values
 
 
+def _decibels(gains: NDArray[np.floating]) -> Floats:
+    return 10.0 * np.log10(np.maximum(gains, _GAIN_LEAST, dtype=np.float64))
+
+
 @lru_cache(maxsize=8)
 def _unit_fading_db(subbands: int) -> Floats:
     """Return a fixed sample of unit-mean Rayleigh power gains in dB, (draws, subbands): an integral, not an experiment."""
     rng = SeedTree(0).child("fading-average", str(subbands)).generator()
-    return 10.0 * np.log10(rng.exponential(size=(_FADING_DRAWS, subbands)))
+    return _decibels(rng.exponential(size=(_FADING_DRAWS, subbands)))
+
+
+@lru_cache(maxsize=8)
+def _divided_fading_db(codewords: int, subbands: int) -> Floats:
+    """Return a fixed sample, (draws, codewords, subbands) in dB, of gains divided by their mean over each hash block."""
+    rng = SeedTree(0).child("fading-division", str(codewords), str(subbands)).generator()
+    gains = rng.exponential(size=(_FADING_DRAWS, codewords, subbands))
+    return _decibels(gains / gains.mean(axis=(1, 2), keepdims=True))
