@@ -1,6 +1,5 @@
 """How is each command of the round carried out? Over the ports, the trainer and the state; knows no transport."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from hushtune_client.phases import (
 from hushtune_client.ports import Ports
 from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
-from hushtune_client.state import ClientState, RoundFiles
+from hushtune_client.state import ClientState, RoundFiles, seen_through
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
@@ -183,7 +182,7 @@ class Duties:
         energy = telemetry.compute_energy(self._device, clock=assignment.clock, flops=flops)
         _log_trained(trained, round_id=round_id, energy=energy, flops=flops, clock_share=clock_share)
         sealed = await self._seal(emulator, files, assignment=assignment)
-        await _seen_through(self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links))
+        await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
         return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=energy)
 
     def _on_started(self, round_id: int) -> None:
@@ -295,7 +294,7 @@ class Duties:
                 stopped=stopped,
             )
         )
-        frame = await _seen_through(work, cancel=stopped.set)
+        frame = await seen_through(work, cancel=stopped.set)
         log_event(
             _logger,
             "frame_reused" if frame.reused else "frame_encoded",
@@ -347,21 +346,6 @@ class Duties:
 
     def _key(self, round_id: int, *, attempt: int) -> UpdateKey:
         return UpdateKey(run=self._state.terms.run, round_id=round_id, client=ClientId(self._device.id), attempt=attempt)
-
-
-async def _seen_through(work: Awaitable[_T], *, cancel: Callable[[], None] | None = None) -> _T:
-    """Return what ``work`` returns; when cancelled, ask it to end (``cancel``) and wait until it has.
-
-    A thread cannot be cancelled, and what it writes after its round was given up would be deleted by nobody.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if cancel is not None:
-            cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float, clock_share: float) -> None:

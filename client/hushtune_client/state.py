@@ -7,10 +7,10 @@ lies beside it in files, so a restarted client sends the same bytes again instea
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from hushtune_common.store.disk import full_disk_is_typed
 from hushtune_common.store.journal import Journal
 from hushtune_common.store.partial import install
 
+_T = TypeVar("_T")
 SCHEMA = "hushtune-client/2"
 
 _EVENTS: dict[str, type[Any]] = {
@@ -80,6 +81,21 @@ class RoundFiles:
             attempt = int(path.name.removeprefix("frame-").partition(".")[0])
             if before is None or attempt < before:
                 path.unlink(missing_ok=True)
+
+
+async def seen_through(work: Awaitable[_T], *, cancel: Callable[[], None] | None = None) -> _T:
+    """Return what ``work`` in a thread returns; when cancelled, ask it to end (``cancel``) and wait until it has.
+
+    A thread cannot be cancelled, and what it writes after its round was given up would be deleted by nobody.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if cancel is not None:
+            cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
@@ -183,7 +199,7 @@ class ClientState:
         Only what was kept as a whole is given back: the digest of the sealed bytes is remembered last.
         """
         files = self.files(round_id)
-        await asyncio.to_thread(_write_update, files, data=data, secret=secret, links=links)
+        await seen_through(asyncio.to_thread(_write_update, files, data=data, secret=secret, links=links))
         await self._append("sealed", {"round_id": round_id, "digest": Digest.of(data).hex})
 
     def sealed(self, round_id: int) -> bytes:
