@@ -1,96 +1,88 @@
-"""What does the tap hold after listening: blocks, bytes, and what those bytes look like."""
+"""What does the eavesdropper make of one chunk: payloads, right or wrong, and how the decoder fared?
 
-from collections.abc import Sequence
+She runs the owner's decoder with as many iterations as the scenario gives her, and takes the hash off with the public seed. A
+block that was sent again carries other random bits, so its codewords are others: there is nothing to combine, and each time is a
+new try.
+"""
+
 from dataclasses import dataclass
-from math import sqrt
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc
 
-from hushtune_common.link.channel import Assembly, Reception
+from hushtune_common.link.modem import LLR_SCALE
+from hushtune_common.link.modular import BlockCode
+from hushtune_common.link.reception import Reception, bare_payloads
+from hushtune_common.seeding import SeedTree
 
-MARKERS: Final = {
-    "zstandard frame": b"\x28\xb5\x2f\xfd",
-    "safetensors header": b'{"__metadata__"',
-    "tensor name": b"self_attn",
-    "tensor offsets": b'"data_offsets"',
-}
-"""Byte strings that an update in the clear would contain."""
+Bytes = NDArray[np.uint8]
+Indices = NDArray[np.uint32]
+Flags = NDArray[np.bool_]
+Counts = NDArray[np.int16]
+
+_GAUGED_BLOCKS: Final = 16
+_WRONG: Final = 1.0 / (1.0 + np.exp(np.arange(129) / LLR_SCALE))
+"""By the size of a soft value, the probability that its sign is wrong: what a log-likelihood ratio says of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Guess:
-    """The tap's best guess of one update: ``data`` with zeros where nothing was heard, ``known`` flags per byte of it."""
+class Reading:
+    """One chunk after the attack.
 
-    data: bytes
-    known: NDArray[np.bool_]
+    Of the ``coded`` coded blocks those at ``indices`` (n,) were decoded: ``payloads`` (n, payload_bytes), ``sound`` (n,) where
+    the checksum holds, ``iterations`` (n, codewords), negative where parity checks failed. Of the ``bare`` ones ``bare_indices``
+    and ``bare_payloads`` came through. ``sign_errors`` of ``signs`` soft values have the wrong sign, by their own account.
+    """
 
-    @property
-    def bytes_known(self) -> int:
-        """Bytes that were heard with a valid checksum."""
-        return int(self.known.sum())
-
-    @property
-    def heard(self) -> bytes:
-        """The known bytes, joined."""
-        return np.frombuffer(self.data, dtype=np.uint8)[self.known].tobytes()
+    coded: int
+    indices: Indices
+    payloads: Bytes
+    sound: Flags
+    iterations: Counts
+    bare: int
+    bare_indices: Indices
+    bare_payloads: Bytes
+    sign_errors: float
+    signs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proportion:
-    """A share ``count / of`` with its Wilson 95 % interval."""
+class BlockDecoder:
+    """Decodes all coded blocks of a chunk, or a random ``share`` of them, with up to ``iterations``."""
 
-    count: int
-    of: int
+    iterations: int
+    threads: int = 1
+    share: float = 1.0
 
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0 <= self.count <= self.of or self.of < 1:
-            raise ValueError(f"{self.count} of {self.of} is not a share")
+    def read(self, reception: Reception, *, code: BlockCode, seeds: SeedTree) -> Reading:
+        """Return what a chunk gives; ``seeds`` choose the sample. The first chunk of a frame has at least one block in it.
 
-    @property
-    def share(self) -> float:
-        """The point estimate."""
-        return self.count / self.of
+        ``ValueError`` when the soft values are not of the design of ``code``.
+        """
+        coded = len(reception.soft)
+        chosen = self._sample(coded, first=reception.chunk == 0, seeds=seeds)
+        soft = reception.soft if chosen.all() else reception.soft[chosen]
+        decoded = code.decode(soft, iterations=self.iterations, threads=self.threads)
+        bare_indices, bare = bare_payloads(reception)
+        sizes = np.bincount(np.abs(soft[:_GAUGED_BLOCKS].astype(np.int16)).ravel(), minlength=_WRONG.size)
+        return Reading(
+            coded=coded,
+            indices=reception.coded_indices[chosen],
+            payloads=decoded.payloads,
+            sound=decoded.sound,
+            iterations=decoded.iterations,
+            bare=reception.count - coded,
+            bare_indices=bare_indices,
+            bare_payloads=bare,
+            sign_errors=float(sizes @ _WRONG),
+            signs=int(sizes.sum()),
+        )
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The interval of Wilson (1927), which holds near 0 and 1 as well."""
-        z = 1.959963984540054
-        n, p = self.of, self.share
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return (0.0 if self.count == 0 else centre - half, 1.0 if self.count == self.of else centre + half)
-
-
-def best_guess(receptions: Sequence[Reception]) -> tuple[Guess, int]:
-    """Return what all receptions of one update together give, and how many heard blocks had a valid checksum.
-
-    ``ValueError`` without receptions; ``MalformedUpdate`` when they are of different updates.
-    """
-    if not receptions:
-        raise ValueError("nothing was received")
-    first = receptions[0]
-    assembly = Assembly(first.update_bytes, first.block_bytes)
-    sound = sum(assembly.add(reception) for reception in receptions)
-    known = np.repeat(assembly.known, first.block_bytes)[: first.update_bytes]
-    return Guess(data=assembly.partial(), known=known), sound
-
-
-def markers_in(data: bytes) -> tuple[str, ...]:
-    """Return the names of the plain-text markers that ``data`` contains."""
-    return tuple(name for name, marker in MARKERS.items() if marker in data)
-
-
-def uniformity(data: bytes) -> float | None:
-    """Return the p-value of a chi-square test that bytes are uniform; None when there are too few (below 1280).
-
-    Sealed bytes look uniform; a value near 0 means structure, for a tap an invitation.
-    """
-    if len(data) < 1280:
-        return None
-    counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
-    expected = len(data) / 256.0
-    return float(chdtrc(255.0, float(((counts - expected) ** 2 / expected).sum())))
+    def _sample(self, count: int, *, first: bool, seeds: SeedTree) -> Flags:
+        if self.share >= 1.0 or not count:
+            return np.ones(count, dtype=np.bool_)
+        rng = seeds.generator()
+        flags = rng.random(count) < self.share
+        flags[int(rng.integers(count))] |= first
+        return flags
