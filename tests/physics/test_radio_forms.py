@@ -1,4 +1,4 @@
-"""Are path loss, noise, secrecy rate, outage and the map what the formulas say?"""
+"""Are path loss, noise, secrecy rates, outages and the map what the formulas and simulations say?"""
 
 from math import exp, log2
 
@@ -12,11 +12,16 @@ from hushtune_common.link.secrecy import (
     noise_power,
     outage_factor,
     path_gain,
+    positive_secrecy_probability,
+    second_order_constrained_rate,
+    second_order_secrecy_rate,
+    secrecy_outage,
+    secrecy_outage_known_main,
     snr,
     tap_gain_bound,
 )
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import Hertz, Metre, PowerRatio, Watt, to_db
+from hushtune_common.units import Hertz, Metre, PowerRatio, Watt, from_db, to_db
 from hushtune_server.air.fading import Geography
 from tests.radio import scenario
 
@@ -52,6 +57,61 @@ def test_a_faded_tap_exceeds_the_design_snr_as_often_as_allowed() -> None:
 def test_outages_of_independent_blocks_add_up() -> None:
     assert any_outage(0.1, 2) == pytest.approx(1 - 0.9**2)
     assert any_outage(1e-12, 3) == pytest.approx(3e-12)
+
+
+@pytest.mark.parametrize(
+    ("main_db", "tap_db", "rate", "formula"), [(20, 5, 1.0, 0.06884), (15, 0, 1.0, 0.08876), (10, -5, 0.5, 0.08165)]
+)
+def test_outage_of_two_faded_links_is_the_published_form_and_that_of_a_simulation(
+    main_db: float, tap_db: float, rate: float, formula: float
+) -> None:
+    main, tap = from_db(main_db), from_db(tap_db)
+    gains = SeedTree(4).child("both").generator().exponential(size=(2, 400_000))
+    capacity = np.log2(1.0 + main * gains[0]) - np.log2(1.0 + tap * gains[1])
+    found = secrecy_outage(main, tap, rate=rate)
+    assert found == pytest.approx(formula, abs=5e-6)
+    assert float((capacity < rate).mean()) == pytest.approx(found, abs=4 * (found / 400_000) ** 0.5)
+    assert float((capacity > 0).mean()) == pytest.approx(positive_secrecy_probability(main, tap), abs=4e-3)
+
+
+@pytest.mark.parametrize("antennas", [1, 3])
+def test_outage_with_a_known_main_link_is_that_of_a_simulation(antennas: int) -> None:
+    main, tap, rate = from_db(10.0), from_db(-2.0), 1.5
+    gain = SeedTree(4).child("tap", str(antennas)).generator().exponential(size=(400_000, antennas)).sum(axis=1)
+    share = float((np.log2(1.0 + main) - np.log2(1.0 + tap * gain) < rate).mean())
+    found = secrecy_outage_known_main(main, tap, rate=rate, antennas=antennas)
+    assert share == pytest.approx(found, abs=4 * (found / 400_000) ** 0.5)
+    assert secrecy_outage_known_main(main, tap, rate=log2(1.0 + main) + 0.1) == 1.0
+
+
+@pytest.mark.parametrize(("tap_db", "capacity", "rate"), [(-10.0, 0.843, 0.799), (-5.0, 0.714, 0.654), (0.0, 0.426, 0.355)])
+def test_the_second_order_benchmark_is_the_published_one(tap_db: float, capacity: float, rate: float) -> None:
+    for symbols, expected, tolerance in ((5120, rate, 5e-4), (10**13, capacity, 6e-4)):
+        found = second_order_constrained_rate(
+            "qpsk", snr_main_db=6.0, snr_tap_db=tap_db, symbols=symbols, block_error_rate=1e-3, log2_delta=-40.0
+        )
+        assert found / 2.0 == pytest.approx(expected, abs=tolerance)  # published per real dimension
+
+
+def test_the_second_order_benchmark_tends_to_the_difference_of_capacities_from_below() -> None:
+    main, tap = from_db(6.0), from_db(-5.0)
+    rates = [
+        second_order_secrecy_rate(main, tap, symbols=n, block_error_rate=1e-3, log2_delta=-64.0)
+        for n in (10, 10**3, 10**5, 10**9)
+    ]
+    assert rates == sorted(rates)
+    assert rates[0] == 0.0
+    assert rates[-1] == pytest.approx(gaussian_secrecy_rate(main, tap), abs=1e-3)
+
+
+def test_the_gaussian_dispersion_is_that_of_simulated_noise() -> None:
+    snr_main, symbols = 3.0, 200_000
+    rng = SeedTree(4).child("dispersion").generator()
+    sent, noise = (rng.standard_normal((symbols, 2)) for _ in range(2))
+    heard = np.sqrt(snr_main) * sent * np.sqrt(2.0) / np.linalg.norm(sent, axis=1, keepdims=True) + noise  # shell: equal powers
+    density = (np.log2(1 + snr_main) + np.log2(np.e) / 2 * (heard**2 / (1 + snr_main) - noise**2).sum(axis=1)).var()
+    left = second_order_secrecy_rate(snr_main, 0.0, symbols=1000, block_error_rate=1e-3, log2_delta=-64.0)
+    assert log2(1.0 + snr_main) - left == pytest.approx(3.0902 * (density / 1000) ** 0.5, rel=0.01)
 
 
 def test_shadowing_has_the_stated_spread_and_the_median_of_the_path_loss() -> None:
