@@ -271,6 +271,17 @@ def test_a_client_that_sends_junk_is_refused_at_once_and_disturbs_nobody(tmp_pat
     asyncio.run(play())
 
 
+def test_an_update_larger_than_any_genuine_one_is_refused_before_room_is_made(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, owner):
+            world.hear("c1", update=bytes(world.bytes_max + 1))
+            await world.until(lambda: len(world.settled) == 1)
+            assert (await owner.verdict("c1")).reason.startswith("LIMIT_EXCEEDED: an update of 1048577 bytes")
+            assert not list((tmp_path / "incoming").rglob("*.blocks"))
+
+    asyncio.run(play())
+
+
 def test_an_update_is_judged_when_its_round_is_open_and_not_before(tmp_path: Path) -> None:
     async def play() -> None:
         async with stage(tmp_path) as (world, _):

@@ -68,7 +68,7 @@ class UpdateReception:
 
     Laws: a concluded attempt gives the same receipt for ever, also after the process was killed; chunks may come in any order
     and repeatedly, and attempts in any order; what does not belong is refused before anything is kept. Memory is a few chunks
-    and one flag per block, whatever arrives. Methods block for the disk and the decoder, and run in a thread, one at a time.
+    and a few bytes per block, whatever arrives. Methods block for disk and decoder, and run in a thread, one at a time.
     """
 
     def __init__(self, folder: Path, *, client: ClientId, round_id: int, bounds: Bounds) -> None:
