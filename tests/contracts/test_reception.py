@@ -142,6 +142,7 @@ def folder() -> Generator[Path]:
 
 
 @pytest.mark.parametrize("fidelity", [Fidelity.ABSTRACT, Fidelity.BIT_EXACT])
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(lost=st.sets(st.integers(0, COUNT - 1), max_size=COUNT))
 def test_a_retransmission_of_what_is_missing_completes_the_update(fidelity: Fidelity, lost: set[int]) -> None:
