@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Final
 
 from hushtune_common.link.fidelity import Fidelity
@@ -96,7 +97,7 @@ class Evidence:
             self.protection,
             *_decoding(self),
             *(_bound(self) if self.design.secret else ()),
-            *_distinguishing(self.trials),
+            *_distinguishing(self.trials, random_bits=self.design.random_bits),
             *([] if self.valid else ["INVALID: the positive control was not recovered, so this attack says nothing"]),
         )
 
@@ -241,16 +242,22 @@ def _seen(e: Evidence) -> str:
     return f"the tap's mean SNR was {e.snr_mean_db:.2f} dB"
 
 
-def _distinguishing(trials: Sequence[DistinguishResult]) -> list[str]:
+def _distinguishing(trials: Sequence[DistinguishResult], *, random_bits: int) -> list[str]:
     if not trials:
         return []
     told = "; ".join(f"{r.name}{' (control)' if r.control else ''}: {r.accuracy:.3f} of {r.trials}, {r.verdict}" for r in trials)
     void = "" if distinguish.valid(trials) else "; INVALID: a control was not told apart"
+    few = random_bits <= distinguish.LIKELIHOOD_BITS_MOST
+    reach = (
+        ""
+        if few
+        else f"; the exact likelihood ratio of the design, over all values of {random_bits} random bits, is out of reach"
+    )
     return [
         f"telling two messages apart, on blocks of its own making at {trials[0].snr_db:.2f} dB: {told}{void}; where nothing is "
-        "told apart, that is a sanity check of these attacks, not evidence of secrecy"
+        f"told apart, that is a sanity check of these attacks, not evidence of secrecy{reach}"
     ]
 
 
 def _rounded(level: float | None) -> float | None:
-    return None if level is None else round(level, 4)
+    return round(level, 4) if level is not None and isfinite(level) else None
