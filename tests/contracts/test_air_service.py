@@ -591,6 +591,7 @@ def test_only_what_is_on_air_can_be_heard_from_a_chunk_that_exists(kits: Kits, t
             assert [a.chunk for a in answers] == [0, 1, 2]
             assert rest == answers[1:]
             assert await air.ask(Role.OWNER, "owner", sending.key, first=3) == []
+            assert air.sky.ledger.awaited(sending.key) == {*Listener}  # it spoke for itself, not for the tap
             for first in (4, -1, 2**31 - 1):
                 with pytest.raises(MalformedUpdate, match="first_chunk"):
                     await air.ask(Role.OWNER, "owner", sending.key, first=first)
