@@ -141,10 +141,9 @@ def test_an_open_word_is_the_payload_with_its_checksum() -> None:
 
 
 def test_codewords_of_another_message_converge_and_fail_the_checksum() -> None:
-    secrecy, code = qpsk_design(), code_of(qpsk_design())
-    words = np.random.default_rng(4).integers(0, 256, (8 * secrecy.codewords, ldpc.INFO_BYTES), dtype=np.uint8)
-    rows = ldpc.encode(words, code_bits=secrecy.code_bits).reshape(8, -1)
-    decoded = code.decode(certain(rows, secrecy), iterations=5)
+    secrecy, code = qpsk_design(codewords=1), code_of(qpsk_design(codewords=1))
+    words = np.random.default_rng(4).integers(0, 256, (400, ldpc.INFO_BYTES), dtype=np.uint8)
+    decoded = code.decode(certain(ldpc.encode(words, code_bits=secrecy.code_bits), secrecy), iterations=2)
     assert decoded.converged.all()
     assert not decoded.sound.any()
 

@@ -352,7 +352,7 @@ def _read_layout(exactly: Callable[[int, int], bytes], size: int) -> FrameLayout
     magic, version, code, part, update_bytes, block_bytes, coded_bytes, count, coded_count = _HEADER.unpack(
         exactly(0, _HEADER.size)
     )
-    if (magic, version) != (_MAGIC, _VERSION) or part >= len(PARTS) or count > BLOCKS_MAX or coded_count > count:
+    if (magic, version) != (_MAGIC, _VERSION) or part >= len(PARTS) or count > BLOCKS_MAX:
         raise MalformedUpdate(f"not a frame of version {_VERSION}")
     rows = coded_count * coded_bytes + (count - coded_count) * (block_bytes + CRC_BYTES)
     if size != _HEADER.size + _index_bytes(count) + rows:

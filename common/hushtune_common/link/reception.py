@@ -207,8 +207,6 @@ class _Header(NamedTuple):
         """Return the reception in a blob of the right size; ``ValueError`` when its parts contradict each other."""
         if self.listener >= len(_LISTENERS) or self.part >= len(PARTS):
             raise ValueError("unknown listener or part")
-        if not 0 < self.codewords * self.code_bits < 2**32:  # no array could have more, even an empty one
-            raise ValueError(f"blocks of {self.codewords} words of {self.code_bits} bits")
         lists = opened(memoryview(blob)[: self.head_bytes])[_HEADER.size :]
         flags = lists[8 * self.blocks :]
         bare_end = self.head_bytes + self.bare_bytes
