@@ -315,12 +315,12 @@ def _say(text: str) -> None:
 
 
 def _add_testbed() -> None:
-    """Register ``testbed`` and ``runs``; a machine that only runs a role lacks rich and psutil and gets a hint instead."""
+    """Register ``testbed``, ``runs`` and ``link``; a machine that only runs a role gets a hint of what is missing instead."""
     try:
         with extra("testbed"):
             from hushtune_server.testbed import commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs"):
+        for name in ("testbed", "runs", "link"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         return
     commands.register(app)

@@ -196,8 +196,10 @@ class _Incoming:
         tally.bare_sound += indices.size
         if len(chunk.soft):
             decoded = self._decode(chunk, threads=threads)
-            self.file.put(chunk.coded_indices[decoded.sound], decoded.payloads[decoded.sound])
-            tally.coded_sound += int(np.count_nonzero(decoded.sound))
+            # Whether a word converges depends on the noise alone; a checksum that holds without would tell of the word as well.
+            good = decoded.sound & decoded.converged
+            self.file.put(chunk.coded_indices[good], decoded.payloads[good])
+            tally.coded_sound += int(np.count_nonzero(good))
             tally.codewords += decoded.iterations.size
             tally.iterations += int(np.abs(decoded.iterations.astype(np.int64)).sum())
             tally.coded_snr_db.append(chunk.snr_db[chunk.coded])

@@ -82,6 +82,12 @@ class _Stage:
         self.tick()
         return child
 
+    async def once(self, name: str, module: str, arguments: Sequence[str], *, within_s: float) -> None:
+        """Run a process that only prepares something to its end, and have done with it."""
+        child = await self.add(name, module, arguments)
+        await self.until_ended([child], within_s=within_s)
+        self.children.remove(child)
+
     async def address(self, child: Child) -> str:
         """Wait until ``child`` serves and return where; `ChildFailed` when it, or one that was started before, ends instead."""
         waiting = asyncio.ensure_future(address_of(child, clock=self.clock, within_s=_SETUP_S))
@@ -224,6 +230,8 @@ async def _play(stage: _Stage, scenario: Scenario, options: Options) -> None:
     _issue_kits(run, scenario, clock=stage.clock)
     home = {name: ["--kit", str(run.kit(name)), "--state", str(run.state(name))] for name in names}
     full = str(run.scenario)
+    if scenario.air.fidelity != "abstract":
+        await stage.once("prepare", SERVER, ["link", "prepare"], within_s=_SETUP_S)
     coordinator = await stage.add(
         "coordinator", SERVER, ["coordinator", "serve", full, "--run", run.id, "--listen", ANY_PORT, *home["coordinator"]]
     )
@@ -281,7 +289,17 @@ def _signals(stop: asyncio.Event):
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, the source revision included when there is one."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("hushtune-server", "torch", "transformers", "numpy", "grpcio", "protobuf", "cryptography", "zstandard"):
+    for package in (
+        "hushtune-server",
+        "torch",
+        "transformers",
+        "numpy",
+        "grpcio",
+        "protobuf",
+        "cryptography",
+        "zstandard",
+        "numba",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -22,6 +22,7 @@ from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed import link_referee
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
 
     _score_emulator(evidence, record)
     _score_full(evidence, record)
+    log_event(_logger, "phase_changed", phase="comparing what was sent, received and guessed")
+    result["link"] = link_referee.judge(run, scenario)
     if bound:
         _score_bounds(evidence, record, work=run.state("referee"), clock=clock)
     write_json(run.path / "referee.json", result)

@@ -1,0 +1,176 @@
+"""Who has what of the bits on air? What was sent, received and guessed, compared as only a testbed can."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+
+from hushtune_common.config import Scenario
+from hushtune_common.link.fidelity import Fidelity
+from hushtune_common.link.frame import flags_of
+from hushtune_common.link.leakage import information_density
+from hushtune_common.link.mcs import CODING_POINTS
+from hushtune_common.messages import Part
+from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log
+
+Json = dict[str, Any]
+
+Z_99: Final = 2.5758293035489004
+_READ_BLOCKS: Final = 1024
+_CRC_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitErrors:
+    """Bits of a guess that differ from the truth, over the blocks that were guessed bit by bit."""
+
+    wrong: int
+    of: int
+
+    @property
+    def rate(self) -> float:
+        """The bit error rate."""
+        return self.wrong / self.of
+
+    @property
+    def interval_99(self) -> tuple[float, float]:
+        """Interval around one half in which the rate of pure guessing lies with 99 % probability (normal, bits independent)."""
+        half = Z_99 * sqrt(0.25 / self.of)
+        return 0.5 - half, 0.5 + half
+
+    def to_json(self) -> Json:
+        """Return plain values."""
+        low, high = self.interval_99
+        return {
+            "bits_wrong": self.wrong,
+            "bits_compared": self.of,
+            "bit_error_rate": self.rate,
+            "guessing_interval_99": [low, high],
+            "like_guessing": low <= self.rate <= high,
+        }
+
+
+def judge(run: RunDirectory, scenario: Scenario) -> Json:
+    """Return what became of every client's update on air: at the owner, at the tap, and in the channel between them.
+
+    A low bit error rate at the tap proves a leak; one of a half proves nothing, which the result says.
+    """
+    evidence = read_json(run.state("eavesdropper") / "evidence.json").get("updates") or []
+    carried = read_json(run.state("air") / "air.json").get("transmissions") or []
+    round_file = _last_round(run)
+    clients = [_client(run, scenario, c.id, round_file, evidence, carried) for c in scenario.clients]
+    return {
+        "fidelity": scenario.air.fidelity,
+        "claim": Fidelity(scenario.air.fidelity).claim,
+        "randomness": "operating system" if scenario.secrecy.randomness == "os" else "reproducible, not secret",
+        "caveat": "a bit error rate of one half and failed attacks are checks of the machinery, not evidence of secrecy",
+        "clients": clients,
+    }
+
+
+def _client(
+    run: RunDirectory, scenario: Scenario, client: str, last: Json, evidence: Sequence[Json], carried: Sequence[Json]
+) -> Json:
+    round_id = last.get("round_id", 1)
+    assignment = _about(last.get("assignments"), client, {})
+    transmissions = [t for t in carried if t["client"] == client and t["round_id"] == round_id]
+    heard = [e for e in evidence if e["client"] == client and e["round_id"] == round_id]
+    secret = [e for e in heard if e["secret"]]
+    protected = Part.KEY if assignment.get("protection") == "key" else Part.PAYLOAD
+    return {
+        "client": client,
+        "protection": assignment.get("protection"),
+        "owner_has_every_byte": _exact(run, client, round_id),
+        "design": assignment.get("design"),
+        "snr_main_db": transmissions[0]["snr_main_db"] if transmissions else None,
+        "snr_tap_true_db": transmissions[0]["snr_tap_db"] if transmissions else None,
+        "transmissions": len(transmissions),
+        "blocks_sent": sum(t["blocks"] for t in transmissions),
+        "blocks_sent_bit_exact": sum(t["blocks_coded"] for t in transmissions),
+        "tap_bits": _bits(run, client, round_id, assignment),
+        "tap_crc_passes": sum(e["crc_passes"] for e in secret) if secret else None,
+        "tap_assumption_held": all(e["assumption_held"] is not False for e in secret) if secret else None,
+        "log2_delta_total": max(e["log2_delta_total"] for e in secret) if secret else None,
+        "outage": max(e["outage"] for e in secret) if secret else None,
+        "density": _density([t for t in transmissions if t["part"] == protected.value], assignment, scenario),
+        "constellation": next((t["constellation"] for t in transmissions if t.get("constellation")), None),
+    }
+
+
+def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str, Any]) -> Json | None:
+    """Compare the tap's guess of the sealed update with the sealed update, block by block, where it guessed."""
+    stem = run.state("eavesdropper") / "guesses" / f"{client}-{round_id}-{Part.PAYLOAD.value}"
+    truth = run.state(client) / "rounds" / str(round_id) / "sealed.bin"
+    guess, decoded = stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".decoded")
+    design = cast(Json | None, assignment.get("carrier") or assignment.get("design"))
+    if design is None or not (truth.exists() and guess.exists() and decoded.exists()):
+        return None
+    block_bytes = design["message_bits"] // 8 - _CRC_BYTES
+    flags = flags_of(decoded.read_bytes(), count=-(-truth.stat().st_size // block_bytes))
+    wrong = of = 0
+    for mine, theirs in _blocks(guess, truth, flags, block_bytes):
+        wrong += int(np.bitwise_count(mine ^ theirs).sum())
+        of += 8 * mine.size
+    return BitErrors(wrong=wrong, of=of).to_json() if of else None
+
+
+def _blocks(guess: Path, truth: Path, flags: np.ndarray[Any, np.dtype[np.bool_]], block_bytes: int) -> Iterator[tuple[Any, Any]]:
+    with guess.open("rb") as one, truth.open("rb") as other:
+        for first in range(0, flags.size, _READ_BLOCKS):
+            wanted = flags[first : first + _READ_BLOCKS]
+            mine, theirs = (np.frombuffer(f.read(wanted.size * block_bytes), dtype=np.uint8) for f in (one, other))
+            chosen = np.repeat(wanted, block_bytes)[: mine.size]
+            yield mine[chosen], theirs[chosen]
+
+
+def _exact(run: RunDirectory, client: str, round_id: int) -> bool | None:
+    """Whether the digest of what the owner put together is that of what the client sealed; None when either is missing."""
+    sent = _digest(run, client, "update_sealed", round_id=round_id)
+    got = _digest(run, "owner", "update_received", round_id=round_id, client=client)
+    return None if sent is None or got is None else sent == got
+
+
+def _digest(run: RunDirectory, process: str, event: str, **fields: object) -> str | None:
+    wanted = {"event": event, **fields}
+    found = [str(e.get("digest")) for e in read_log(run.log(process)) if all(e.get(k) == v for k, v in wanted.items())]
+    return found[-1] if found else None
+
+
+def _density(transmissions: Sequence[Json], assignment: Mapping[str, Any], scenario: Scenario) -> Json | None:
+    """Return what the tap's channel passed per hash block, beside theory (white noise) and the budget of random bits."""
+    values = [v for t in transmissions if t.get("meter") for v in t["meter"]["values_bits"]]
+    design = cast(Json | None, assignment.get("design"))
+    if not values or design is None:
+        return None
+    found: Json = {
+        "blocks": len(values),
+        "mean_bits": float(np.mean(values)),
+        "sd_bits": float(np.std(values)),
+        "max_bits": float(np.max(values)),
+        "budget_bits": design["random_bits"],
+        "values_bits": values,
+    }
+    if scenario.air.fading == "none":
+        mean, sd = _theory(design, transmissions[0]["snr_tap_db"])
+        found |= {"theory_mean_bits": mean, "theory_sd_bits": sd}
+    return found
+
+
+def _theory(design: Json, snr_tap_db: float) -> tuple[float, float]:
+    point = next(p for p in CODING_POINTS if (p.modulation, p.code_bits) == (design["modulation"], design["code_bits"]))
+    dimensions = design["codewords"] * point.dimensions
+    law = information_density(point.modulation, snr_tap_db)
+    return dimensions * law.mean, sqrt(dimensions * law.variance)
+
+
+def _last_round(run: RunDirectory) -> Json:
+    files = sorted(run.state("coordinator").glob("round-*.json"), key=lambda f: int(f.stem.partition("-")[2]))
+    return read_json(files[-1]) if files else {}
+
+
+def _about(entries: object, client: str, default: Json) -> Json:
+    found = [e for e in cast(list[Json], entries or []) if e.get("client") == client]
+    return found[-1] if found else default
