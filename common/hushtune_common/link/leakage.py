@@ -69,13 +69,13 @@ def information_density(modulation: str, snr_db: float) -> InformationDensity:
     keep = density > 1e-300
     values = ((exponent - log_output) / np.log(2.0))[keep]
     weights = density[keep] / density[keep].sum()
-    mean = float(weights @ values)
+    mean = _mean(values, weights)
     pairs = np.array([_cumulant(values, weights, rho) for rho in _RHO_GRID])
     return InformationDensity(
         values=values,
         weights=weights,
         mean=mean,
-        variance=float(weights @ (values - mean) ** 2),
+        variance=_mean((values - mean) ** 2, weights),
         grid=(pairs[:, 0], pairs[:, 1]),
     )
 
@@ -171,7 +171,7 @@ def interleaved(modulation: str, *, snr_db: float, coherence: tuple[tuple[int, i
     for count, dimensions in coherence:
         level, log_weight = _rayleigh(dimensions * MODULATIONS[modulation].bits_per_symbol // 2)
         table = _faded_table(modulation)(np.clip(snr_db + 10.0 / log(10.0) * level, _TABLE_DB[0], _TABLE_DB[-1]))
-        mean += count * dimensions * float(np.exp(log_weight) @ table[:, -1])
+        mean += count * dimensions * _mean(table[:, -1], np.exp(log_weight))
         exponent = log(2.0) * dimensions * table[:, :-1] + log_weight[:, None]
         total += count / log(2.0) * _log_sum(exponent.T)
     return InterleavedLeak(mean_bits=mean, cumulant=total)
@@ -224,7 +224,12 @@ def _cumulant(values: Floats, weights: Floats, rho: float) -> tuple[float, float
     peak = float(tilted.max())
     terms = weights * np.exp2(tilted - peak)
     total = float(terms.sum())
-    return peak + log2(total), float(terms @ values) / total
+    return peak + log2(total), _mean(values, terms) / total
+
+
+def _mean(values: Floats, weights: Floats) -> float:
+    """Return the weighted sum. Not a matrix product: those wait for threads of their own on a busy machine."""
+    return float((weights * values).sum())
 
 
 def _bound(
@@ -259,8 +264,8 @@ def _faded_table(modulation: str) -> CubicSpline:
         gaps = np.sqrt(float(from_db(snr_db))) * (sent[:, None] - amplitudes)  # in noise deviations
         rivals = -(gaps[:, None, :] * (_TABLE_NOISE[None, :, None] + 0.5 * gaps[:, None, :]))  # log of W(z|other) / W(z|sent)
         values = (log(amplitudes.size) - _log_sum(rivals)).reshape(-1) / log(2.0)
-        row[:-1] = np.log2(np.exp2(_RHO_FADED[:, None] * values) @ weights)
-        row[-1] = values @ weights
+        row[:-1] = np.log2((np.exp2(_RHO_FADED[:, None] * values) * weights).sum(axis=1))
+        row[-1] = _mean(values, weights)
     return CubicSpline(_TABLE_DB, rows)
 
 

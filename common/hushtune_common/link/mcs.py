@@ -30,7 +30,9 @@ class CodingPoint:
     """One modulation with one code rate, decoded with up to ``iterations``.
 
     ``bler`` holds ``(SNR in dB, block error rate, blocks simulated)`` by rising SNR: symbol SNR, one codeword, white noise.
-    A rate of 0 means that no error was seen in that many blocks; below the first row every block fails.
+    A rate of 0 means that no error was seen in that many blocks; below the first row every block fails. Under fading the
+    effective SNR (mutual-information mapping) has to be higher by ``fading_loss_db``: fading changes how information divides
+    among the bits of a symbol, which the mapping does not see.
     """
 
     name: str
@@ -39,6 +41,7 @@ class CodingPoint:
     info_bits: int = 8448
     iterations: int
     bler: tuple[Row, ...]
+    fading_loss_db: float = 0.0
     provenance: str
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class PointTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was measured of one point."""
 
     iterations: int
+    fading_loss_db: float
     rows: tuple[Row, ...]
 
 
@@ -99,6 +103,7 @@ def _coding_points() -> tuple[CodingPoint, ...]:
             code_bits=code_bits,
             iterations=measured.points[name].iterations,
             bler=measured.points[name].rows,
+            fading_loss_db=measured.points[name].fading_loss_db,
             provenance=measured.summary,
         )
         for name, modulation, code_bits in _SHAPES
