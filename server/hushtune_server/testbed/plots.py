@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hushtune_common.errors import SecrecyUnavailable
-from hushtune_common.link import leakage, wiretap
+from hushtune_common.link import wiretap
 from hushtune_common.link.abstraction import block_error_rate
 from hushtune_common.link.mcs import CODING_POINTS, CodingPoint
 from hushtune_common.link.secrecy import gaussian_secrecy_rate, second_order_secrecy_rate
@@ -56,18 +56,17 @@ def _figure(title: str, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
 
 def _block_errors(senders: Sequence[Json]) -> Figure:
     """The owner's block error rate over SNR, with where each client operates."""
-    figure, (axes,) = _figure("The owner's block error rate (one codeword, white noise) and where the clients operate")
+    figure, (axes,) = _figure("Block errors at the owner (one codeword, white noise), and where the clients operate")
     for point in _points_of(senders):
         snr_db = np.array([row[0] for row in point.bler])
         fine = np.linspace(snr_db[0], snr_db[-1], 200)
         (line,) = axes.semilogy(fine, block_error_rate(point, fine), label=point.name)
         seen = [(row[0], row[1]) for row in point.bler if row[1] > 0.0]
         axes.semilogy([s for s, _ in seen], [r for _, r in seen], "o", color=line.get_color(), markersize=4)
-    for sender in senders:
-        axes.axvline(sender["snr_main_db"], color=_GREY, linestyle=":", linewidth=1)
-        axes.annotate(
-            sender["client"], (sender["snr_main_db"], 0.5), rotation=90, ha="right", va="center", fontsize=8, color=_GREY
-        )
+    for level in sorted({s["snr_main_db"] for s in senders}):
+        who = ", ".join(s["client"] for s in senders if s["snr_main_db"] == level)
+        axes.axvline(level, color=_GREY, linestyle=":", linewidth=1)
+        axes.annotate(who, (level, 1e-2), rotation=90, ha="right", va="center", fontsize=8, color=_GREY)
     axes.set(xlabel="symbol SNR at the owner, dB", ylabel="block error rate", ylim=(1e-5, 1.5))
     axes.legend(frameon=False)
     return figure
@@ -91,11 +90,16 @@ def _secret_rate(sender: Json) -> Figure:
     axes.plot(_TAP_GRID_DB, finite, ":", color=_GREY, label="second order in block length (reconstructed form)")
     axes.plot(_TAP_GRID_DB, ours, color=MAIN_COLOUR, label=f"this code: {point.name}, {design['codewords']} codewords")
     axes.axvline(design["snr_tap_design_db"], color=TAP_COLOUR, linewidth=1)
-    axes.annotate(
-        "assumed tap", (design["snr_tap_design_db"], axes.get_ylim()[1]), color=TAP_COLOUR, fontsize=8, ha="left", va="top"
-    )
     axes.set(xlabel="symbol SNR at the tap, dB", ylabel="secret bit per complex symbol", ylim=(0, None))
-    axes.legend(frameon=False, fontsize=8)
+    axes.annotate(
+        " assumed tap",
+        (design["snr_tap_design_db"], 0.97),
+        xycoords=("data", "axes fraction"),
+        color=TAP_COLOUR,
+        fontsize=8,
+        va="top",
+    )
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 
@@ -149,11 +153,3 @@ def _constellation(senders: Sequence[Json]) -> Figure | None:
 def _points_of(senders: Sequence[Json]) -> list[CodingPoint]:
     used = {(s["design"]["modulation"], s["design"]["code_bits"]) for s in senders}
     return [p for p in CODING_POINTS if (p.modulation, p.code_bits) in used]
-
-
-def expected_density(design: Json, snr_tap_db: float) -> tuple[float, float]:
-    """Return mean and standard deviation in bits of a hash block's information density at a tap SNR, white noise."""
-    per_symbol = {p.modulation: p.bits_per_symbol for p in CODING_POINTS}[design["modulation"]]
-    dimensions = design["codewords"] * 2 * design["code_bits"] // per_symbol
-    law = leakage.information_density(design["modulation"], snr_tap_db)
-    return dimensions * law.mean, float(np.sqrt(dimensions * law.variance))

@@ -22,7 +22,7 @@ from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
-from hushtune_server.testbed import link_referee
+from hushtune_server.testbed import link_referee, plots
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
 _logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
     _score_full(evidence, record)
     log_event(_logger, "phase_changed", phase="comparing what was sent, received and guessed")
     result["link"] = link_referee.judge(run, scenario)
+    result["figures"] = plots.draw(result["link"], run.path / "plots")
     if bound:
         _score_bounds(evidence, record, work=run.state("referee"), clock=clock)
     write_json(run.path / "referee.json", result)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from hushtune_common.config import Scenario
+from hushtune_common.link.fidelity import Fidelity
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
 
 Json = dict[str, Any]
@@ -11,8 +12,7 @@ Json = dict[str, Any]
 ASSUMPTIONS = (
     "Secrecy is claimed against a passive eavesdropper whose SNR stays at or below the stated bound; the bound is an assumption "
     "of the scenario, not a measurement.",
-    "The fidelity is abstract: block errors, airtime and leakage bounds come from formulas and measured tables; no bit was "
-    "modulated, so nothing is claimed about actual bits on air.",
+    "The leakage bound is derived along published lines, not peer reviewed, and checked by exact enumeration of a short code.",
     "The update is sealed (X25519 and ML-KEM-768, AES-256-GCM) independently of the air.",
     "The owner sees each client's adapter in the clear and may learn about its data from it; nothing here bounds that.",
     "Power, clock and energy are modelled from the scenario, not measured on a device.",
@@ -42,13 +42,22 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
         "rounds": [_round(r) for r in rounds],
         "test_windows": referee.get("test_windows"),
-        "assumptions": list(ASSUMPTIONS),
+        "link": referee.get("link"),
+        "figures": referee.get("figures") or {},
+        "assumptions": _assumptions(scenario),
         "wall_s": facts.get("wall_s"),
         "peak_rss_bytes": facts.get("peak_rss_bytes", {}),
         "versions": facts.get("versions", {}),
     }
     write_json(run.report, report)
     return report
+
+
+def _assumptions(scenario: Scenario) -> list[str]:
+    said = [f"The fidelity is {Fidelity(scenario.air.fidelity).claim}.", *ASSUMPTIONS]
+    if scenario.secrecy.randomness == "seeded":
+        said.insert(0, "REPRODUCIBLE, NOT SECRET: random bits, hash seeds and dither come from the scenario's seed.")
+    return said
 
 
 def failure_of(run: RunDirectory) -> str:

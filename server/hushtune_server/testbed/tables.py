@@ -20,6 +20,8 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     """Print the result of a run: settings, clients, eavesdropper, and what the claims rest on."""
     console.print(_settings(report))
     console.print(_radio(report))
+    if report.get("link"):
+        console.print(_bits(report["link"]))
     console.print(_work(report))
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
@@ -29,6 +31,9 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     _print_tap(report, console)
     wall_s = report.get("wall_s") or 0.0
     peaks: Mapping[str, int] = report.get("peak_rss_bytes") or {}
+    figures: Mapping[str, str] = report.get("figures") or {}
+    if figures:
+        console.print(f"Figures: {', '.join(figures.values())}")
     if peaks:
         name, peak = max(peaks.items(), key=lambda item: item[1])
         console.print(f"\n{wall_s:.0f} s wall; largest process {name} with {peak / 1e9:.2f} GB resident")
@@ -65,6 +70,27 @@ def _radio(report: Mapping[str, Any]) -> Table:
             _number(gate.get("rate_coded"), 2),
             _number(client["bytes_uploaded"], 2, scale=1e-6),
             _number(client["airtime_s"], 1),
+        )
+    return table
+
+
+def _bits(link: Mapping[str, Any]) -> Table:
+    title = f"Bits on air ({link['fidelity']}): what arrived, and what the tap made of it"
+    table = Table(title=title, title_justify="left", caption=f"{link['caveat']}", caption_justify="left")
+    for heading in ("client", "protects", "owner exact"):
+        table.add_column(heading)
+    for heading in ("tap bit errors", "CRC passes", "passed/budget bits", "log2 bound"):
+        table.add_column(heading, justify="right")
+    for client in link["clients"]:
+        bits, density = client["tap_bits"] or {}, client["density"]
+        table.add_row(
+            client["client"],
+            str(client["protection"] or "-"),
+            {True: "yes", False: "NO", None: "-"}[client["owner_has_every_byte"]],
+            _number(bits.get("bit_error_rate"), 5),
+            "-" if client["tap_crc_passes"] is None else str(client["tap_crc_passes"]),
+            f"{density['max_bits']:.0f}/{density['budget_bits']}" if density else "-",
+            _number(client["log2_delta_total"], 1),
         )
     return table
 
