@@ -130,7 +130,7 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
     output = finish(process, within_s=120)
     assert process.returncode == 0, output
     report = report_of(scenario)
-    assert report["fidelity"] == "abstract"
+    assert report["fidelity"] == "bit_exact"
     assert report["seed"] == 3
     assert report["allocation"]["method"] == "equal_share"
     scores = {name: report["settings"][name]["perplexity"] for name in ("full_zero_shot", "emulator_zero_shot")}
@@ -142,9 +142,30 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
         assert (client["gate"], client["accepted"]) == ("granted", True), client
         assert 0 < client["bytes_uploaded"] < client["bytes_raw"]
         assert min(client["airtime_s"], client["train_s"], client["energy_j"]) > 0
-    assert (report["eavesdropper"]["fidelity"], report["eavesdropper"]["complete"]) == ("abstract", True)
+    assert (report["eavesdropper"]["fidelity"], report["eavesdropper"]["complete"]) == ("bit_exact", True)
+    for client in report["link"]["clients"]:
+        assert (client["owner_has_every_byte"], client["tap_crc_passes"], client["tap_assumption_held"]) == (True, 0, True)
+        assert abs(client["tap_bits"]["bit_error_rate"] - 0.5) < 0.01  # about four deviations at this size
+        assert client["density"]["max_bits"] < client["density"]["budget_bits"]
     run = next((scenario.parent / "runs").iterdir())
+    assert all((run / figure).stat().st_size > 1000 for figure in report["figures"].values())
+    assert len(report["figures"]) == 4
     assert not [p for p in run.rglob("*.key")], "the run's keys are deleted"
+
+
+@pytest.mark.slow
+def test_a_key_over_the_wiretap_code_protects_an_update_that_travels_open_and_partly_bit_by_bit(scenario: Path) -> None:
+    process = start_testbed(
+        scenario, "--set", 'secrecy.protections=["key"]', "--set", "air.fidelity=hybrid", "--set", "air.hybrid_share=0.3"
+    )
+    output = finish(process, within_s=120)
+    assert process.returncode == 0, output
+    report = report_of(scenario)
+    assert [(c["accepted"], c["assignment"]["protection"]) for c in report["clients"]] == [(True, "key")] * 3
+    for client in report["link"]["clients"]:
+        assert client["owner_has_every_byte"] is True
+        assert 0 < client["blocks_sent_bit_exact"] < client["blocks_sent"]
+    assert {(e["part"], e["secret"]) for e in report["eavesdropper"]["updates"]} == {("key", True), ("payload", False)}
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ class _Stage:
         child = await self.add(name, module, arguments)
         await self.until_ended([child], within_s=within_s)
         self.children.remove(child)
+        self.run.update(pids={other: pid for other, pid in self.run.facts().get("pids", {}).items() if other != name})
 
     async def address(self, child: Child) -> str:
         """Wait until ``child`` serves and return where; `ChildFailed` when it, or one that was started before, ends instead."""

@@ -27,7 +27,7 @@ Json = Mapping[str, Any]
 def draw(link: Json, folder: Path) -> dict[str, str]:
     """Write every figure that ``link`` (the report's part about the link) has data for; return file names by what they show."""
     folder.mkdir(parents=True, exist_ok=True)
-    senders = [c for c in link["clients"] if c.get("design")]
+    senders = [c for c in link["clients"] if c.get("design") and c.get("transmissions")]
     if not senders:
         return {}
     made = {

@@ -80,10 +80,11 @@ def _round(entry: Mapping[str, Any]) -> Json:
 
 def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Mapping[str, Any]) -> Json:
     assignment = _entry(last.get("assignments"), client)
-    completion = _entry(last.get("completions"), client)
     gate = cast(Json, assignment.get("gate") or {})
     number = last.get("round_id")
     this_round = {} if number is None else {"round_id": number}
+    # A round closes with its last verdict, and the word of the client that it was about may come a moment later.
+    completion = _entry(last.get("completions"), client) or _latest(run, client, "round_completed", **this_round)
     verdict = _latest(run, client, "verdict_received", **this_round)
     training = _latest(run, client, "training_finished", **this_round)
     refused = _latest(run, "owner", "update_refused", client=client, **this_round)

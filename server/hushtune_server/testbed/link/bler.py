@@ -1,8 +1,8 @@
 """How often does the decoder fail? Block error tables of every coding point, measured on the link's own code and modem.
 
-Each codeword carries random information bits and a random dither; it fails when its decoded information bits differ from those
-sent, whether the decoder noticed or not. Tables are for white noise; one number more per point says how far the effective SNR
-mapping of `abstraction` is off under fading.
+Each codeword carries random information bits and a random dither; it fails when the decoder does not converge, as it does for the
+owner, or converges to other information bits than those sent. Tables are for white noise; one number more per point says how far
+the effective SNR mapping of `abstraction` is off under fading.
 """
 
 import json
@@ -205,8 +205,8 @@ def _failures(
     path = modem.Path(snr=from_db(snr_db), gains=gains, key=NoiseKey.of(seeds.child("noise")), first=first)
     soft = modem.soft_values(coded, dither=dither, modulation=point.modulation, path=path, threads=options.threads)
     iterations = options.iterations or point.iterations
-    decoded, _ = ldpc.decode(soft, code_bits=point.code_bits, iterations=iterations, threads=options.threads)
-    return int((decoded != words).any(axis=1).sum())
+    decoded, used = ldpc.decode(soft, code_bits=point.code_bits, iterations=iterations, threads=options.threads)
+    return int(((decoded != words).any(axis=1) | (used < 0)).sum())
 
 
 def falling(rows: Sequence[Row]) -> list[Row]:
