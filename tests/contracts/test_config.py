@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
         ("clients=[{id='c1', positon={x_m=1,y_m=2}}]", "clients[0].positon", "did you mean clients[0].position?"),
         ("air.shadowing_db=-1", "air.shadowing_db", ">= 0.0"),
         ("air.shadowing_db='loud'", "air.shadowing_db", "expected `float`"),
-        ("air.fidelity='bit_exact'", "air.fidelity", "invalid enum value"),
+        ("air.fidelity='exact'", "air.fidelity", "invalid enum value"),
         ("clients=[]", "clients", "length >= 1"),
         ("air=3", "air", "expected `object`"),
         ("name='Bad Name'", "name", "matching regex"),

@@ -218,7 +218,7 @@ def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenar
 
 def test_what_is_assumed_modelled_or_abstract_says_so_in_the_tables(tmp_path: Path, scenario: config.Scenario) -> None:
     shown = printed(report.write(rundir.create(tmp_path, scenario, now=NOW), scenario), width=120)
-    for words in ("fidelity: abstract", "tap dB (assumed)", "clock and energy are modelled"):
+    for words in ("fidelity: bit_exact", "tap dB (assumed)", "clock and energy are modelled"):
         assert words in shown
 
 
