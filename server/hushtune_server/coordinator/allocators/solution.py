@@ -20,6 +20,8 @@ class Prices:
     utility: float
     """ell: cost per unit of utility; the inverse of the ratio at its optimum."""
     deadline_per_s: float = 0.0
+    worst_off: Floats | None = None
+    """With the objective max_min, (N,): how much of the price of utility each client's carries; the sum is 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -67,7 +67,7 @@ class ClockLevels:
 
 def _above_chord(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
     rise = (last[1] - first[1]) * (middle[0] - first[0])
-    return (middle[1] - first[1]) * (last[0] - first[0]) >= rise
+    return (middle[1] - first[1]) * (last[0] - first[0]) >= rise * (1.0 - 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -162,6 +162,27 @@ class Utility:
             case "linear" | "table":
                 return np.zeros_like(share)
 
+    def share_of(self, value: Floats) -> Floats:
+        """Return the share at which each utility has this value, (N,); infinity or NaN where none has, and not for a table."""
+        q, s, o = self._columns(value)
+        u = (value - o) / q
+        with np.errstate(all="ignore"):
+            match self.kind:
+                case "log":
+                    return np.expm1(u) / s
+                case "exponential":
+                    return -np.log1p(-u) / s
+                case "power":
+                    return np.maximum(u, 0.0) ** (1.0 / s)
+                case "scaling":
+                    return (-u) ** (-1.0 / s)
+                case "log_share":
+                    return s * np.exp(u)
+                case "linear":
+                    return u
+                case "table":
+                    raise ValueError("a table has no inverse")
+
     def relative_risk_aversion_min(self, share_min: Floats, share_max: Floats) -> Floats:
         """Return the least of ``-share u'' / u'`` on each client's range, (N,); minus infinity for a table.
 

@@ -1,0 +1,411 @@
+"""How the structured solver is started, driven and trusted: models of instances, cold and warm starts, three tiers, feasibility.
+
+A model is an instance as the compiled kernels want it. Tier 0 is Newton on all prices at once, the price of utility included
+(Dinkelbach merged); tier 1 fixes the price of utility in turns (Dinkelbach, or bisection for a floor of utility) with a trust
+region below; tier 2 nests monotone searches instead and cannot fail to converge where the problem is convex.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import exp, expm1, inf, log, log1p
+from typing import Final
+
+import numpy as np
+
+from hushtune_common.errors import Infeasible, SolverFailed
+from hushtune_server.coordinator.allocators import structured_kernels as client
+from hushtune_server.coordinator.allocators import structured_newton as shared_by
+from hushtune_server.coordinator.problems.instance import Instance
+from hushtune_server.coordinator.problems.utility import Floats, Utility, UtilityKind
+
+_KINDS: Final[dict[UtilityKind, int]] = {
+    "log": client.LOG,
+    "exponential": client.EXPONENTIAL,
+    "power": client.POWER,
+    "scaling": client.SCALING,
+    "log_share": client.LOG_RATIO,
+    "linear": client.LINEAR,
+}
+_NAMES: Final[dict[int, UtilityKind]] = {code: name for name, code in _KINDS.items()}
+_LN2: Final = log(2.0)
+_PLAIN: Final = 25
+_CAREFUL: Final = 60
+_ROUNDS: Final = 12
+_SNR_START: Final = 10.0
+_SOFT: Final = (2e-2, 2e-3, 2e-4, 2e-5)
+"""Half widths, in ln theta, of the steps between clock levels, where these are far enough apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """An instance of usable clients as arrays for the kernels, at one way to price utility."""
+
+    names: tuple[str, ...]
+    rows: Floats
+    """(N, at least 17), columns in ``structured_kernels``."""
+    kind: int
+    shared: Floats
+    """Constants, indices in ``structured_newton``."""
+    deadline_s: float
+    """Infinite for none."""
+
+    def with_shares(self, share: Floats) -> "Model":
+        """Return the model with every share fixed, (N,)."""
+        return self.with_range(share, share)
+
+    def with_range(self, low: Floats, high: Floats) -> "Model":
+        """Return the model with other bounds of the shares, (N,) each."""
+        rows = self.rows.copy()
+        rows[:, client.LOG_SHARE_MIN], rows[:, client.LOG_SHARE_MAX] = np.log(low), np.log(high)
+        return replace(self, rows=rows, shared=_with_time_low(rows, self.shared))
+
+    def with_utility(self, utility: Utility) -> "Model":
+        """Return the model with other utilities."""
+        rows, shared = self.rows.copy(), self.shared.copy()
+        rows[:, client.WEIGHT], rows[:, client.SHAPE] = utility.weight, utility.shape
+        shared[shared_by.OFFSET] = 0.0 if utility.offset is None else utility.offset.sum()
+        return replace(self, rows=rows, kind=_KINDS[utility.kind], shared=shared)
+
+    def priced(self, mode: float, *, target: float = 0.0) -> "Model":
+        """Return the model with another way to price utility: ``RATIO``, ``FIXED`` or ``FLOOR`` (of ``target``)."""
+        shared = self.shared.copy()
+        shared[shared_by.MODE], shared[shared_by.TARGET] = mode, target
+        return replace(self, shared=shared)
+
+    def softened(self, softness: float) -> "Model":
+        """Return the model with the price steps between clock levels spread over this much of ln theta."""
+        shared = self.shared.copy()
+        shared[shared_by.SOFTNESS] = softness
+        return replace(self, shared=shared)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Start:
+    """Where to begin: time, prices and the state of every client."""
+
+    time_s: float
+    band: float
+    server: float
+    utility: float
+    states: Floats
+    """(N, 5), columns in ``structured_kernels``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Balance:
+    """Prices at which the shared resources balance, and what every client does at them; also a start for the next model."""
+
+    start: Start
+    chosen: Floats
+    """(N, 7): share, band, power, clock, owner's clock, theta, marginal cost of the share."""
+    deadline_price: float
+    tier: int
+    sweeps: int
+    residual: float
+
+
+def model_of(instance: Instance) -> Model:
+    """Return the model of an instance whose clients are all usable.
+
+    Raises ``Infeasible`` for what one client or the band alone forbids, with the least change that helps.
+    """
+    i = instance
+    width = client.HULL
+    hulls = [] if i.clock_levels is None else [device.hull() for device in i.clock_levels]
+    width += 2 * max((clocks.size for clocks, _ in hulls), default=0)
+    rows = np.zeros((i.clients, width))
+    columns = {
+        client.GAIN_MAIN: i.gain_main_mhz_per_w,
+        client.GAIN_TAP: i.gain_tap_mhz_per_w,
+        client.POWER_MAX: i.power_max_w,
+        client.CLOCK_MAX: i.clock_max_tflops,
+        client.CLOCK_ENERGY: i.clock_energy_w_per_tflops3,
+        client.SENT: _LN2 * i.update_mbit,
+        client.WORK_FIXED: i.train_tflop * i.train_fixed_share,
+        client.WORK_SHARE: i.train_tflop * (1.0 - i.train_fixed_share),
+        client.PLUGGED: i.plug_in_tflop,
+        client.START: i.start_s,
+        client.LOG_SHARE_MIN: np.log(i.share_min),
+        client.LOG_SHARE_MAX: np.log(i.share_max),
+        client.RATE_MIN: _LN2 * i.rate_min_mbps,
+        client.WEIGHT: i.utility.weight,
+        client.SHAPE: i.utility.shape,
+    }
+    for column, numbers in columns.items():
+        rows[:, column] = numbers
+    for row, (clocks, powers) in zip(rows, hulls, strict=False):
+        row[client.LEVELS] = clocks.size
+        row[client.HULL : client.HULL + 2 * clocks.size] = np.stack([clocks, powers], axis=1).ravel()
+    _fit_rates(i, rows)
+    shared = np.zeros(shared_by.SHARED)
+    shared[shared_by.ENERGY_WEIGHT] = i.energy_weight_per_j
+    shared[shared_by.SERVER_ENERGY] = i.server_energy_w_per_tflops3
+    shared[shared_by.TIME_WEIGHT] = i.time_weight_per_s
+    shared[shared_by.BANDWIDTH] = i.bandwidth_mhz
+    shared[shared_by.MACHINE] = i.server_tflops
+    shared[shared_by.Z_DEADLINE] = inf
+    shared[shared_by.OFFSET] = 0.0 if i.utility.offset is None else i.utility.offset.sum()
+    kind = client.LINEAR if i.utility.kind == "table" else _KINDS[i.utility.kind]
+    deadline = inf if i.deadline_s is None else i.deadline_s
+    return Model(names=i.names, rows=rows, kind=kind, shared=_with_time_low(rows, shared), deadline_s=deadline)
+
+
+def _fit_rates(i: Instance, rows: Floats) -> None:
+    """Find the least band for each least rate; refuse rates that no band, or not this band, can carry."""
+    asked = i.rate_min_mbps > 0.0
+    limit = i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w) / _LN2
+    hopeless = asked & (i.rate_min_mbps >= limit * (1.0 - 1e-12))
+    if hopeless.any():
+        n = int(hopeless.argmax())
+        needed = i.power_max_w[n] * i.rate_min_mbps[n] / limit[n]
+        raise Infeasible(
+            f"client {i.names[n]}: rate_min_mbps of {i.rate_min_mbps[n]:g} is out of reach at any bandwidth: "
+            f"lower it below {limit[n]:.6g}, or raise power_max_w above {needed:.6g}"
+        )
+    least = 0.0
+    for row in rows[asked]:
+        least += row[client.POWER_MAX] / exp(_root_both(row))
+    rows[asked, client.X_BOTH] = [_root_both(row) for row in rows[asked]]
+    if least > i.bandwidth_mhz * (1.0 + 1e-12):
+        raise Infeasible(
+            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: raise it to at least {least:.9g}"
+        )
+
+
+def _root_both(row: Floats) -> float:
+    target = row[client.RATE_MIN] / row[client.POWER_MAX]
+    return client.root_both(float(row[client.GAIN_MAIN]), float(row[client.GAIN_TAP]), float(target))
+
+
+def _time_low(rows: Floats) -> Floats:
+    """Return the time below which each client cannot be, with all band and machine for itself, (N,)."""
+    share = np.exp(rows[:, client.LOG_SHARE_MIN])
+    rate = rows[:, client.POWER_MAX] * (rows[:, client.GAIN_MAIN] - rows[:, client.GAIN_TAP])
+    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE] * share
+    return rows[:, client.START] + work / rows[:, client.CLOCK_MAX] + share * rows[:, client.SENT] / rate
+
+
+def _with_time_low(rows: Floats, shared: Floats) -> Floats:
+    shared = shared.copy()
+    shared[shared_by.TIME_LOW] = _time_low(rows).max()
+    return shared
+
+
+def time_low(model: Model) -> Floats:
+    """Return the time below which each client cannot be, with all band and machine for itself, (N,)."""
+    return _time_low(model.rows)
+
+
+def cold(model: Model) -> Start:
+    """Return a start from nothing: equal airtimes and plug-in times, shares in the middle, prices that fit these."""
+    rows, shared = model.rows, model.shared
+    we, kaps = shared[shared_by.ENERGY_WEIGHT], shared[shared_by.SERVER_ENERGY]
+    main, tap, top = rows[:, client.GAIN_MAIN], rows[:, client.GAIN_TAP], rows[:, client.POWER_MAX]
+    share = np.exp(0.5 * (rows[:, client.LOG_SHARE_MIN] + rows[:, client.LOG_SHARE_MAX]))
+    sent, plugged = share * rows[:, client.SENT], share * rows[:, client.PLUGGED]
+    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE] * share
+    band, x = np.zeros_like(sent), _SNR_START / main
+    for _ in range(3):
+        efficiency = np.log1p((main - tap) * x / (1.0 + tap * x))
+        band = sent / efficiency * (shared[shared_by.BANDWIDTH] / (sent / efficiency).sum())
+        x = np.minimum(_SNR_START / main, 0.5 * top / band)
+    airtime = sent / (band * np.log1p((main - tap) * x / (1.0 + tap * x)))
+    server = plugged * shared[shared_by.MACHINE] / plugged.sum()
+    clock = 0.6 * rows[:, client.CLOCK_MAX]
+    energy = rows[:, client.CLOCK_ENERGY] * work * clock**2 + x * band * airtime + kaps * plugged * server**2
+    time = float(np.max(rows[:, client.START] + work / clock + airtime + plugged / server))
+    time = max(time, 1.2 * shared[shared_by.TIME_LOW])
+    theta = shared[shared_by.TIME_WEIGHT] / share.size
+    mu = shared[shared_by.TIME_WEIGHT] * airtime.mean() / shared[shared_by.BANDWIDTH]
+    nu = max(float(np.mean(theta * plugged / server**2 - 2.0 * we * kaps * plugged * server)), 0.0)
+    cost = shared[shared_by.TIME_WEIGHT] * time + we * energy.sum()
+    left = time - rows[:, client.START]
+    thetas = np.maximum(  # enough for each of the three stages to end within a third of the time
+        2.0 * we * rows[:, client.CLOCK_ENERGY] * np.minimum(3.0 * work / left, rows[:, client.CLOCK_MAX]) ** 3,
+        np.maximum(
+            mu * band / np.minimum(airtime, left / 3.0),
+            2.0 * we * kaps * (3.0 * plugged / left) ** 3 + nu * 9.0 * plugged / left**2,
+        ),
+    )
+    states = np.zeros((share.size, client.STATES))
+    states[:, client.LOG_THETA], states[:, client.LOG_SHARE] = np.log(thetas), np.log(share)
+    states[:, client.LOG_X], states[:, client.SERVER] = np.log(x), server
+    worth = _worth(model, share)
+    return Start(time_s=time, band=mu, server=nu, utility=cost / worth if worth > 0.0 else cost, states=states)
+
+
+def _worth(model: Model, share: Floats) -> float:
+    rows = model.rows
+    each = Utility(kind=_NAMES[model.kind], weight=rows[:, client.WEIGHT], shape=rows[:, client.SHAPE]).value(share)
+    return float(each.sum() + model.shared[shared_by.OFFSET])
+
+
+def _numbers(model: Model, start: Start) -> tuple[Floats, Floats]:
+    """Return the unknowns ``y`` of a start, and the model's constants with scales that fit it."""
+    shared = model.shared.copy()
+    low, deadline = shared[shared_by.TIME_LOW], model.deadline_s
+    time = max(start.time_s, low * (1.0 + 1e-9) + 1e-300)
+    if deadline < inf:
+        time = min(time, low + 0.9 * (deadline - low))
+    shared[shared_by.TIME_SCALE] = time - low
+    shared[shared_by.Z_DEADLINE] = log((deadline - low) / (time - low)) if deadline < inf else inf
+    served = start.states[:, client.SERVER]
+    plugged = np.exp(start.states[:, client.LOG_SHARE]) * model.rows[:, client.PLUGGED]
+    drawn = 2.0 * shared[shared_by.ENERGY_WEIGHT] * shared[shared_by.SERVER_ENERGY] * plugged * served
+    shared[shared_by.SERVER_PRICE_SCALE] = scale = float(drawn.mean())
+    load = float(served.sum()) / shared[shared_by.MACHINE]
+    z = log1p(start.server / scale) if start.server > 0.0 else min(log(load), -1e-9)
+    return np.array([0.0, log(start.band), z, log(start.utility)]), shared
+
+
+def balance(model: Model, start: Start | None = None, *, tolerance: float = 1e-10) -> Balance:
+    """Return the balance of a model, from ``start`` or from nothing.
+
+    Raises ``Infeasible`` where the deadline is below every client's own least time, ``SolverFailed`` with the residual reached.
+    """
+    _check_deadline(model)
+    if model.rows.shape[1] > client.HULL:
+        return _harden(model, start, tolerance=tolerance)
+    return _balance(model, start, tolerance=tolerance)
+
+
+def near(model: Model, start: Start, *, tolerance: float = 1e-10) -> Balance | None:
+    """Return the balance that plain Newton finds from a start close to it, or None."""
+    run = _Run(model, start, tolerance)
+    return run.result(0) if run.merged(_PLAIN, 0) == 0 else None
+
+
+def _balance(model: Model, start: Start | None, *, tolerance: float) -> Balance:
+    run = _Run(model, cold(model) if start is None else start, tolerance)
+    tier = run.merged(_PLAIN, _CAREFUL // 2)
+    if tier < 0 and start is not None:
+        run = _Run(model, replace(cold(model), utility=start.utility), tolerance, spent=run.sweeps)
+        tier = run.merged(_PLAIN, _CAREFUL // 2)
+    if tier < 0:
+        tier = 1 if run.in_turns(nested=False) else (2 if run.in_turns(nested=True) else -1)
+    if tier < 0:
+        raise SolverFailed(
+            f"the structured solver stopped at a relative residual of {run.residual:.1e} after {run.sweeps} sweeps"
+        )
+    return run.result(tier)
+
+
+def _check_deadline(model: Model) -> None:
+    low, deadline = _time_low(model.rows), model.deadline_s
+    if deadline <= low.max() * (1.0 + 1e-12):
+        n = int(low.argmax())
+        raise Infeasible(
+            f"client {model.names[n]}: a deadline_s of {deadline:g} is below its own least time with the whole band and machine: "
+            f"raise it above {low[n]:.9g}"
+        )
+
+
+def _harden(model: Model, start: Start | None, *, tolerance: float) -> Balance:
+    """Balance a model with clock levels: the price steps between levels are spread at first, and sharpened in turns."""
+    widths = np.array(_SOFT) * min(1.0, _least_step(model) / (5.0 * _SOFT[0]))
+    found = _balance(model.softened(widths[0]), start, tolerance=tolerance)
+    sweeps, tier = found.sweeps, found.tier
+    for before, softness in pairwise(widths):
+        client.sharpen(model.rows, model.softened(before).shared, softness / before, found.start.states)
+        found = _balance(model.softened(softness), found.start, tolerance=tolerance)
+        sweeps, tier = sweeps + found.sweeps, max(tier, found.tier)
+    client.sharpen(model.rows, model.softened(widths[-1]).shared, 0.0, found.start.states)
+    return replace(found, sweeps=sweeps, tier=tier, chosen=_with_theta(found, model))
+
+
+def _least_step(model: Model) -> float:
+    """Return the smallest distance, in ln theta, between the steps of one device's clock levels."""
+    least = inf
+    for row in model.rows:
+        points = row[client.HULL : client.HULL + 2 * int(row[client.LEVELS])].reshape(-1, 2)[1:]
+        rise = np.diff(points, axis=0)
+        centres = rise[:, 1] / rise[:, 0] * points[:-1, 0] - points[:-1, 1]
+        least = min(least, float(np.diff(np.log(centres)).min(initial=inf)))
+    return least
+
+
+def _with_theta(found: Balance, model: Model) -> Floats:
+    """Return what was chosen with theta exactly at the steps between clock levels, and the sum over all clients as it was."""
+    chosen = found.chosen.copy()
+    before, after = chosen[:, 5], np.exp(found.start.states[:, client.LOG_THETA])
+    between = np.abs(after - before) > 1e-14 * before
+    rest = float(before[~between].sum())
+    excess = float(after[between].sum() - before[between].sum())
+    scale = 1.0 - excess / rest if rest > 2.0 * abs(excess) else 1.0
+    chosen[:, 5] = np.where(between, after, before * scale)
+    return chosen
+
+
+class _Run:
+    """One model from one start: the unknowns, the clients' states, and the ways to move them."""
+
+    def __init__(self, model: Model, start: Start, tolerance: float, *, spent: int = 0) -> None:
+        self._model, self._tolerance = model, tolerance
+        y, self._shared = _numbers(model, start)
+        self._first = (y, start.states.copy())
+        self._y, self._states = y.copy(), start.states.copy()
+        self._report = np.zeros(5)
+        self._report[0] = spent
+        self.residual = inf
+
+    @property
+    def sweeps(self) -> int:
+        return int(self._report[0])
+
+    def merged(self, plain: int, careful: int, *, tolerance: float | None = None) -> int:
+        """Newton on everything; the tier, or -1."""
+        aim = self._tolerance if tolerance is None else tolerance
+        m = self._model
+        tier = shared_by.newton(m.rows, m.kind, self._shared, self._y, self._states, aim, plain, careful, self._report)
+        self.residual = min(self.residual, float(self._report[2]))
+        return tier
+
+    def in_turns(self, *, nested: bool) -> bool:
+        """Fix the price of utility, balance the rest, correct the price; after each turn try everything at once again."""
+        mode = float(self._shared[shared_by.MODE])
+        self._y, self._states = self._first[0].copy(), self._first[1].copy()
+        low, high = -inf, inf
+        for _ in range(1 if mode == shared_by.FIXED else _ROUNDS if mode == shared_by.RATIO else 10 * _ROUNDS):
+            self._shared[shared_by.MODE] = shared_by.FIXED
+            good = self._nest() if nested else self.merged(_PLAIN, _CAREFUL, tolerance=1e-3) >= 0
+            self._shared[shared_by.MODE] = mode
+            if not good:
+                return False
+            cost, worth = float(self._report[3]), float(self._report[4])
+            if mode == shared_by.RATIO:
+                self._y[3] = log(cost / worth) if worth > 0.0 else self._y[3] + 2.0
+            elif mode == shared_by.FLOOR:
+                low, high = (self._y[3], high) if worth < self._shared[shared_by.TARGET] else (low, self._y[3])
+                self._y[3] = low + 2.0 if high == inf else high - 2.0 if low == -inf else 0.5 * (low + high)
+            kept = self._y.copy(), self._states.copy()
+            if self.merged(_PLAIN, _CAREFUL // 2 if nested else 0) >= 0:
+                return True
+            self._y, self._states = kept
+        return False
+
+    def _nest(self) -> bool:
+        n, m = self._states.shape[0], self._model
+        scratch = np.empty(3), np.empty(5), np.empty((5, 4)), np.empty((n, 2, 4)), np.empty(4), np.empty((4, 4))
+        aim = 1e-7
+        ended = shared_by.nested(0, m.rows, m.kind, self._shared, self._y, self._states, aim, scratch, self._report)
+        return ended == 1
+
+    def result(self, tier: int) -> Balance:
+        prices, chosen = np.empty(3), np.empty((self._states.shape[0], 7))
+        m, y, shared = self._model, self._y, self._shared
+        time, _, _ = shared_by.unfold(y, shared, prices)
+        failed = shared_by.settled(m.rows, m.kind, shared, prices, time, self._states, 1e-12, chosen)
+        if failed < 0:
+            raise SolverFailed(f"client {m.names[-1 - failed]} could not be settled at the final prices")
+        over = float(y[0] - shared[shared_by.Z_DEADLINE])
+        start = Start(
+            time_s=time, band=float(prices[0]), server=float(prices[1]), utility=float(prices[2]), states=self._states.copy()
+        )
+        return Balance(
+            start=start,
+            chosen=chosen,
+            deadline_price=float(shared[shared_by.TIME_WEIGHT]) * expm1(over) if over > 0.0 else 0.0,
+            tier=tier,
+            sweeps=self.sweeps,
+            residual=self.residual,
+        )

@@ -1,0 +1,245 @@
+"""The best choice where every share of a range is possible and all clients take part.
+
+Utilities that curve enough (relative risk aversion of at least one half) make the problem convex in the square roots of the
+shares, and one balance of prices is the optimum. Others are replaced, again and again, by power functions that touch them at the
+current shares and curve enough (minorise and maximise, with steps cut back until the true objective rises); a last Newton run on
+the true utilities then finds the stationary point exactly.
+"""
+
+from dataclasses import replace
+from math import inf, isfinite
+from typing import Final
+
+import numpy as np
+
+from hushtune_common.errors import Infeasible, SolverFailed
+from hushtune_server.coordinator.allocators import structured_kernels as client
+from hushtune_server.coordinator.allocators import structured_newton as shared_by
+from hushtune_server.coordinator.allocators.balance import Balance, Model, Start, balance, cold, model_of, near
+from hushtune_server.coordinator.allocators.solution import Prices, Solution
+from hushtune_server.coordinator.problems.instance import Choice, Instance, evaluate
+from hushtune_server.coordinator.problems.utility import RISK_AVERSION_MIN, Floats, Utility
+
+_TURNS: Final = 80
+_CUTS: Final = 8
+_IMPATIENT: Final = 1e-12
+
+
+def solve_continuous(instance: Instance, *, start: Start | None = None, tolerance: float = 1e-10) -> Solution:
+    """Return the best choice for the objectives ratio, difference and cost; every client must be usable.
+
+    Raises ``Infeasible`` with the constraint and the least change that helps, or ``SolverFailed``.
+    """
+    model = _priced(instance, model_of(instance))
+    in_class = instance.utility.in_theorem(instance.share_min, instance.share_max)
+    begin = _begin(instance, model, start)
+    try:
+        if in_class:
+            found = balance(model, begin, tolerance=tolerance)
+        else:
+            found = _outside(instance, model, begin, warm=start is not None, tolerance=tolerance)
+    except SolverFailed:
+        _explain(instance, model)
+        raise
+    solution = solution_of(instance, found, method="global")
+    _check(instance, solution)
+    if instance.in_theorem:
+        return replace(solution, claim="theorem")
+    return replace(solution, notes=("a stationary point; not known to be the best choice unless a bound says so",))
+
+
+def _begin(instance: Instance, model: Model, start: Start | None) -> Start | None:
+    """Return the start, at the price of utility where the objective fixes it."""
+    price = instance.objective.price
+    return start if price is None else replace(cold(model) if start is None else start, utility=1.0 / price)
+
+
+def solution_of(instance: Instance, found: Balance, *, method: str) -> Solution:
+    """Return a balance as a solution, with the shared resources exactly within their limits."""
+    choice = choice_of(instance, found)
+    evaluation = evaluate(instance, choice)
+    prices = Prices(
+        time_per_s=found.chosen[:, 5].copy(),
+        bandwidth_per_mhz=found.start.band,
+        server_per_tflops=found.start.server,
+        utility=_utility_price(instance, found),
+        deadline_per_s=found.deadline_price,
+    )
+    return Solution(choice=choice, evaluation=evaluation, method=method, tier=found.tier, sweeps=found.sweeps, prices=prices)
+
+
+def choice_of(instance: Instance, found: Balance) -> Choice:
+    """Return what the clients do at a balance; the time is when the last of them ends."""
+    share, band, power, clock, server, _, _ = found.chosen.T
+    i = instance
+    draft = Choice(
+        share=np.clip(share, i.share_min, i.share_max),
+        bandwidth_mhz=band * min(1.0, i.bandwidth_mhz / band.sum()),
+        power_w=np.minimum(power, i.power_max_w),
+        clock_tflops=np.minimum(clock, i.clock_max_tflops),
+        server_tflops=server * min(1.0, i.server_tflops / server.sum()),
+        time_s=found.start.time_s,
+    )
+    return replace(draft, time_s=evaluate(i, draft).time_s)
+
+
+def start_of(solution: Solution) -> Start | None:
+    """Return a start near a solution, for its clients that take part; None where it has no prices."""
+    prices, part = solution.prices, solution.choice.share > 0.0
+    if prices is None or not prices.bandwidth_per_mhz > 0.0 or not prices.utility > 0.0:
+        return None
+    choice = solution.choice
+    states = np.zeros((int(part.sum()), client.STATES))
+    states[:, client.LOG_THETA] = np.log(prices.time_per_s[part])
+    states[:, client.LOG_SHARE] = np.log(choice.share[part])
+    states[:, client.LOG_X] = np.log(choice.power_w[part] / choice.bandwidth_mhz[part])
+    states[:, client.SERVER] = choice.server_tflops[part]
+    if not np.isfinite(states).all():
+        return None
+    return Start(
+        time_s=choice.time_s,
+        band=prices.bandwidth_per_mhz,
+        server=prices.server_per_tflops,
+        utility=prices.utility,
+        states=states,
+    )
+
+
+def _priced(instance: Instance, model: Model) -> Model:
+    """Return the model with the objective's way to price utility."""
+    goal = instance.objective
+    if goal.kind == "ratio":
+        return model.priced(shared_by.RATIO)
+    if goal.kind == "difference":
+        return model.priced(shared_by.FIXED)
+    floor = goal.utility_min or 0.0
+    least, most = (float(instance.utility.value(s).sum()) for s in (instance.share_min, instance.share_max))
+    if floor > most * (1.0 + 1e-12) + 1e-300:
+        raise Infeasible(f"objective.utility_min of {floor:g} is out of reach: lower it to {most:.9g}, the utility at share_max")
+    if floor <= least:
+        return model.with_shares(instance.share_min).priced(shared_by.FIXED)
+    if floor >= most * (1.0 - 1e-12):
+        return model.with_shares(instance.share_max).priced(shared_by.FIXED)
+    return model.priced(shared_by.FLOOR, target=floor)
+
+
+def _utility_price(instance: Instance, found: Balance) -> float:
+    """Return the price of utility at a balance; where a floor pins all shares, one that is consistent with that."""
+    floor = instance.objective.utility_min
+    if floor is None:
+        return found.start.utility
+    share, marginal = found.chosen[:, 0], found.chosen[:, 6]
+    if (share <= instance.share_min * (1.0 + 1e-12)).all():
+        return 0.0
+    if (share >= instance.share_max * (1.0 - 1e-12)).all():
+        return float((marginal / instance.utility.slope(share)).max())
+    return found.start.utility
+
+
+def _outside(instance: Instance, model: Model, start: Start | None, *, warm: bool, tolerance: float) -> Balance:
+    """Minorise and maximise from two starts (one where one is given), and keep the better end."""
+    first = cold(model) if start is None else start
+    starts = [first]
+    if not warm:
+        low = first.states.copy()
+        low[:, client.LOG_SHARE] = model.rows[:, client.LOG_SHARE_MIN]
+        starts.append(replace(first, states=low))
+    best, best_value, failure = None, -inf, SolverFailed("no start was tried")
+    for begin in starts:
+        try:
+            found = _climb(instance, model, begin, tolerance=tolerance)
+        except SolverFailed as problem:
+            failure = problem
+            continue
+        value = evaluate(instance, choice_of(instance, found)).objective
+        if value > best_value:
+            best, best_value = found, value
+    if best is None:
+        raise failure
+    return best
+
+
+def _climb(instance: Instance, model: Model, start: Start, *, tolerance: float) -> Balance:
+    share = np.clip(np.exp(start.states[:, client.LOG_SHARE]), instance.share_min, instance.share_max)
+    found, value, sweeps = None, -inf, 0
+    for _ in range(_TURNS):
+        moved = balance(model.with_utility(surrogate(instance.utility, share)), start, tolerance=tolerance)
+        sweeps += moved.sweeps
+        reached = _value(instance, moved)
+        for _ in range(_CUTS):
+            if reached >= value - _IMPATIENT * abs(value) or instance.objective.kind == "cost":
+                break
+            middle = np.sqrt(share * moved.chosen[:, 0])
+            moved = balance(model.with_shares(middle).priced(shared_by.FIXED), moved.start, tolerance=tolerance)
+            sweeps += moved.sweeps
+            reached = _value(instance, moved)
+        done = isfinite(value) and abs(reached - value) <= _IMPATIENT * abs(value)
+        if found is not None and reached < value and instance.objective.kind != "cost":
+            break
+        found, value, start, share = moved, reached, moved.start, moved.chosen[:, 0].copy()
+        if done:
+            break
+    if found is None:
+        raise SolverFailed("no surrogate could be solved")
+    exact = near(model, found.start, tolerance=tolerance)
+    if exact is not None and (
+        instance.objective.kind == "cost" or _value(instance, exact) >= value * (1.0 - 1e-9 * np.sign(value))
+    ):
+        found = exact
+    return replace(found, sweeps=sweeps)
+
+
+def _value(instance: Instance, found: Balance) -> float:
+    return evaluate(instance, choice_of(instance, found)).objective
+
+
+def surrogate(utility: Utility, share: Floats) -> Utility:
+    """Return power functions that touch the utilities at these shares, as curved as these are there, but within the class."""
+    aversion = -share * utility.curvature(share) / utility.slope(share)
+    shape = np.clip(1.0 - aversion, 0.02, 1.0 - RISK_AVERSION_MIN)
+    weight = utility.slope(share) * share ** (1.0 - shape) / shape
+    return Utility(kind="power", weight=weight, shape=shape, offset=utility.value(share) - weight * share**shape)
+
+
+def _check(instance: Instance, solution: Solution) -> None:
+    worst = solution.evaluation.worst
+    if worst > 1e-7:
+        family = max(solution.evaluation.residuals, key=lambda name: solution.evaluation.residuals[name])
+        _explain(instance, _priced(instance, model_of(instance)))
+        raise SolverFailed(f"the structured solver's answer violates {family} by {worst:.1e}")
+
+
+def least_time(model: Model) -> Balance:
+    """Return the balance of least time with every share at its least, energy all but free."""
+    fixed = model.with_shares(np.exp(model.rows[:, client.LOG_SHARE_MIN])).priced(shared_by.FIXED)
+    shared = fixed.shared.copy()
+    rows = fixed.rows
+    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE]
+    spent = float((rows[:, client.CLOCK_ENERGY] * work * rows[:, client.CLOCK_MAX] ** 2).sum())
+    spent += float(rows[:, client.POWER_MAX].sum()) * shared[shared_by.TIME_LOW]
+    spent += shared[shared_by.SERVER_ENERGY] * float(rows[:, client.PLUGGED].sum()) * shared[shared_by.MACHINE] ** 2
+    cheap = 1e-7 * shared[shared_by.TIME_WEIGHT] * shared[shared_by.TIME_LOW] / spent
+    shared[shared_by.ENERGY_WEIGHT] = min(shared[shared_by.ENERGY_WEIGHT], cheap)
+    return balance(replace(fixed, shared=shared, deadline_s=inf))
+
+
+def _explain(instance: Instance, model: Model) -> None:
+    """Raise ``Infeasible`` where the deadline, or the floor of utility before it, is what cannot be met."""
+    if instance.deadline_s is None:
+        return
+    found = least_time(model)
+    time = evaluate(instance, choice_of(instance, found)).time_s
+    if time > instance.deadline_s:
+        n = int(found.chosen[:, 5].argmax())
+        raise Infeasible(
+            f"deadline_s of {instance.deadline_s:g} leaves too little band and machine to share, most of all for client "
+            f"{instance.names[n]}: raise it to at least {time:.9g}"
+        )
+    if instance.objective.utility_min is not None:
+        rich = replace(cold(model), utility=1e12 * cold(model).utility)
+        most = evaluate(instance, choice_of(instance, balance(model.priced(shared_by.FIXED), rich))).utility
+        if most < instance.objective.utility_min:
+            raise Infeasible(
+                f"objective.utility_min of {instance.objective.utility_min:g} is out of reach before deadline_s of "
+                f"{instance.deadline_s:g}: lower it to {most:.9g} or raise the deadline"
+            )
