@@ -232,7 +232,7 @@ def _log_binomial(n: int, k: int) -> float:
 def _lost(
     point: CodingPoint, snr_db: float, *, count: int, gains: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Send random codewords through the link's code, modem and decoder; return which came back wrong."""
+    """Send random codewords through the link's code, modem and decoder; return which came back wrong or unconverged."""
     seeds = SeedTree(8).child(point.name, str(snr_db))
     rng = seeds.generator()
     words = rng.integers(0, 256, size=(count, ldpc.INFO_BYTES), dtype=np.uint8)
@@ -240,5 +240,5 @@ def _lost(
     coded = ldpc.encode(words, code_bits=point.code_bits)
     path = modem.Path(snr=from_db(snr_db), gains=gains, key=NoiseKey.of(seeds), first=0)
     soft = modem.soft_values(coded, dither=dither, modulation=point.modulation, path=path)
-    decoded, _ = ldpc.decode(soft, code_bits=point.code_bits, iterations=point.iterations)
-    return (decoded != words).any(axis=1)
+    decoded, used = ldpc.decode(soft, code_bits=point.code_bits, iterations=point.iterations)
+    return (decoded != words).any(axis=1) | (used < 0)
