@@ -35,7 +35,7 @@ def reference_decode(soft: NDArray[np.int8], *, code_bits: int, iterations: int)
     rows = [range(a, b) for a, b in zip(graph.start, graph.start[1:], strict=False)]
     entry = list(zip(graph.column, graph.shift, strict=True))
     flat = np.zeros(graph.columns * LIFTING, dtype=np.int64)
-    flat[2 * LIFTING : 2 * LIFTING + code_bits] = np.maximum(soft, -127)
+    flat[2 * LIFTING : 2 * LIFTING + code_bits] = soft.clip(-41, 41)
     posterior = flat.reshape(graph.columns, LIFTING)
     message = np.zeros((len(entry), LIFTING), dtype=np.int64)
     for count in range(1, iterations + 1):
@@ -44,7 +44,7 @@ def reference_decode(soft: NDArray[np.int8], *, code_bits: int, iterations: int)
             sizes = np.sort(np.abs(extrinsic), axis=0)
             least = np.where(np.abs(extrinsic) == sizes[0], sizes[1], sizes[0])
             negative = (extrinsic < 0) ^ (np.sum(extrinsic < 0, axis=0) % 2 == 1)
-            message[row.start : row.stop] = np.where(negative, -1, 1) * (least - (least >> 2))
+            message[row.start : row.stop] = np.where(negative, -1, 1) * np.minimum(least - (least >> 2), 42)
             for e, value in zip(row, (extrinsic + message[row.start : row.stop]).clip(-127, 127), strict=True):
                 posterior[entry[e][0]] = np.roll(value, entry[e][1])
         bits = (posterior < 0).astype(np.uint8)

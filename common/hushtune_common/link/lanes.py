@@ -158,6 +158,10 @@ zero = _nullary(lambda: _constant(0))
 """Return 0 in every lane."""
 largest = _nullary(lambda: _constant(127))
 """Return 127 in every lane."""
+third = _nullary(lambda: _constant(42))
+"""Return 42, a third of the range, in every lane."""
+within_third = _unary(lambda builder, a: _call(builder, "smax", _call(builder, "smin", a, _constant(41)), _constant(-41)))
+"""Return ``a``, clipped to -41..41: less than ``third``."""
 clip = _unary(_clipped)
 """Return ``max(a, -127)``."""
 add = _binary(lambda builder, a, b: _clipped(builder, _call(builder, "sadd.sat", a, b)))

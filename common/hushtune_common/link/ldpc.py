@@ -4,10 +4,11 @@
 the codeword without its first 768 bits, cut after ``code_bits``. Packed arrays hold bit i as bit ``i % 8`` of byte ``i // 8``.
 
 The decoder is layered normalised min-sum on signed bytes. One layer is one row of the base graph: all its 384 checks at once,
-row after row in the graph's order. With ``L`` the posteriors (0 where nothing was received) and ``R`` the messages, at first 0::
+row after row in the graph's order. With ``L`` the posteriors (at first what was received, clipped to -41..41, and 0 where nothing
+was) and ``R`` the messages, at first 0::
 
     T[e] = clip(L[e] - R[e])         e runs over the columns of the row, L[e] turned by the entry's shift
-    R[e] = +-(m - (m >> 2))          m least abs(T) of the others, sign the product of the others' signs; 0 counts as positive
+    R[e] = +-min(m - (m >> 2), 42)   m least abs(T) of the others, sign the product of the others' signs; 0 counts as positive
     L[e] = clip(T[e] + R[e])         clip to -127..127
 
 where an entry whose ``abs(T)`` equals the least takes the second least as m. After the last row the word is done if the signs of
@@ -35,7 +36,6 @@ from hushtune_common.link.lanes import (
     add,
     any_negative,
     any_zero,
-    clip,
     exclusive_or,
     greatest,
     largest,
@@ -45,9 +45,11 @@ from hushtune_common.link.lanes import (
     store,
     store_signs,
     subtract,
+    third,
     three_quarters,
     where_equal,
     with_sign,
+    within_third,
     zero,
 )
 
@@ -282,10 +284,10 @@ def _receive(soft: SoftBits, posteriors: SoftBits, room: SoftBits, turn: Places)
             room[:LIFTING] = 0
             room[:here] = soft[sent : sent + here]
             for z in range(0, LIFTING, WIDTH):
-                _twice(room, z, clip(load(room, z)))
+                _twice(room, z, within_third(load(room, z)))
         else:
             for z in range(0, LIFTING, WIDTH):
-                _twice(room, z, clip(load(soft, sent + z)))
+                _twice(room, z, within_third(load(soft, sent + z)))
         for z in range(0, LIFTING, WIDTH):
             _twice(posteriors, column * _TWICE + z, load(room, turn[column] + z))
 
@@ -324,8 +326,8 @@ def _iterate(
             store(room, 2 * LIFTING + z, sign)
         for z in range(0, LIFTING, WIDTH):
             first_least = load(room, z)
-            if_not = three_quarters(first_least)
-            if_least = three_quarters(load(room, LIFTING + z))
+            if_not = least(three_quarters(first_least), third())
+            if_least = least(three_quarters(load(room, LIFTING + z)), third())
             sign = load(room, 2 * LIFTING + z)
             at = _EXTRINSICS + z
             new = row_messages + z
