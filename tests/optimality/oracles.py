@@ -68,7 +68,8 @@ def stationarity(instance: Instance, choice: Choice, prices: Prices) -> dict[str
 
 
 def _violation(slope: Floats, scale: Floats, low: Any, high: Any) -> float:
-    rest = np.where(low, np.minimum(slope, 0.0), np.where(high, np.maximum(slope, 0.0), slope))
+    rest = np.where(low, np.minimum(slope, 0.0), slope)
+    rest = np.where(high, np.maximum(rest, 0.0), rest)
     return float(np.abs(rest / scale).max())
 
 

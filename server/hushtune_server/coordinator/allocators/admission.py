@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
 from hushtune_server.coordinator.allocators.balance import cold, model_of, time_low
-from hushtune_server.coordinator.allocators.certificate import responses
+from hushtune_server.coordinator.allocators.certificate import least_costs, responses
 from hushtune_server.coordinator.allocators.continuous import solve_continuous
 from hushtune_server.coordinator.allocators.extensions import spread_out
 from hushtune_server.coordinator.allocators.levels import solve_levels
@@ -110,13 +110,9 @@ class _Search:
         soft = model.softened(1e-6)
         if shared_by.settled(soft.rows, soft.kind, soft.shared, three, time_s, states, 1e-9, chosen) < 0:
             return gains
-        share, band, power, clock, server = chosen[:, :5].T
-        rate = np.log2((1.0 + part.gain_main_mhz_per_w * power / band) / (1.0 + part.gain_tap_mhz_per_w * power / band)) * band
-        work = part.train_tflop * (part.train_fixed_share + (1.0 - part.train_fixed_share) * share)
-        energy = part.clock_energy_w_per_tflops3 * work * clock**2 + power * share * part.update_mbit / rate
-        energy += part.server_energy_w_per_tflops3 * part.plug_in_tflop * share * server**2
-        cost = part.energy_weight_per_j * energy + three[0] * band + three[1] * server
-        gains[able] = prices.utility * part.utility.value(share) - cost
+        share, theta = chosen[:, 0], chosen[:, 5]
+        costs = least_costs(model, replace(prices, time_per_s=theta), share[:, None])[:, 0]
+        gains[able] = prices.utility * part.utility.value(share) - (costs - theta * time_s)  # time is given: it costs nothing
         return gains
 
     def exchange(self) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_kernels as client
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
+from hushtune_server.coordinator.allocators.structured_nested import nested
 from hushtune_server.coordinator.problems.instance import Instance
 from hushtune_server.coordinator.problems.utility import Floats, Utility, UtilityKind
 
@@ -31,6 +32,8 @@ _LN2: Final = log(2.0)
 _PLAIN: Final = 25
 _CAREFUL: Final = 60
 _ROUNDS: Final = 12
+_MARGIN: Final = 1.0 + 1e-6
+"""What a message advises is this much more than the least, so that the solver has room."""
 _SNR_START: Final = 10.0
 _SOFT: Final = (2e-2, 2e-3, 2e-4, 2e-5)
 """Half widths, in ln theta, of the steps between clock levels, where these are far enough apart."""
@@ -160,7 +163,7 @@ def _fit_rates(i: Instance, rows: Floats) -> None:
         needed = i.power_max_w[n] * i.rate_min_mbps[n] / limit[n]
         raise Infeasible(
             f"client {i.names[n]}: rate_min_mbps of {i.rate_min_mbps[n]:g} is out of reach at any bandwidth: "
-            f"lower it below {limit[n]:.6g}, or raise power_max_w above {needed:.6g}"
+            f"lower it below {limit[n] / _MARGIN:.9g}, or raise power_max_w above {_MARGIN * needed:.9g}"
         )
     least = 0.0
     for row in rows[asked]:
@@ -168,7 +171,7 @@ def _fit_rates(i: Instance, rows: Floats) -> None:
     rows[asked, client.X_BOTH] = [_root_both(row) for row in rows[asked]]
     if least > i.bandwidth_mhz * (1.0 + 1e-12):
         raise Infeasible(
-            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: raise it to at least {least:.9g}"
+            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: raise it to at least {_MARGIN * least:.9g}"
         )
 
 
@@ -258,15 +261,15 @@ def _numbers(model: Model, start: Start) -> tuple[Floats, Floats]:
     return np.array([0.0, log(start.band), z, log(start.utility)]), shared
 
 
-def balance(model: Model, start: Start | None = None, *, tolerance: float = 1e-10) -> Balance:
-    """Return the balance of a model, from ``start`` or from nothing.
+def balance(model: Model, start: Start | None = None, *, tolerance: float = 1e-10, first_tier: int = 0) -> Balance:
+    """Return the balance of a model, from ``start`` or from nothing; ``first_tier`` skips the faster ways, for comparison.
 
-    Raises ``Infeasible`` where the deadline is below every client's own least time, ``SolverFailed`` with the residual reached.
+    Raises ``Infeasible`` where the deadline cannot be met, ``SolverFailed`` with the residual reached.
     """
     _check_deadline(model)
     if model.rows.shape[1] > client.HULL:
-        return _harden(model, start, tolerance=tolerance)
-    return _balance(model, start, tolerance=tolerance)
+        return _harden(model, start, tolerance=tolerance, first_tier=first_tier)
+    return _balance(model, start, tolerance=tolerance, first_tier=first_tier)
 
 
 def near(model: Model, start: Start, *, tolerance: float = 1e-10) -> Balance | None:
@@ -275,14 +278,15 @@ def near(model: Model, start: Start, *, tolerance: float = 1e-10) -> Balance | N
     return run.result(0) if run.merged(_PLAIN, 0) == 0 else None
 
 
-def _balance(model: Model, start: Start | None, *, tolerance: float) -> Balance:
+def _balance(model: Model, start: Start | None, *, tolerance: float, first_tier: int = 0) -> Balance:
     run = _Run(model, cold(model) if start is None else start, tolerance)
-    tier = run.merged(_PLAIN, _CAREFUL // 2)
-    if tier < 0 and start is not None:
+    tier = run.merged(_PLAIN, _CAREFUL // 2) if first_tier == 0 else -1
+    if tier < 0 and first_tier == 0 and start is not None:
         run = _Run(model, replace(cold(model), utility=start.utility), tolerance, spent=run.sweeps)
         tier = run.merged(_PLAIN, _CAREFUL // 2)
     if tier < 0:
-        tier = 1 if run.in_turns(nested=False) else (2 if run.in_turns(nested=True) else -1)
+        _check_joint_deadline(model)
+        tier = 1 if first_tier < 2 and run.in_turns(patiently=False) else (2 if run.in_turns(patiently=True) else -1)
     if tier < 0:
         raise SolverFailed(
             f"the structured solver stopped at a relative residual of {run.residual:.1e} after {run.sweeps} sweeps"
@@ -296,14 +300,41 @@ def _check_deadline(model: Model) -> None:
         n = int(low.argmax())
         raise Infeasible(
             f"client {model.names[n]}: a deadline_s of {deadline:g} is below its own least time with the whole band and machine: "
-            f"raise it above {low[n]:.9g}"
+            f"raise it above {_MARGIN * low[n]:.9g}"
         )
 
 
-def _harden(model: Model, start: Start | None, *, tolerance: float) -> Balance:
+def least_time(model: Model) -> Balance:
+    """Return the balance of least time with every share at its least, energy all but free."""
+    fixed = model.with_shares(np.exp(model.rows[:, client.LOG_SHARE_MIN])).priced(shared_by.FIXED)
+    shared = fixed.shared.copy()
+    rows = fixed.rows
+    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE]
+    spent = float((rows[:, client.CLOCK_ENERGY] * work * rows[:, client.CLOCK_MAX] ** 2).sum())
+    spent += float(rows[:, client.POWER_MAX].sum()) * shared[shared_by.TIME_LOW]
+    spent += shared[shared_by.SERVER_ENERGY] * float(rows[:, client.PLUGGED].sum()) * shared[shared_by.MACHINE] ** 2
+    cheap = 1e-7 * shared[shared_by.TIME_WEIGHT] * shared[shared_by.TIME_LOW] / spent
+    shared[shared_by.ENERGY_WEIGHT] = min(shared[shared_by.ENERGY_WEIGHT], cheap)
+    return _balance(replace(fixed, shared=shared, deadline_s=inf), None, tolerance=1e-9)
+
+
+def _check_joint_deadline(model: Model) -> None:
+    """Refuse a deadline that band and machine, shared by all, do not allow."""
+    if model.deadline_s == inf:
+        return
+    found = least_time(model)
+    if found.start.time_s > model.deadline_s:
+        n = int(found.chosen[:, 5].argmax())
+        raise Infeasible(
+            f"deadline_s of {model.deadline_s:g} leaves too little band and machine to share, most of all for client "
+            f"{model.names[n]}: raise it to at least {_MARGIN * found.start.time_s:.9g}"
+        )
+
+
+def _harden(model: Model, start: Start | None, *, tolerance: float, first_tier: int) -> Balance:
     """Balance a model with clock levels: the price steps between levels are spread at first, and sharpened in turns."""
     widths = np.array(_SOFT) * min(1.0, _least_step(model) / (5.0 * _SOFT[0]))
-    found = _balance(model.softened(widths[0]), start, tolerance=tolerance)
+    found = _balance(model.softened(widths[0]), start, tolerance=tolerance, first_tier=first_tier)
     sweeps, tier = found.sweeps, found.tier
     for before, softness in pairwise(widths):
         client.sharpen(model.rows, model.softened(before).shared, softness / before, found.start.states)
@@ -360,14 +391,14 @@ class _Run:
         self.residual = min(self.residual, float(self._report[2]))
         return tier
 
-    def in_turns(self, *, nested: bool) -> bool:
+    def in_turns(self, *, patiently: bool) -> bool:
         """Fix the price of utility, balance the rest, correct the price; after each turn try everything at once again."""
         mode = float(self._shared[shared_by.MODE])
         self._y, self._states = self._first[0].copy(), self._first[1].copy()
         low, high = -inf, inf
         for _ in range(1 if mode == shared_by.FIXED else _ROUNDS if mode == shared_by.RATIO else 10 * _ROUNDS):
             self._shared[shared_by.MODE] = shared_by.FIXED
-            good = self._nest() if nested else self.merged(_PLAIN, _CAREFUL, tolerance=1e-3) >= 0
+            good = self._nest() if patiently else self.merged(_PLAIN, _CAREFUL, tolerance=1e-3) >= 0
             self._shared[shared_by.MODE] = mode
             if not good:
                 return False
@@ -378,7 +409,7 @@ class _Run:
                 low, high = (self._y[3], high) if worth < self._shared[shared_by.TARGET] else (low, self._y[3])
                 self._y[3] = low + 2.0 if high == inf else high - 2.0 if low == -inf else 0.5 * (low + high)
             kept = self._y.copy(), self._states.copy()
-            if self.merged(_PLAIN, _CAREFUL // 2 if nested else 0) >= 0:
+            if self.merged(_PLAIN, _CAREFUL // 2 if patiently else 0) >= 0:
                 return True
             self._y, self._states = kept
         return False
@@ -387,7 +418,7 @@ class _Run:
         n, m = self._states.shape[0], self._model
         scratch = np.empty(3), np.empty(5), np.empty((5, 4)), np.empty((n, 2, 4)), np.empty(4), np.empty((4, 4))
         aim = 1e-7
-        ended = shared_by.nested(0, m.rows, m.kind, self._shared, self._y, self._states, aim, scratch, self._report)
+        ended = nested(0, m.rows, m.kind, self._shared, self._y, self._states, aim, scratch, self._report)
         return ended == 1
 
     def result(self, tier: int) -> Balance:

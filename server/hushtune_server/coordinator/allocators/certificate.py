@@ -16,7 +16,10 @@ import numpy as np
 from hushtune_common.errors import SolverFailed
 from hushtune_common.link.kernels import kernel
 from hushtune_server.coordinator.allocators import structured_kernels as client
+from hushtune_server.coordinator.allocators import structured_newton as shared_by
 from hushtune_server.coordinator.allocators.balance import Model, balance, model_of
+from hushtune_server.coordinator.allocators.continuous import solution_of, solve_continuous
+from hushtune_server.coordinator.allocators.extensions import solve_max_min
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.allocators.structured_kernels import (
     COST,
@@ -150,7 +153,6 @@ class _Dual:
     instance: Instance
     model: Model
     prices: Prices
-    optional: bool
     grid: int
     weight: Floats
     """(N,): utilities count with this, all ones but for max-min."""
@@ -158,9 +160,6 @@ class _Dual:
     def value(self, ell: float) -> tuple[float, float]:
         """Return the bound and the utility at the best responses, its slope."""
         each, worths = self.each(ell)
-        if self.optional:
-            worths = np.where(each > 0.0, worths, 0.0)
-            each = np.maximum(each, 0.0)
         shared = self.prices.bandwidth_per_mhz * self.instance.bandwidth_mhz
         shared += self.prices.server_per_tflops * self.instance.server_tflops
         surplus = float(self.prices.time_per_s.sum()) - self.instance.time_weight_per_s
@@ -202,7 +201,7 @@ class _Dual:
 def responses(instance: Instance, prices: Prices) -> Floats:
     """Return what each client's best response is worth at the prices: bounds of max over share of ell u - cost, (N,)."""
     ones = np.ones(instance.clients)
-    dual = _Dual(instance=instance, model=model_of(instance), prices=prices, optional=False, grid=16, weight=ones)
+    dual = _Dual(instance=instance, model=model_of(instance), prices=prices, grid=16, weight=ones)
     return dual.each(prices.utility)[0]
 
 
@@ -210,13 +209,12 @@ def upper_bound(
     instance: Instance,
     prices: Prices,
     *,
-    optional: bool = False,
     grid: int = 16,
 ) -> float:
     """Return a value that no allocation of the instance exceeds, in units of its objective.
 
-    ``prices`` may be any positive numbers; the closer to those at the optimum, the closer the bound. ``optional``: clients need
-    not take part. ``grid``: cells per client to begin with, which matters for speed only. Every client must be usable.
+    ``prices`` may be any positive numbers; the closer to those at the optimum, the closer the bound, and far from them there may
+    be none (infinity). ``grid``: cells per client to begin with, which matters for speed only. Every client must be usable.
     """
     total = float(prices.time_per_s.sum())
     if instance.deadline_s is None and total > instance.time_weight_per_s:  # time has no bound of its own
@@ -224,7 +222,7 @@ def upper_bound(
     counted = np.ones(instance.clients)
     if instance.objective.kind == "max_min":  # the least utility is below every weighted mean of them
         counted = prices.worst_off if prices.worst_off is not None else counted / instance.clients
-    dual = _Dual(instance=instance, model=model_of(instance), prices=prices, optional=optional, grid=grid, weight=counted)
+    dual = _Dual(instance=instance, model=model_of(instance), prices=prices, grid=grid, weight=counted)
     goal = instance.objective
     if goal.kind == "difference":
         price = goal.price or 0.0
@@ -246,34 +244,45 @@ def _largest_ratio(dual: _Dual, ell: float) -> float:
         if value <= 0.0:
             proven = max(proven, ell)
             if step > -_CLOSE:
-                return 1.0 / proven
+                break
         elif step < 1e-9:
             step = 1.01 * step + 1e-12  # to the safe side of a convex function's root
         ell *= min(max(1.0 - step, 0.1), 10.0)
-    if proven > 0.0:
-        return 1.0 / proven
-    raise SolverFailed("no price of utility makes the dual bound close; the prices are far from balanced")
+    return 1.0 / proven if proven > 0.0 else np.inf
 
 
-def certify(instance: Instance, solution: Solution, *, optional: bool = False) -> Solution:
+def certify(instance: Instance, solution: Solution) -> Solution:
     """Return the solution with its upper bound, gap and claim; prices are looked for where it has none.
 
-    The clients that take no part because they are excluded are left out of the bound as well unless they are ``optional``.
-    Raises ``SolverFailed`` where no prices can be found.
+    The bound is on choices in which the same clients take part; where usable ones were left out it proves nothing about other
+    sets, and the claim stays what it was. Raises ``SolverFailed`` where prices are needed and cannot be found.
     """
-    taking = instance.usable if optional else solution.choice.share > 0.0
+    taking = solution.choice.share > 0.0
     part = instance.select(taking)
     prices = solution.prices
     if prices is None:
-        found = balance(model_of(part))
-        theta = found.chosen[:, 5]
-        start = found.start
-        prices = Prices(time_per_s=theta, bandwidth_per_mhz=start.band, server_per_tflops=start.server, utility=start.utility)
+        prices = _prices_for(part, solution.choice.share[taking])
     else:
         worst_off = None if prices.worst_off is None else prices.worst_off[taking]
         prices = replace(prices, time_per_s=prices.time_per_s[taking], worst_off=worst_off)
     objective = solution.evaluation.objective
-    bound = upper_bound(part, prices, optional=optional)
+    bound = upper_bound(part, prices)
     gap = max(bound - objective, 0.0) / max(abs(objective), 1e-300)
-    claim = "certificate" if gap <= GAP_MAX else solution.claim
-    return replace(solution, upper_bound=max(bound, objective), gap=gap, claim=claim)
+    chosen_set = bool((instance.usable & ~taking).any())
+    claim = "certificate" if gap <= GAP_MAX and not chosen_set else solution.claim
+    notes = (*solution.notes, "the bound is for the clients that take part") if chosen_set else solution.notes
+    return replace(solution, upper_bound=max(bound, objective), gap=gap, claim=claim, notes=notes)
+
+
+def _prices_for(part: Instance, share: Floats) -> Prices:
+    """Return prices near the optimum for a choice that came without: those of the best continuous choice, or of these shares."""
+    if part.objective.kind == "max_min" and part.utility.kind != "table":
+        found = solve_max_min(replace(part, share_levels=None))
+    elif part.utility.kind != "table":
+        found = solve_continuous(replace(part, share_levels=None))
+    else:
+        fixed = model_of(part).with_shares(share).priced(shared_by.FIXED)
+        found = solution_of(part, balance(fixed), method="global")
+    if found.prices is None:
+        raise SolverFailed("the best choice has no prices")
+    return found.prices

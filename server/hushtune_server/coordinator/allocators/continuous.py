@@ -23,6 +23,8 @@ from hushtune_server.coordinator.problems.utility import RISK_AVERSION_MIN, Floa
 _TURNS: Final = 80
 _CUTS: Final = 8
 _IMPATIENT: Final = 1e-12
+_MARGIN: Final = 1e-6
+"""What a message advises leaves this much room to the limit."""
 
 
 def solve_continuous(instance: Instance, *, start: Start | None = None, tolerance: float = 1e-10) -> Solution:
@@ -115,7 +117,8 @@ def _priced(instance: Instance, model: Model) -> Model:
     floor = goal.utility_min or 0.0
     least, most = (float(instance.utility.value(s).sum()) for s in (instance.share_min, instance.share_max))
     if floor > most * (1.0 + 1e-12) + 1e-300:
-        raise Infeasible(f"objective.utility_min of {floor:g} is out of reach: lower it to {most:.9g}, the utility at share_max")
+        below = most - _MARGIN * abs(most)
+        raise Infeasible(f"objective.utility_min of {floor:g} is out of reach even at share_max: lower it to {below:.9g}")
     if floor <= least:
         return model.with_shares(instance.share_min).priced(shared_by.FIXED)
     if floor >= most * (1.0 - 1e-12):
@@ -209,37 +212,13 @@ def _check(instance: Instance, solution: Solution) -> None:
         raise SolverFailed(f"the structured solver's answer violates {family} by {worst:.1e}")
 
 
-def least_time(model: Model) -> Balance:
-    """Return the balance of least time with every share at its least, energy all but free."""
-    fixed = model.with_shares(np.exp(model.rows[:, client.LOG_SHARE_MIN])).priced(shared_by.FIXED)
-    shared = fixed.shared.copy()
-    rows = fixed.rows
-    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE]
-    spent = float((rows[:, client.CLOCK_ENERGY] * work * rows[:, client.CLOCK_MAX] ** 2).sum())
-    spent += float(rows[:, client.POWER_MAX].sum()) * shared[shared_by.TIME_LOW]
-    spent += shared[shared_by.SERVER_ENERGY] * float(rows[:, client.PLUGGED].sum()) * shared[shared_by.MACHINE] ** 2
-    cheap = 1e-7 * shared[shared_by.TIME_WEIGHT] * shared[shared_by.TIME_LOW] / spent
-    shared[shared_by.ENERGY_WEIGHT] = min(shared[shared_by.ENERGY_WEIGHT], cheap)
-    return balance(replace(fixed, shared=shared, deadline_s=inf))
-
-
 def _explain(instance: Instance, model: Model) -> None:
-    """Raise ``Infeasible`` where the deadline, or the floor of utility before it, is what cannot be met."""
-    if instance.deadline_s is None:
-        return
-    found = least_time(model)
-    time = evaluate(instance, choice_of(instance, found)).time_s
-    if time > instance.deadline_s:
-        n = int(found.chosen[:, 5].argmax())
-        raise Infeasible(
-            f"deadline_s of {instance.deadline_s:g} leaves too little band and machine to share, most of all for client "
-            f"{instance.names[n]}: raise it to at least {time:.9g}"
-        )
-    if instance.objective.utility_min is not None:
+    """Raise ``Infeasible`` where the floor of utility cannot be met before the deadline."""
+    if instance.deadline_s is not None and instance.objective.utility_min is not None:
         rich = replace(cold(model), utility=1e12 * cold(model).utility)
         most = evaluate(instance, choice_of(instance, balance(model.priced(shared_by.FIXED), rich))).utility
         if most < instance.objective.utility_min:
             raise Infeasible(
                 f"objective.utility_min of {instance.objective.utility_min:g} is out of reach before deadline_s of "
-                f"{instance.deadline_s:g}: lower it to {most:.9g} or raise the deadline"
+                f"{instance.deadline_s:g}: lower it to {most - _MARGIN * abs(most):.9g} or raise the deadline"
             )
