@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +20,13 @@ from hushtune_common.units import Decibel
 Point = Annotated[str | None, Parameter(help="Coding point, for example qpsk-0.825; all of them unless given.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of a table.")]
 Seed = Annotated[int, Parameter(help="Seed of noise and data; secrets come from the operating system all the same.")]
-Threads = Annotated[int, Parameter(help="Threads to code and decode on.")]
+_FROM_ONE = validators.Number(gte=1)
+_LEVEL = validators.Number(gte=-100.0, lte=100.0)
+"""No link operates outside, and neither infinity nor a missing number gets through."""
+_DELTA = validators.Number(gte=-512.0, lte=-1.0)
+_POSITIVE = validators.Number(gt=0.0, lte=1e6)
+Threads = Annotated[int, Parameter(help="Threads to code and decode on.", validator=_FROM_ONE)]
+Codewords = Annotated[int, Parameter(help="Codewords per hash block (L_c).", validator=validators.Number(gte=1, lte=16))]
 if TYPE_CHECKING:
     from hushtune_common.link.mcs import CodingPoint
 
@@ -43,18 +49,30 @@ def register(app: App) -> None:
 def design(
     *,
     point: Point = None,
-    main_db: Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.")] = 6.0,
+    main_db: Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.", validator=_LEVEL)] = 6.0,
     tap_db: Annotated[
-        float, Parameter(name="--tap-db", help="The tap's assumed symbol SNR in dB: its bound, or its mean if interleaved.")
+        float,
+        Parameter(
+            name="--tap-db",
+            help="The tap's assumed symbol SNR in dB: its bound, or its mean if interleaved.",
+            validator=_LEVEL,
+        ),
     ] = -5.0,
-    codewords: Annotated[int, Parameter(help="Codewords per hash block (L_c).")] = 4,
-    log2_delta: Annotated[float, Parameter(help="Leakage bound of one hash block, log2 of total variation.")] = -64.0,
+    codewords: Codewords = 4,
+    log2_delta: Annotated[
+        float, Parameter(help="Leakage bound of one hash block, log2 of total variation.", validator=_DELTA)
+    ] = -64.0,
     tap_model: Annotated[
         Literal["fixed", "outage", "interleaved"], Parameter(help="What is assumed of the tap's channel.")
     ] = "fixed",
-    subbands: Annotated[int, Parameter(help="Coherence blocks of a codeword, with a fading tap.")] = 16,
-    megabytes: Annotated[float, Parameter(help="Size of an upload, for airtime and the total bound.")] = 10.0,
-    bandwidth_mhz: Annotated[float, Parameter(help="Bandwidth of the upload.")] = 1.0,
+    subbands: Annotated[
+        int,
+        Parameter(help="Coherence blocks of a codeword, with a fading tap.", validator=validators.Number(gte=1, lte=256)),
+    ] = 16,
+    megabytes: Annotated[
+        float, Parameter(help="Size of an upload, for airtime and the total bound.", validator=_POSITIVE)
+    ] = 10.0,
+    bandwidth_mhz: Annotated[float, Parameter(help="Bandwidth of the upload.", validator=_POSITIVE)] = 1.0,
     json_: Json = False,
 ) -> int:
     """Design the wiretap code for assumed SNRs: message and random bits, secret rate, leakage bound of an upload.
@@ -73,7 +91,7 @@ def design(
         log2_delta=log2_delta,
         tap_model=TAP_KINDS[tap_model],
         subbands=0 if tap_model == "fixed" else subbands,
-        upload_bytes=int(megabytes * 1e6),
+        upload_bytes=max(1, int(megabytes * 1e6)),
         bandwidth_hz=bandwidth_mhz * 1e6,
     )
     rows = compare(_points(point), asked)
@@ -90,8 +108,10 @@ def design(
 def bler(
     *,
     point: Point = None,
-    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.")] = 10_000,
-    iterations: Annotated[int | None, Parameter(help="Decoder iterations at most; the coding point's own unless given.")] = None,
+    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.", validator=_FROM_ONE)] = 10_000,
+    iterations: Annotated[
+        int | None, Parameter(help="Decoder iterations at most; the coding point's own unless given.", validator=_FROM_ONE)
+    ] = None,
     out: Annotated[Path | None, Parameter(help="Write the tables to this file, in the form that the link reads.")] = None,
     seed: Seed = 1,
     threads: Threads = _CORES,
@@ -108,14 +128,16 @@ def bler(
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    measured = tables.measure_all(_points(point), options=options, progress=tell)
-    document = tables.to_json(measured, options=options)
+    points = _points(point)
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise ConfigError("--out", f"cannot write {out}: give a file in a folder that exists")  # now, not after hours
+    document = tables.to_json(tables.measure_all(points, options=options, progress=tell), options=options)
     if out is not None:
         tables.write(out, document)
-        print(f"tables of {len(measured)} coding points written to {out}")
-    elif json_:
+        tell(f"tables of {len(points)} coding points written to {out}")
+    if json_:
         print(json.dumps(document, indent=1))
-    else:
+    elif out is None:
         _print_tables(document)
     return 0
 
@@ -123,10 +145,12 @@ def bler(
 def bench(
     *,
     point: Point = None,
-    blocks: Annotated[int, Parameter(help="Hash blocks per repetition.")] = 256,
-    repetitions: Annotated[int, Parameter(help="Repetitions; the best counts.")] = 5,
+    blocks: Annotated[int, Parameter(help="Hash blocks per repetition.", validator=_FROM_ONE)] = 256,
+    repetitions: Annotated[int, Parameter(help="Repetitions; the best counts.", validator=_FROM_ONE)] = 5,
     threads: Threads = 1,
-    peer: Annotated[bool, Parameter(help="Also Sionna's LDPC code on the same core, when it is installed.")] = True,
+    peer: Annotated[
+        bool, Parameter(help="Also Sionna's LDPC code, when it is installed and qpsk-0.825 is measured on one thread.")
+    ] = True,
     json_: Json = False,
 ) -> int:
     """Measure the speed of every stage of the link on one core, and of the whole of it from secret bytes to secret bytes.
@@ -139,10 +163,10 @@ def bench(
     from hushtune_server.testbed.link import peer as sionna
 
     clock, seeds = SystemClock(), SeedTree(1).child("bench")
-    wanted = {p.name for p in _points(point)}
+    points = _points(point)
     results: list[dict[str, Any]] = []
     for setting in benchmark.default_settings():
-        if setting.point.name in wanted:
+        if setting.point in points:
             print(f"measuring {setting.name} …", file=sys.stderr, flush=True)
             found = benchmark.measure(setting, blocks=blocks, repetitions=repetitions, threads=threads, clock=clock, seeds=seeds)
             results.append(found.to_json())
@@ -150,9 +174,12 @@ def bench(
         names = ", ".join(sorted({s.point.name for s in benchmark.default_settings()}))
         raise ConfigError("--point", f"no benchmark uses it; choose one of {names}")
     document: dict[str, Any] = {"machine": _machine(), "settings": results, "peer": None}
-    if peer and sionna.available():
+    missing = sionna.left_out({p.name for p in points}, threads=threads)
+    if peer and missing:
+        print(f"the peer is left out: {missing}", file=sys.stderr, flush=True)
+    elif peer:
         print("measuring the peer …", file=sys.stderr, flush=True)
-        rates = sionna.measure(point_named("qpsk-0.825"), snr_db=Decibel(6.0), clock=clock, seeds=seeds.child("peer"))
+        rates = sionna.measure(point_named(sionna.POINT), snr_db=sionna.SNR_DB, clock=clock, seeds=seeds.child("peer"))
         ours = results[0]["mbit_per_s"]
         ratios = {name: ours["ldpc encode" if name == "encoder" else "ldpc decode"] / rate for name, rate in rates.items()}
         document["peer"] = {"name": "Sionna", "mbit_per_s": rates, "times_faster": ratios}
@@ -166,11 +193,13 @@ def bench(
 def attack(
     *,
     point: Annotated[str, Parameter(help="Coding point.")] = "qpsk-0.825",
-    tap_db: Annotated[float, Parameter(name="--tap-db", help="The tap's SNR in dB, which the design assumes as well.")] = -5.0,
-    codewords: Annotated[int, Parameter(help="Codewords per hash block (L_c).")] = 1,
-    log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.")] = -64.0,
-    train: Annotated[int, Parameter(help="Hash blocks to learn from.")] = 12_000,
-    test: Annotated[int, Parameter(help="Hash blocks to be judged on.")] = 6_000,
+    tap_db: Annotated[
+        float, Parameter(name="--tap-db", help="The tap's SNR in dB, which the design assumes as well.", validator=_LEVEL)
+    ] = -5.0,
+    codewords: Codewords = 1,
+    log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.", validator=_DELTA)] = -64.0,
+    train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=validators.Number(gte=4))] = 12_000,
+    test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=_FROM_ONE)] = 6_000,
     neural: Annotated[bool, Parameter(help="Also train a neural network (minutes).")] = True,
     seed: Seed = 1,
     threads: Threads = _CORES,
@@ -191,7 +220,11 @@ def attack(
     methods: tuple[distinguish.Method, ...] = ("linear", "likelihood", "mlp") if neural else ("linear", "likelihood")
     seeds = SeedTree(seed).child("attack")
     results: list[distinguish.DistinguishResult] = []
-    for trial in distinguish.trials(made, snr_db=tap_db, seeds=seeds, train=train, test=test, methods=methods, threads=threads):
+    try:
+        planned = distinguish.trials(made, snr_db=tap_db, seeds=seeds, train=train, test=test, methods=methods, threads=threads)
+    except ValueError as error:
+        raise ConfigError("--train", str(error)) from error
+    for trial in planned:
         print(f"{trial.name} …", file=sys.stderr, flush=True)
         results.append(trial.run())
     valid = distinguish.valid(results)
@@ -243,7 +276,7 @@ def _machine() -> dict[str, object]:
 def _print_designs(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(title=f"\n{title}", title_justify="left")
     table.add_column("point", no_wrap=True)
-    for heading in ("lost blocks", "message bits", "random bits", "bit/symbol", "airtime s", "log2 delta"):
+    for heading in ("lost blocks", "message bits", "random bits", "bit per symbol", "airtime s", "log2 delta"):
         table.add_column(heading, justify="right")
     for row in rows:
         shown = [row["point"], f"{row['block_error_rate']:.1e}"]

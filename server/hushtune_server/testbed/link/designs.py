@@ -72,7 +72,7 @@ def _line(point: CodingPoint, asked: Request) -> dict[str, object]:
             subbands=asked.subbands,
         )
     except SecrecyUnavailable as refusal:
-        return {**line, "problem": str(refusal)}
+        return {**line, "problem": str(refusal).removeprefix(f"{point.name}: ")}
     line |= _numbers(design, error, asked)
     if error > 0.5:
         line["problem"] = f"the owner loses {error:.0%} of the hash blocks at {asked.snr_main_db:g} dB"
@@ -90,5 +90,5 @@ def _numbers(design: SecrecyDesign, error: float, asked: Request) -> dict[str, o
         "upload_blocks": blocks,
         "upload_blocks_sent": sent,
         "upload_airtime_s": sent * wiretap.airtime(design, blocks=1, bandwidth=Hertz(asked.bandwidth_hz)),
-        "upload_log2_delta": total_log2_delta(design, blocks) + log2(sent / blocks),
+        "upload_log2_delta": min(0.0, total_log2_delta(design, blocks) + log2(sent / blocks)),
     }

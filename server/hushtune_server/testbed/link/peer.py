@@ -1,7 +1,8 @@
 """How fast is the named peer, Sionna's 5G LDPC code, on the same core? It is optional: ``pip install sionna-no-rt``."""
 
 import importlib.util
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,12 +11,24 @@ from hushtune_common.link.mcs import CodingPoint
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Decibel, from_db
 
-_BATCH = 32
+POINT: Final = "qpsk-0.825"
+"""The coding point of the comparison, the first that the benchmark measures."""
+SNR_DB: Final = Decibel(6.0)
+_BATCH: Final = 32
 
 
 def available() -> bool:
     """Whether Sionna is installed."""
     return importlib.util.find_spec("sionna") is not None
+
+
+def left_out(points: Collection[str], *, threads: int) -> str:
+    """Return why a benchmark of these coding points on so many threads has no peer, or nothing: only like is compared."""
+    if POINT not in points:
+        return f"it is measured at {POINT} only"
+    if threads != 1:
+        return "it is measured on one thread only"
+    return "" if available() else "Sionna is not installed (pip install sionna-no-rt)"
 
 
 def measure(point: CodingPoint, *, snr_db: Decibel, clock: Clock, seeds: SeedTree) -> dict[str, float]:
