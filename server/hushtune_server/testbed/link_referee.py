@@ -92,12 +92,17 @@ def _client(
         "blocks_sent_bit_exact": sum(t["blocks_coded"] for t in transmissions),
         "tap_bits": _bits(run, client, round_id, assignment),
         "tap_crc_passes": sum(e["crc_passes"] for e in secret) if secret else None,
-        "tap_assumption_held": all(e["assumption_held"] is not False for e in secret) if secret else None,
+        "tap_assumption_held": _held([e["assumption_held"] for e in secret]),
         "log2_delta_total": max(e["log2_delta_total"] for e in secret) if secret else None,
         "outage": max(e["outage"] for e in secret) if secret else None,
         "density": _density([t for t in transmissions if t["part"] == protected.value], assignment, scenario),
         "constellation": next((t["constellation"] for t in transmissions if t.get("constellation")), None),
     }
+
+
+def _held(said: Sequence[bool | None]) -> bool | None:
+    """Whether the assumption held wherever the tap heard anything; None where it heard nothing."""
+    return None if set(said) <= {None} else False not in said
 
 
 def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str, Any]) -> Json | None:
@@ -107,6 +112,8 @@ def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str
     guess, decoded = stem.with_name(stem.name + ".bin"), stem.with_name(stem.name + ".decoded")
     design = cast(Json | None, assignment.get("carrier") or assignment.get("design"))
     if design is None or not (truth.exists() and guess.exists() and decoded.exists()):
+        return None
+    if truth.stat().st_size != guess.stat().st_size:  # a guess at something else
         return None
     block_bytes = design["message_bits"] // 8 - _CRC_BYTES
     flags = flags_of(decoded.read_bytes(), count=-(-truth.stat().st_size // block_bytes))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,6 +14,7 @@ from hushtune_common.link import wiretap
 from hushtune_common.link.abstraction import block_error_rate
 from hushtune_common.link.mcs import CODING_POINTS, CodingPoint
 from hushtune_common.link.secrecy import gaussian_secrecy_rate, second_order_secrecy_rate
+from hushtune_common.messages import TapModel
 from hushtune_common.units import from_db
 
 MAIN_COLOUR: Final = "#1b6ca8"
@@ -20,12 +22,17 @@ TAP_COLOUR: Final = "#b3402a"
 _GREY: Final = "#6b6b6b"
 _TAP_GRID_DB: Final = np.arange(-14.0, 8.1, 0.5)
 _SIZE: Final = (7.0, 4.2)
+_ABREAST_MAX: Final = 4
+"""Clients that a figure shows or names side by side; more would leave no room for its axes."""
 
 Json = Mapping[str, Any]
 
 
 def draw(link: Json, folder: Path) -> dict[str, str]:
-    """Write every figure that ``link`` (the report's part about the link) has data for; return file names by what they show."""
+    """Write every figure that ``link`` (the report's part about the link) has data for; return file names by what they show.
+
+    Equal reports give equal files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     senders = [c for c in link["clients"] if c.get("design") and c.get("transmissions")]
     if not senders:
@@ -39,7 +46,8 @@ def draw(link: Json, folder: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for what, figure in made.items():
         if figure is not None:
-            figure.savefig(folder / f"{what}.svg", metadata={"Date": None})
+            with rc_context({"svg.hashsalt": what}):  # names inside the file are random otherwise
+                figure.savefig(folder / f"{what}.svg", metadata={"Date": None})
             names[what] = f"{folder.name}/{what}.svg"
     return names
 
@@ -64,12 +72,18 @@ def _block_errors(senders: Sequence[Json]) -> Figure:
         seen = [(row[0], row[1]) for row in point.bler if row[1] > 0.0]
         axes.semilogy([s for s, _ in seen], [r for _, r in seen], "o", color=line.get_color(), markersize=4)
     for level in sorted({s["snr_main_db"] for s in senders}):
-        who = ", ".join(s["client"] for s in senders if s["snr_main_db"] == level)
         axes.axvline(level, color=_GREY, linestyle=":", linewidth=1)
-        axes.annotate(who, (level, 1e-2), rotation=90, ha="right", va="center", fontsize=8, color=_GREY)
+        who = [s["client"] for s in senders if s["snr_main_db"] == level]
+        note = axes.annotate(_few(who), (level, 1e-2), rotation=90, ha="right", va="center", fontsize=8, color=_GREY)
+        note.set_in_layout(False)  # a long name shall not squeeze the axes
     axes.set(xlabel="symbol SNR at the owner, dB", ylabel="block error rate", ylim=(1e-5, 1.5))
     axes.legend(frameon=False)
     return figure
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _ABREAST_MAX
+    return ", ".join(names[:_ABREAST_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def _secret_rate(sender: Json) -> Figure:
@@ -85,12 +99,13 @@ def _secret_rate(sender: Json) -> Figure:
         )
         for t in _TAP_GRID_DB
     ]
-    ours = [_coded_rate(point, float(t), design) for t in _TAP_GRID_DB]
+    ours = [coded_rate(point, snr_tap_db=float(t), design=design) for t in _TAP_GRID_DB]
     axes.plot(_TAP_GRID_DB, baseline, "--", color=_GREY, label="difference of Gaussian capacities (no code reaches it)")
     axes.plot(_TAP_GRID_DB, finite, ":", color=_GREY, label="second order in block length (reconstructed form)")
     axes.plot(_TAP_GRID_DB, ours, color=MAIN_COLOUR, label=f"this code: {point.name}, {design['codewords']} codewords")
     axes.axvline(design["snr_tap_design_db"], color=TAP_COLOUR, linewidth=1)
-    axes.set(xlabel="symbol SNR at the tap, dB", ylabel="secret bit per complex symbol", ylim=(0, None))
+    mean = "mean " if design["tap_model"] == TapModel.INTERLEAVED else ""
+    axes.set(xlabel=f"{mean}symbol SNR at the tap, dB", ylabel="secret bit per complex symbol", ylim=(0, None))
     axes.annotate(
         " assumed tap",
         (design["snr_tap_design_db"], 0.97),
@@ -103,9 +118,17 @@ def _secret_rate(sender: Json) -> Figure:
     return figure
 
 
-def _coded_rate(point: CodingPoint, snr_tap_db: float, design: Json) -> float:
+def coded_rate(point: CodingPoint, *, snr_tap_db: float, design: Json) -> float:
+    """Return the secret rate of a design like ``design`` for a tap at ``snr_tap_db``, in bit per complex symbol; 0 for none."""
     try:
-        made = wiretap.design(point, codewords=design["codewords"], snr_tap_db=snr_tap_db, log2_delta=design["log2_delta"])
+        made = wiretap.design(
+            point,
+            codewords=design["codewords"],
+            snr_tap_db=snr_tap_db,
+            log2_delta=design["log2_delta"],
+            tap_model=TapModel(design["tap_model"]),
+            subbands=design["subbands"],
+        )
     except SecrecyUnavailable:
         return 0.0
     return made.rate
@@ -116,8 +139,11 @@ def _information_density(senders: Sequence[Json]) -> Figure | None:
     metered = [s for s in senders if s.get("density")]
     if not metered:
         return None
-    figure, axes = _figure("Information that the tap's channel passed, per hash block, and the budget", columns=len(metered))
-    for one, sender in zip(axes, metered, strict=True):
+    shown = metered[:_ABREAST_MAX]
+    some = "" if shown == metered else f" ({len(shown)} of {len(metered)} clients)"
+    title = f"Information that the tap's channel passed, per hash block, and the budget{some}"
+    figure, axes = _figure(title, columns=len(shown))
+    for one, sender in zip(axes, shown, strict=True):
         density, budget = sender["density"], sender["design"]["random_bits"]
         one.hist(density["values_bits"], bins=24, color=TAP_COLOUR, alpha=0.75)
         one.axvline(budget, color=MAIN_COLOUR, linewidth=1.5)
