@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from hushtune_common.seeding import SeedTree
-from hushtune_server.coordinator.allocators.balance import balance, least_time, model_of
+from hushtune_server.coordinator.allocators.balance import balance, least_time
 from hushtune_server.coordinator.allocators.certificate import certify, least_costs, responses, upper_bound
 from hushtune_server.coordinator.allocators.continuous import choice_of
+from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.allocators.structured import solve
 from hushtune_server.coordinator.problems.draws import Scale, random_instance

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from hushtune_common.errors import Infeasible
 from hushtune_common.seeding import SeedTree
-from hushtune_server.coordinator.allocators.balance import balance, model_of
+from hushtune_server.coordinator.allocators.balance import balance
 from hushtune_server.coordinator.allocators.certificate import certify
 from hushtune_server.coordinator.allocators.continuous import choice_of
 from hushtune_server.coordinator.allocators.extensions import tap_quantile, with_statistical_tap
+from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.structured import solve
 from hushtune_server.coordinator.problems.draws import Scale, random_instance
 from hushtune_server.coordinator.problems.instance import ClockLevels, Evaluation, Instance, evaluate

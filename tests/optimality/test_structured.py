@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from hushtune_common.errors import Infeasible
 from hushtune_common.seeding import SeedTree
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import balance, least_time, model_of
+from hushtune_server.coordinator.allocators.balance import balance, cold, least_time
 from hushtune_server.coordinator.allocators.continuous import choice_of
+from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Solution
 from hushtune_server.coordinator.allocators.structured import solve
 from hushtune_server.coordinator.problems.draws import Scale, random_instance
@@ -66,6 +67,36 @@ def test_slower_ways_end_at_the_same_answer(tier: int) -> None:
 def test_hard_instances_need_more_than_newton_and_get_it() -> None:
     tiers = {seed: solve(drawn(1 + seed % 60, seed, "extreme")).tier for seed in (0, 49, 2462)}
     assert tiers == {0: 1, 49: 1, 2462: 2}
+
+
+def residuals_at(i: Instance, y: Floats) -> tuple[Floats, Floats]:
+    """Return the four residuals and their Jacobian at unknowns ``y``, every client settled tightly."""
+    model, n = model_of(i), i.clients
+    shared = model.shared.copy()
+    shared[[shared_by.TIME_SCALE, shared_by.SERVER_PRICE_SCALE]] = 0.3 * shared[shared_by.TIME_LOW], 1e-3
+    prices, sums, slopes, follow = np.empty(3), np.empty(5), np.empty((5, 4)), np.empty((n, 2, 4))
+    f, jacobian, states = np.empty(4), np.empty((4, 4)), cold(model).states
+    time, by_time, by_server = shared_by.unfold(y, shared, prices)
+    used = shared_by.sweep(model.rows, model.kind, shared, prices, time, by_time, by_server, 1e-11, states, follow, sums, slopes)
+    assert used > 0
+    shared_by.residuals(y, shared, time, by_time, sums, slopes, f, jacobian)
+    return f, jacobian
+
+
+@pytest.mark.parametrize("kind", ["log", "exponential", "power", "scaling", "log_share"])
+def test_the_jacobian_is_what_differences_say_in_every_regime(kind: UtilityKind) -> None:
+    for seed in range(12):
+        i = drawn(5, seed, SCALES[seed % 2])
+        shape = {"log": 30.0, "exponential": 8.0, "power": 0.4, "scaling": 0.5, "log_share": 0.005}[kind]
+        i = replace(i, utility=Utility(kind=kind, weight=i.utility.weight, shape=np.full(5, shape), offset=np.full(5, 90.0)))
+        reach = i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w)
+        i = replace(i, rate_min_mbps=np.array([0.0, 1e-3, 0.1, 0.4, 0.8]) * np.minimum(reach, 0.5), bandwidth_mhz=1e6)
+        found = balance(model_of(replace(i, bandwidth_mhz=1e2))).start
+        y = np.log([1.0, found.band, 2.0, found.utility]) + np.random.default_rng(seed).normal(0.0, 0.3, 4)
+        jacobian, step = residuals_at(i, y)[1], 1e-5
+        for k, unit in enumerate(step * np.eye(4)):
+            difference = (residuals_at(i, y + unit)[0] - residuals_at(i, y - unit)[0]) / (2.0 * step)
+            assert jacobian[:, k] == pytest.approx(difference, rel=1e-4, abs=1e-6), (seed, k)
 
 
 def test_one_device_alone_runs_at_the_clock_where_energy_and_time_weigh_the_same() -> None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import cold, model_of, time_low
+from hushtune_server.coordinator.allocators.balance import cold
 from hushtune_server.coordinator.allocators.certificate import least_costs, responses
 from hushtune_server.coordinator.allocators.continuous import solve_continuous
 from hushtune_server.coordinator.allocators.extensions import spread_out
 from hushtune_server.coordinator.allocators.levels import solve_levels
+from hushtune_server.coordinator.allocators.model import model_of, time_low
 from hushtune_server.coordinator.allocators.solution import Solution
 from hushtune_server.coordinator.problems.instance import Instance
 from hushtune_server.coordinator.problems.utility import Floats
@@ -48,7 +49,7 @@ def admit(instance: Instance) -> Solution:
 class _Search:
     def __init__(self, instance: Instance) -> None:
         self._i = instance
-        self._low = time_low(model_of(replace(instance, deadline_s=None)))
+        self._low = time_low(model_of(instance).rows)
         self._seen: dict[bytes, float] = {}
         self._best: Solution | None = None
         self._taking: Taking = np.ones(instance.clients, dtype=np.bool_)

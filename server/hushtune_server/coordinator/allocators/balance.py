@@ -1,13 +1,13 @@
-"""How the structured solver is started, driven and trusted: models of instances, cold and warm starts, three tiers, feasibility.
+"""How the structured solver is started, driven and trusted: cold and warm starts, three tiers, and what to do when none ends.
 
-A model is an instance as the compiled kernels want it. Tier 0 is Newton on all prices at once, the price of utility included
+Tier 0 is Newton on all prices at once, the price of utility included
 (Dinkelbach merged); tier 1 fixes the price of utility in turns (Dinkelbach, or bisection for a floor of utility) with a trust
 region below; tier 2 nests monotone searches instead and cannot fail to converge where the problem is convex.
 """
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import exp, expm1, inf, log, log1p
+from math import expm1, inf, log, log1p
 from typing import Final
 
 import numpy as np
@@ -15,71 +15,16 @@ import numpy as np
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_kernels as client
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
+from hushtune_server.coordinator.allocators.model import MARGIN, Model, time_low
 from hushtune_server.coordinator.allocators.structured_nested import nested
-from hushtune_server.coordinator.problems.instance import Instance
-from hushtune_server.coordinator.problems.utility import Floats, Utility, UtilityKind
+from hushtune_server.coordinator.problems.utility import Floats
 
-_KINDS: Final[dict[UtilityKind, int]] = {
-    "log": client.LOG,
-    "exponential": client.EXPONENTIAL,
-    "power": client.POWER,
-    "scaling": client.SCALING,
-    "log_share": client.LOG_RATIO,
-    "linear": client.LINEAR,
-}
-_NAMES: Final[dict[int, UtilityKind]] = {code: name for name, code in _KINDS.items()}
-_LN2: Final = log(2.0)
 _PLAIN: Final = 25
 _CAREFUL: Final = 60
 _ROUNDS: Final = 12
-_MARGIN: Final = 1.0 + 1e-6
-"""What a message advises is this much more than the least, so that the solver has room."""
 _SNR_START: Final = 10.0
 _SOFT: Final = (2e-2, 2e-3, 2e-4, 2e-5)
 """Half widths, in ln theta, of the steps between clock levels, where these are far enough apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Model:
-    """An instance of usable clients as arrays for the kernels, at one way to price utility."""
-
-    names: tuple[str, ...]
-    rows: Floats
-    """(N, at least 17), columns in ``structured_kernels``."""
-    kind: int
-    shared: Floats
-    """Constants, indices in ``structured_newton``."""
-    deadline_s: float
-    """Infinite for none."""
-
-    def with_shares(self, share: Floats) -> "Model":
-        """Return the model with every share fixed, (N,)."""
-        return self.with_range(share, share)
-
-    def with_range(self, low: Floats, high: Floats) -> "Model":
-        """Return the model with other bounds of the shares, (N,) each."""
-        rows = self.rows.copy()
-        rows[:, client.LOG_SHARE_MIN], rows[:, client.LOG_SHARE_MAX] = np.log(low), np.log(high)
-        return replace(self, rows=rows, shared=_with_time_low(rows, self.shared))
-
-    def with_utility(self, utility: Utility) -> "Model":
-        """Return the model with other utilities."""
-        rows, shared = self.rows.copy(), self.shared.copy()
-        rows[:, client.WEIGHT], rows[:, client.SHAPE] = utility.weight, utility.shape
-        shared[shared_by.OFFSET] = 0.0 if utility.offset is None else utility.offset.sum()
-        return replace(self, rows=rows, kind=_KINDS[utility.kind], shared=shared)
-
-    def priced(self, mode: float, *, target: float = 0.0) -> "Model":
-        """Return the model with another way to price utility: ``RATIO``, ``FIXED`` or ``FLOOR`` (of ``target``)."""
-        shared = self.shared.copy()
-        shared[shared_by.MODE], shared[shared_by.TARGET] = mode, target
-        return replace(self, shared=shared)
-
-    def softened(self, softness: float) -> "Model":
-        """Return the model with the price steps between clock levels spread over this much of ln theta."""
-        shared = self.shared.copy()
-        shared[shared_by.SOFTNESS] = softness
-        return replace(self, shared=shared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,98 +50,6 @@ class Balance:
     tier: int
     sweeps: int
     residual: float
-
-
-def model_of(instance: Instance) -> Model:
-    """Return the model of an instance whose clients are all usable.
-
-    Raises ``Infeasible`` for what one client or the band alone forbids, with the least change that helps.
-    """
-    i = instance
-    width = client.HULL
-    hulls = [] if i.clock_levels is None else [device.hull() for device in i.clock_levels]
-    width += 2 * max((clocks.size for clocks, _ in hulls), default=0)
-    rows = np.zeros((i.clients, width))
-    columns = {
-        client.GAIN_MAIN: i.gain_main_mhz_per_w,
-        client.GAIN_TAP: i.gain_tap_mhz_per_w,
-        client.POWER_MAX: i.power_max_w,
-        client.CLOCK_MAX: i.clock_max_tflops,
-        client.CLOCK_ENERGY: i.clock_energy_w_per_tflops3,
-        client.SENT: _LN2 * i.update_mbit,
-        client.WORK_FIXED: i.train_tflop * i.train_fixed_share,
-        client.WORK_SHARE: i.train_tflop * (1.0 - i.train_fixed_share),
-        client.PLUGGED: i.plug_in_tflop,
-        client.START: i.start_s,
-        client.LOG_SHARE_MIN: np.log(i.share_min),
-        client.LOG_SHARE_MAX: np.log(i.share_max),
-        client.RATE_MIN: _LN2 * i.rate_min_mbps,
-        client.WEIGHT: i.utility.weight,
-        client.SHAPE: i.utility.shape,
-    }
-    for column, numbers in columns.items():
-        rows[:, column] = numbers
-    for row, (clocks, powers) in zip(rows, hulls, strict=False):
-        row[client.LEVELS] = clocks.size
-        row[client.HULL : client.HULL + 2 * clocks.size] = np.stack([clocks, powers], axis=1).ravel()
-    _fit_rates(i, rows)
-    shared = np.zeros(shared_by.SHARED)
-    shared[shared_by.ENERGY_WEIGHT] = i.energy_weight_per_j
-    shared[shared_by.SERVER_ENERGY] = i.server_energy_w_per_tflops3
-    shared[shared_by.TIME_WEIGHT] = i.time_weight_per_s
-    shared[shared_by.BANDWIDTH] = i.bandwidth_mhz
-    shared[shared_by.MACHINE] = i.server_tflops
-    shared[shared_by.Z_DEADLINE] = inf
-    shared[shared_by.OFFSET] = 0.0 if i.utility.offset is None else i.utility.offset.sum()
-    kind = client.LINEAR if i.utility.kind == "table" else _KINDS[i.utility.kind]
-    deadline = inf if i.deadline_s is None else i.deadline_s
-    return Model(names=i.names, rows=rows, kind=kind, shared=_with_time_low(rows, shared), deadline_s=deadline)
-
-
-def _fit_rates(i: Instance, rows: Floats) -> None:
-    """Find the least band for each least rate; refuse rates that no band, or not this band, can carry."""
-    asked = i.rate_min_mbps > 0.0
-    limit = i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w) / _LN2
-    hopeless = asked & (i.rate_min_mbps >= limit * (1.0 - 1e-12))
-    if hopeless.any():
-        n = int(hopeless.argmax())
-        needed = i.power_max_w[n] * i.rate_min_mbps[n] / limit[n]
-        raise Infeasible(
-            f"client {i.names[n]}: rate_min_mbps of {i.rate_min_mbps[n]:g} is out of reach at any bandwidth: "
-            f"lower it below {limit[n] / _MARGIN:.9g}, or raise power_max_w above {_MARGIN * needed:.9g}"
-        )
-    least = 0.0
-    for row in rows[asked]:
-        least += row[client.POWER_MAX] / exp(_root_both(row))
-    rows[asked, client.X_BOTH] = [_root_both(row) for row in rows[asked]]
-    if least > i.bandwidth_mhz * (1.0 + 1e-12):
-        raise Infeasible(
-            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: raise it to at least {_MARGIN * least:.9g}"
-        )
-
-
-def _root_both(row: Floats) -> float:
-    target = row[client.RATE_MIN] / row[client.POWER_MAX]
-    return client.root_both(float(row[client.GAIN_MAIN]), float(row[client.GAIN_TAP]), float(target))
-
-
-def _time_low(rows: Floats) -> Floats:
-    """Return the time below which each client cannot be, with all band and machine for itself, (N,)."""
-    share = np.exp(rows[:, client.LOG_SHARE_MIN])
-    rate = rows[:, client.POWER_MAX] * (rows[:, client.GAIN_MAIN] - rows[:, client.GAIN_TAP])
-    work = rows[:, client.WORK_FIXED] + rows[:, client.WORK_SHARE] * share
-    return rows[:, client.START] + work / rows[:, client.CLOCK_MAX] + share * rows[:, client.SENT] / rate
-
-
-def _with_time_low(rows: Floats, shared: Floats) -> Floats:
-    shared = shared.copy()
-    shared[shared_by.TIME_LOW] = _time_low(rows).max()
-    return shared
-
-
-def time_low(model: Model) -> Floats:
-    """Return the time below which each client cannot be, with all band and machine for itself, (N,)."""
-    return _time_low(model.rows)
 
 
 def cold(model: Model) -> Start:
@@ -233,14 +86,8 @@ def cold(model: Model) -> Start:
     states = np.zeros((share.size, client.STATES))
     states[:, client.LOG_THETA], states[:, client.LOG_SHARE] = np.log(thetas), np.log(share)
     states[:, client.LOG_X], states[:, client.SERVER] = np.log(x), server
-    worth = _worth(model, share)
+    worth = model.worth(share)
     return Start(time_s=time, band=mu, server=nu, utility=cost / worth if worth > 0.0 else cost, states=states)
-
-
-def _worth(model: Model, share: Floats) -> float:
-    rows = model.rows
-    each = Utility(kind=_NAMES[model.kind], weight=rows[:, client.WEIGHT], shape=rows[:, client.SHAPE]).value(share)
-    return float(each.sum() + model.shared[shared_by.OFFSET])
 
 
 def _numbers(model: Model, start: Start) -> tuple[Floats, Floats]:
@@ -295,12 +142,12 @@ def _balance(model: Model, start: Start | None, *, tolerance: float, first_tier:
 
 
 def _check_deadline(model: Model) -> None:
-    low, deadline = _time_low(model.rows), model.deadline_s
+    low, deadline = time_low(model.rows), model.deadline_s
     if deadline <= low.max() * (1.0 + 1e-12):
         n = int(low.argmax())
         raise Infeasible(
             f"client {model.names[n]}: a deadline_s of {deadline:g} is below its own least time with the whole band and machine: "
-            f"raise it above {_MARGIN * low[n]:.9g}"
+            f"raise it above {MARGIN * low[n]:.9g}"
         )
 
 
@@ -327,7 +174,7 @@ def _check_joint_deadline(model: Model) -> None:
         n = int(found.chosen[:, 5].argmax())
         raise Infeasible(
             f"deadline_s of {model.deadline_s:g} leaves too little band and machine to share, most of all for client "
-            f"{model.names[n]}: raise it to at least {_MARGIN * found.start.time_s:.9g}"
+            f"{model.names[n]}: raise it to at least {MARGIN * found.start.time_s:.9g}"
         )
 
 

@@ -17,9 +17,10 @@ from hushtune_common.errors import SolverFailed
 from hushtune_common.link.kernels import kernel
 from hushtune_server.coordinator.allocators import structured_kernels as client
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import Model, balance, model_of
+from hushtune_server.coordinator.allocators.balance import balance
 from hushtune_server.coordinator.allocators.continuous import solution_of, solve_continuous
 from hushtune_server.coordinator.allocators.extensions import solve_max_min
+from hushtune_server.coordinator.allocators.model import Model, model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.allocators.structured_kernels import (
     COST,

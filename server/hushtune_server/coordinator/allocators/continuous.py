@@ -15,13 +15,15 @@ import numpy as np
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_kernels as client
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import Balance, Model, Start, balance, cold, model_of, near
+from hushtune_server.coordinator.allocators.balance import Balance, Start, balance, cold, near
+from hushtune_server.coordinator.allocators.model import Model, model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.problems.instance import Choice, Instance, evaluate
-from hushtune_server.coordinator.problems.utility import RISK_AVERSION_MIN, Floats, Utility
+from hushtune_server.coordinator.problems.utility import RISK_AVERSION_MIN, Floats, Objective, Utility
 
 _TURNS: Final = 80
 _CUTS: Final = 8
+_SHAPE_MIN: Final = 0.02
 _IMPATIENT: Final = 1e-12
 _MARGIN: Final = 1e-6
 """What a message advises leaves this much room to the limit."""
@@ -82,7 +84,18 @@ def choice_of(instance: Instance, found: Balance) -> Choice:
         server_tflops=server * min(1.0, i.server_tflops / server.sum()),
         time_s=found.start.time_s,
     )
+    if i.clock_levels is not None:  # time between two levels is shared so that the update is there just in time
+        draft = replace(draft, clock_tflops=_just_in_time(i, draft))
     return replace(draft, time_s=evaluate(i, draft).time_s)
+
+
+def _just_in_time(instance: Instance, draft: Choice) -> Floats:
+    """Return the clocks with which training ends exactly when the round's time leaves no more, where the devices can."""
+    i = instance
+    work = i.train_tflop * (i.train_fixed_share + (1.0 - i.train_fixed_share) * draft.share)
+    others = evaluate(i, draft).client_time_s - work / draft.clock_tflops
+    clock = work / np.maximum(draft.time_s - others, 1e-300)
+    return np.where(np.abs(clock / draft.clock_tflops - 1.0) < 1e-3, np.minimum(clock, i.clock_max_tflops), draft.clock_tflops)
 
 
 def start_of(solution: Solution) -> Start | None:
@@ -143,10 +156,10 @@ def _outside(instance: Instance, model: Model, start: Start | None, *, warm: boo
     """Minorise and maximise from two starts (one where one is given), and keep the better end."""
     first = cold(model) if start is None else start
     starts = [first]
-    if not warm:
-        low = first.states.copy()
-        low[:, client.LOG_SHARE] = model.rows[:, client.LOG_SHARE_MIN]
-        starts.append(replace(first, states=low))
+    if instance.objective.utility_min is not None:  # only from shares that reach the floor do the surrogates reach it
+        starts = [_from_shares(first, np.log(_just_enough(instance, instance.objective.utility_min)))]
+    elif not warm:
+        starts.append(_from_shares(first, model.rows[:, client.LOG_SHARE_MIN]))
     best, best_value, failure = None, -inf, SolverFailed("no start was tried")
     for begin in starts:
         try:
@@ -157,16 +170,40 @@ def _outside(instance: Instance, model: Model, start: Start | None, *, warm: boo
         value = evaluate(instance, choice_of(instance, found)).objective
         if value > best_value:
             best, best_value = found, value
+    if best is None and instance.objective.utility_min is not None:
+        rich = _richest(instance)
+        if rich.evaluation.utility >= instance.objective.utility_min:
+            return _climb(instance, model, _from_shares(first, np.log(rich.choice.share)), tolerance=tolerance)
     if best is None:
         raise failure
     return best
+
+
+def _from_shares(start: Start, log_share: Floats) -> Start:
+    states = start.states.copy()
+    states[:, client.LOG_SHARE] = log_share
+    return replace(start, states=states)
+
+
+def _just_enough(instance: Instance, floor: float) -> Floats:
+    """Return shares that reach a floor of utility, all at the same place of their ranges."""
+    low, high = 0.0, 1.0
+    shares = instance.share_max
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        tried = instance.share_min ** (1.0 - middle) * instance.share_max**middle
+        if float(instance.utility.value(tried).sum()) >= floor:
+            high, shares = middle, tried
+        else:
+            low = middle
+    return shares
 
 
 def _climb(instance: Instance, model: Model, start: Start, *, tolerance: float) -> Balance:
     share = np.clip(np.exp(start.states[:, client.LOG_SHARE]), instance.share_min, instance.share_max)
     found, value, sweeps = None, -inf, 0
     for _ in range(_TURNS):
-        moved = balance(model.with_utility(surrogate(instance.utility, share)), start, tolerance=tolerance)
+        moved = balance(model.with_utility(surrogate(instance, share)), start, tolerance=tolerance)
         sweeps += moved.sweeps
         reached = _value(instance, moved)
         for _ in range(_CUTS):
@@ -185,10 +222,10 @@ def _climb(instance: Instance, model: Model, start: Start, *, tolerance: float) 
     if found is None:
         raise SolverFailed("no surrogate could be solved")
     exact = near(model, found.start, tolerance=tolerance)
-    if exact is not None and (
-        instance.objective.kind == "cost" or _value(instance, exact) >= value * (1.0 - 1e-9 * np.sign(value))
-    ):
-        found = exact
+    if exact is not None:
+        ended = evaluate(instance, choice_of(instance, exact))
+        if ended.worst < 1e-9 and ended.objective >= value - 1e-9 * abs(value):
+            found = exact
     return replace(found, sweeps=sweeps)
 
 
@@ -196,10 +233,12 @@ def _value(instance: Instance, found: Balance) -> float:
     return evaluate(instance, choice_of(instance, found)).objective
 
 
-def surrogate(utility: Utility, share: Floats) -> Utility:
+def surrogate(instance: Instance, share: Floats) -> Utility:
     """Return power functions that touch the utilities at these shares, as curved as these are there, but within the class."""
+    utility = instance.utility
     aversion = -share * utility.curvature(share) / utility.slope(share)
-    shape = np.clip(1.0 - aversion, 0.02, 1.0 - RISK_AVERSION_MIN)
+    most = np.where(instance.rate_min_mbps > 0.0, _SHAPE_MIN, 1.0 - RISK_AVERSION_MIN)
+    shape = np.clip(1.0 - aversion, _SHAPE_MIN, most)
     weight = utility.slope(share) * share ** (1.0 - shape) / shape
     return Utility(kind="power", weight=weight, shape=shape, offset=utility.value(share) - weight * share**shape)
 
@@ -215,10 +254,16 @@ def _check(instance: Instance, solution: Solution) -> None:
 def _explain(instance: Instance, model: Model) -> None:
     """Raise ``Infeasible`` where the floor of utility cannot be met before the deadline."""
     if instance.deadline_s is not None and instance.objective.utility_min is not None:
-        rich = replace(cold(model), utility=1e12 * cold(model).utility)
-        most = evaluate(instance, choice_of(instance, balance(model.priced(shared_by.FIXED), rich))).utility
+        most = _richest(instance).evaluation.utility
         if most < instance.objective.utility_min:
             raise Infeasible(
                 f"objective.utility_min of {instance.objective.utility_min:g} is out of reach before deadline_s of "
                 f"{instance.deadline_s:g}: lower it to {most - _MARGIN * abs(most):.9g} or raise the deadline"
             )
+
+
+def _richest(instance: Instance) -> Solution:
+    """Return a choice with nearly the largest utility that the limits allow, almost whatever it costs."""
+    spread = float((instance.utility.value(instance.share_max) - instance.utility.value(instance.share_min)).sum())
+    price = 1e-7 * spread / (instance.time_weight_per_s * cold(model_of(instance)).time_s)
+    return solve_continuous(replace(instance, objective=Objective(kind="difference", price=price)))

@@ -10,8 +10,9 @@ from scipy.optimize import brentq
 from scipy.special import gammaincinv
 
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import Balance, balance, model_of
+from hushtune_server.coordinator.allocators.balance import Balance, balance
 from hushtune_server.coordinator.allocators.continuous import solution_of
+from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Solution
 from hushtune_server.coordinator.problems.instance import Choice, Instance
 from hushtune_server.coordinator.problems.utility import Floats

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from hushtune_common.errors import Infeasible, SolverFailed
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
-from hushtune_server.coordinator.allocators.balance import balance, model_of
+from hushtune_server.coordinator.allocators.balance import balance
 from hushtune_server.coordinator.allocators.certificate import least_costs
 from hushtune_server.coordinator.allocators.continuous import solution_of, solve_continuous, start_of
+from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.problems.instance import Instance
 from hushtune_server.coordinator.problems.utility import Floats

@@ -49,11 +49,12 @@ def solve(instance: Instance, *, start: Solution | None = None, tolerance: float
 
 
 def _with_unusable(instance: Instance, found: Solution) -> Solution:
-    names = tuple(name for name, usable in zip(instance.names, instance.usable, strict=True) if not usable)
+    out = np.flatnonzero(~instance.usable)
+    names = tuple(instance.names[n] for n in out)
     whole = spread_out(instance, found, instance.usable)
-    lead = 10.0 * np.log10(instance.gain_tap_mhz_per_w / instance.gain_main_mhz_per_w)
+    lead = 10.0 * np.log10(instance.gain_tap_mhz_per_w[out] / instance.gain_main_mhz_per_w[out])
     why = tuple(
-        f"client {name} takes no part: the eavesdropper hears it {lead[instance.names.index(name)]:.1f} dB better than the owner"
-        for name in names
+        f"client {name} takes no part: the eavesdropper hears it {ahead:.1f} dB better than the owner"
+        for name, ahead in zip(names, lead, strict=True)
     )
     return replace(whole, excluded=(*names, *found.excluded), notes=(*found.notes, *why))
