@@ -19,6 +19,7 @@ from hushtune_common.errors import ConfigError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.link import commands as link
+from hushtune_server.testbed.solve import commands as solve
 
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
 Cache = Annotated[Path, Parameter(help="Where converted model weights are kept between runs.")]
@@ -41,6 +42,7 @@ def register(app: App) -> None:
     runs.command(show_logs, name="logs")
     app.command(runs)
     link.register(app)
+    solve.register(app)
 
 
 def run(
