@@ -4,8 +4,8 @@
 
 ``global`` cold and warm (every channel changed by 5 %) from 3 to 10,000 clients; beside it SLSQP in logarithms with exact
 gradients (N = 3), the alternating method and the conic one (N = 100, or the largest N at which they end within the limit), and
-IPOPT (N = 100) where cyipopt is installed. Process CPU time on one thread; medians of the repeats, without imports, compilation
-and certificates. ``of bound``: objective over a certified upper bound of the same instance.
+IPOPT (N = 100) where cyipopt is installed. Process CPU time on one thread, the best of the repeats (of one run where that takes
+over 0.2 s), median over the instances; without imports, compilation and certificates. ``of bound``: objective over a certified upper bound of the same instance.
 """
 
 import argparse
@@ -36,6 +36,8 @@ from hushtune_server.testbed.solve.methods import Method, solver_of
 Floats = NDArray[np.float64]
 SIZES = (3, 10, 50, 100, 1000, 10_000)
 PEER_SIZES = (100, 50, 30, 10, 3)
+SHORT_MS = 200.0
+"""Whatever takes longer runs once."""
 LN2 = float(np.log(2.0))
 
 
@@ -238,6 +240,8 @@ def peer_row(
     for instance, bound in zip(instances, bounds, strict=True):
         try:
             ms, objective = limited(limit_s, lambda problem=instance: timed(lambda: objective_of(problem)))
+            for _ in range(repeats - 1 if ms < SHORT_MS else 0):
+                ms = min(ms, timed(lambda problem=instance: objective_of(problem))[0])
         except OutOfTime:
             if not times:
                 return None
@@ -310,7 +314,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=5, help="instances of each size; peers that take seconds get at most 3")
-    parser.add_argument("--repeats", type=int, default=5, help="of each cold and warm solve of global; the best counts")
+    parser.add_argument("--repeats", type=int, default=5, help="of each solve that takes less than 0.2 s; the best counts")
     parser.add_argument("--limit-s", type=float, default=60.0, help="wall time that a peer may take for one instance")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of clients for global")
     parser.add_argument("--no-peers", action="store_true", help="global only")
