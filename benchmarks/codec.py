@@ -2,25 +2,31 @@
 
     python benchmarks/codec.py --millions 28.3 --repeats 3
 
-The adapter has the shapes of SmolLM2-135M's blocks; its delta is Laplacian with a scale that varies from row to row. MB are 10^6
-bytes of float32. One thread; the best of the repeats counts.
+The adapter has the shapes of SmolLM2-135M's blocks; its delta is Laplacian, or Gaussian with a heavy tail (one element in a
+hundred ten times as large), with a scale that varies from row to row. MB are 10^6 bytes of float32. One thread; the best of the
+repeats counts. The error is that of the whole delta: the norm of what is lost over the norm of what training changed.
 """
 
 import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 import zstandard
 
 from hushtune_common.adapter import AdapterState
 from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.stages import WIDTHS
 from hushtune_common.config import CodecConfig
 from hushtune_common.messages import TensorSpec
 
 Result = TypeVar("Result")
+Tail = Literal["laplace", "gauss"]
+Encode = Callable[[AdapterState], bytes]
+Decode = Callable[[bytes, tuple[TensorSpec, ...]], AdapterState]
 BLOCK_SHAPES = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536), (576,), (576,))
 
 
@@ -32,7 +38,7 @@ class Row:
     encode_s: float
     decode_s: float
     bytes_encoded: int
-    snr_db: float
+    error: float
 
 
 class Float16Peer:
@@ -53,7 +59,14 @@ class Float16Peer:
         )
 
 
-def adapters(millions: float) -> tuple[AdapterState, AdapterState]:
+def noise(tail: Tail, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Return a delta of unit spread before the scale of its rows."""
+    if tail == "laplace":
+        return rng.laplace(size=shape)
+    return rng.standard_normal(shape) * np.where(rng.random(shape) < 0.01, 10.0, 1.0)
+
+
+def adapters(millions: float, *, tail: Tail) -> tuple[AdapterState, AdapterState]:
     """Return a shipped and a returned adapter of about ``millions`` million parameters."""
     rng = np.random.default_rng(1)
     shipped: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = {}
@@ -64,7 +77,7 @@ def adapters(millions: float) -> tuple[AdapterState, AdapterState]:
             name = f"model.layers.{block}.{index}"
             rows = 1e-4 * rng.lognormal(0.0, 0.5, size=(shape[0], *(1 for _ in shape[1:])))
             shipped[name] = (0.05 * rng.standard_normal(shape)).astype(np.float32)
-            returned[name] = shipped[name] + (rows * rng.laplace(size=shape)).astype(np.float32)
+            returned[name] = shipped[name] + (rows * noise(tail, rng, shape)).astype(np.float32)
     return AdapterState(shipped), AdapterState(returned)
 
 
@@ -83,14 +96,14 @@ def timed(call: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - start, result
 
 
-def measure(name: str, codec: DeltaCodec | Float16Peer, *, shipped: AdapterState, returned: AdapterState, repeats: int) -> Row:
-    """Return one line: times, size, and the power of the delta over that of its error."""
+def measure(name: str, encode: Encode, decode: Decode, *, shipped: AdapterState, returned: AdapterState, repeats: int) -> Row:
+    """Return one line: times, size, and the norm of the error over that of the delta."""
     expected = tuple(TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items())
-    encode_s, blob = best(repeats, lambda: codec.encode(returned))
-    decode_s, decoded = best(repeats, lambda: codec.decode(blob, expected))
+    encode_s, blob = best(repeats, lambda: encode(returned))
+    decode_s, decoded = best(repeats, lambda: decode(blob, expected))
     signal = sum(float(np.square(t - shipped.tensors[n]).sum(dtype=np.float64)) for n, t in returned.tensors.items())
-    noise = sum(float(np.square(t - decoded.tensors[n]).sum(dtype=np.float64)) for n, t in returned.tensors.items())
-    return Row(name, encode_s, decode_s, len(blob), 10 * np.log10(signal / noise))
+    lost = sum(float(np.square(t - decoded.tensors[n]).sum(dtype=np.float64)) for n, t in returned.tensors.items())
+    return Row(name, encode_s, decode_s, len(blob), (lost / signal) ** 0.5)
 
 
 def main() -> None:
@@ -98,21 +111,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=28.3, help="parameters")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tail", choices=["laplace", "gauss"], default="laplace")
     options = parser.parse_args()
-    shipped, returned = adapters(options.millions)
-    codecs: dict[str, DeltaCodec | Float16Peer] = {"float16 + zstandard (peer)": Float16Peer(shipped)}
-    for config in (CodecConfig(bits=8), CodecConfig(bits=4)):
-        codec = DeltaCodec(shipped=shipped, config=config)
-        codecs[codec.id] = codec
+    shipped, returned = adapters(options.millions, tail=options.tail)
+    peer, codec = Float16Peer(shipped), DeltaCodec(shipped=shipped, config=CodecConfig())
+    pairs: dict[str, tuple[Encode, Decode]] = {"float16 + zstandard (peer)": (peer.encode, peer.decode)}
+    for bits in reversed(WIDTHS):
+        pairs[f"{codec.id}, {bits} bits"] = (partial(codec.encode, bits=bits), codec.decode)
     raw_mb = returned.bytes_raw / 1e6
-    print(f"{returned.count / 1e6:.1f} M parameters, {raw_mb:.1f} MB as float32")
-    print(f"{'codec':<27} {'encode MB/s':>12} {'decode MB/s':>12} {'MB':>8} {'ratio':>7} {'bit/param':>10} {'SNR dB':>7}")
-    for name, codec in codecs.items():
-        row = measure(name, codec, shipped=shipped, returned=returned, repeats=options.repeats)
+    print(f"{returned.count / 1e6:.1f} M parameters, {raw_mb:.1f} MB as float32, {options.tail} deltas")
+    print(f"{'codec':<27} {'encode MB/s':>12} {'decode MB/s':>12} {'MB':>8} {'ratio':>7} {'bit/param':>10} {'error':>7}")
+    for name, (encode, decode) in pairs.items():
+        row = measure(name, encode, decode, shipped=shipped, returned=returned, repeats=options.repeats)
         size_mb = row.bytes_encoded / 1e6
         print(
             f"{row.name:<27} {raw_mb / row.encode_s:>12.0f} {raw_mb / row.decode_s:>12.0f} {size_mb:>8.2f}"
-            f" {raw_mb / size_mb:>7.2f} {8 * row.bytes_encoded / returned.count:>10.2f} {row.snr_db:>7.1f}"
+            f" {raw_mb / size_mb:>7.2f} {8 * row.bytes_encoded / returned.count:>10.2f} {row.error:>7.2%}"
         )
 
 

@@ -140,7 +140,7 @@ def manifest_of(emulator: bytes) -> EmulatorManifest:
         tokenizer=Digest.of(b"tokenizer"),
         adapter=(TensorSpec(name="model.layers.0.mlp.up_proj.weight", shape=(2, 3), dtype="F32", block=0),),
         sealing_key=b"key",
-        codec="delta-int8-b64-zstd/1",
+        codec="delta-b64-zstd/2",
     )
 
 

@@ -118,7 +118,7 @@ class Duties:
             gain_main=gain_main,
             gain_tap=secrecy.tap_gain_bound(self._scenario, self._device),
             sample_count=material.window_count,
-            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec),
+            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec, bits=self._scenario.codec.bits),
         )
         await self._ports.coordinator.report(report)
         log_event(

@@ -6,17 +6,15 @@ Energy is *modelled*, not measured: power = kappa * clock**3 while computing, an
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hushtune_common.codec.pipeline import size_bits
 from hushtune_common.config import ClientConfig, CodecConfig
+from hushtune_common.crypto import envelope
 from hushtune_common.errors import Infeasible
 from hushtune_common.messages import ClientId, ClientReport, TensorSpec
 from hushtune_common.units import FlopPerSecond, Joule, PowerRatio, Second, Watt
 
 ENERGY_LABEL = "modelled"
 """Stands beside every energy that this module computes."""
-
-_SCALE_BITS = 16
-_ENVELOPE_BITS = 8 * 4096
-"""Header, key encapsulation and tag of a sealed update, rounded up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +64,9 @@ def transmit_energy(*, power: Watt, airtime: Second) -> Joule:
     return Joule(power * airtime)
 
 
-def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig) -> int:
-    """Return the size in bits that an update is expected not to exceed, before any data is seen.
-
-    Quantised values, one 16-bit scale per block of values, and the envelope; entropy coding only makes it smaller.
-    """
-    values = sum(spec.count for spec in schema)
-    scales = sum(-(-spec.count // codec.block_size) for spec in schema)
-    return values * codec.bits + scales * _SCALE_BITS + _ENVELOPE_BITS
+def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig, bits: int) -> int:
+    """Return the size in bits that a sealed update at ``bits`` bits per weight never exceeds, before any data is seen."""
+    return size_bits(schema, bits=bits, config=codec) + 8 * envelope.OVERHEAD_MAX
 
 
 def device_report(

@@ -94,7 +94,7 @@ class Uplink:
         """
         if key.attempt != 1:
             raise ValueError(f"an update is sealed once, as attempt 1, got {key.attempt}")
-        encoded = self.codec.encode(state)
+        encoded = self.codec.encode(state, bits=self.codec.bits_max)
         secret = OsRandomness().draw(envelope.SECRET_BYTES) if assignment.protection is Protection.KEY else b""
         sealing = envelope.seal(
             encoded,

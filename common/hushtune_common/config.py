@@ -112,7 +112,8 @@ class TrainingConfig(Section, frozen=True):
 class CodecConfig(Section, frozen=True):
     """How the adapter delta becomes bytes."""
 
-    bits: Literal[4, 8] = 8
+    bits: Annotated[int, Meta(ge=2, le=8)] = 8
+    """Most bits per weight of an update; its assignment says how many it spends."""
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
     level: Annotated[int, Meta(ge=1, le=19)] = 3
     """Zstandard level of the entropy coder."""

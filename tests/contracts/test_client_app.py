@@ -151,7 +151,7 @@ def stage(tmp_path: Path, kits: Kits) -> Stage:
         tokenizer=bundle.tokens.digest,
         adapter=bundle.schema,
         sealing_key=private.public.to_bytes(),
-        codec="delta-int8-b64-zstd/1",
+        codec="delta-b64-zstd/2",
     )
     timing = TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0)
     world = World(emulator=emulator.read_bytes(), manifest=manifest, scenario=scenario.digest, timing=timing)
@@ -324,7 +324,7 @@ def test_an_emulator_that_is_not_the_promised_one_is_refused_by_name(stage: Stag
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error"),
-    [({"size_bytes": 1 << 40}, LimitExceeded), ({"codec": "delta-int4-b64-zstd/1"}, ScenarioMismatch)],
+    [({"size_bytes": 1 << 40}, LimitExceeded), ({"codec": "delta-b16-zstd/2"}, ScenarioMismatch)],
     ids=["too large", "another codec"],
 )
 def test_a_manifest_that_cannot_be_right_is_refused_before_the_download(

@@ -85,9 +85,10 @@ def update(
     emulator: Digest = MANIFEST.emulator,
     codec: str = CODEC.id,
     secret: bytes = b"",
+    bits: int = 8,
 ) -> Sent:
     """Return a sealed update, genuine unless told otherwise."""
-    payload = CODEC.encode(moved(step)) if payload is None else payload
+    payload = CODEC.encode(moved(step), bits=bits) if payload is None else payload
     sealing = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec, secret=secret)
     links = {part: announced(part, sealing.link_key) for part in ((Part.KEY, Part.PAYLOAD) if secret else (Part.PAYLOAD,))}
     return Sent(blob=envelope.to_bytes(sealing.update), links=links, secret=secret)
@@ -101,7 +102,13 @@ def non_finite() -> bytes:
     for tensor in SHIPPED.tensors.values():
         scales = np.full(-(-tensor.size // 64), 0x7F00, np.uint16)
         sections += [coder.compress(split_planes(scales)), coder.compress(np.full(tensor.size, 127, np.uint8))]
-    return container.write(label, sections)
+    return container.write(label, container.Contents(bits=8, sections=sections))
+
+
+def bits_of(bits: int) -> bytes:
+    """Return a container that claims to spend this many bits per weight."""
+    label = container.Label(codec=CODEC.id, shipped=state_digest(SHIPPED), sections=4)
+    return container.write(label, container.Contents(bits=bits, sections=[b""] * 4))
 
 
 def damaged(sent: Sent) -> Sent:
@@ -119,7 +126,8 @@ class Case:
 OTHER_BASE = DeltaCodec(shipped=moved(1e-3), config=CONFIG)
 REFUSED = {
     "non_finite_adapter": Case(update(non_finite()), MalformedUpdate, "not finite"),
-    "delta_against_another_base": Case(update(OTHER_BASE.encode(moved(0.01))), MalformedUpdate, "made against"),
+    "delta_against_another_base": Case(update(OTHER_BASE.encode(moved(0.01), bits=8)), MalformedUpdate, "made against"),
+    "more_bits_than_the_scenario_allows": Case(update(bits_of(9)), MalformedUpdate, "9 bits per weight"),
     "payload_that_is_no_container": Case(update(b"junk"), MalformedUpdate, "4 bytes"),
     "another_emulator": Case(
         update(emulator=Digest.of(b"old")), DigestMismatch, f"{Digest.of(b'old').short}.*{MANIFEST.emulator.short}"
@@ -127,7 +135,7 @@ REFUSED = {
     "another_client": Case(update(key=replace(KEY, client=ClientId("c2"))), NotYours, "run-1/1/c2/1 arrived as run-1/1/c1/1"),
     "another_round": Case(update(key=replace(KEY, round_id=2)), NotYours, "run-1/2/c1"),
     "another_run": Case(update(), NotYours, "arrived as run-2", key=replace(KEY, run=RunId("run-2"))),
-    "another_codec": Case(update(codec="delta-int4-b64-zstd/1"), InvalidEnvelope, "does not open"),
+    "another_codec": Case(update(codec="delta-b16-zstd/2"), InvalidEnvelope, "does not open"),
     "damaged_seal": Case(damaged(update()), InvalidEnvelope, "does not open"),
     "no_envelope": Case(Sent(b"junk"), InvalidEnvelope, "does not open"),
     "too_long": Case(Sent(bytes(100_000)), LimitExceeded, "100000 bytes"),
@@ -193,9 +201,10 @@ def test_a_key_that_nobody_needs_does_no_harm():
     assert superfluous.to(intake()).tensors.keys() == SHIPPED.tensors.keys()
 
 
-def test_a_genuine_update_comes_back_within_the_codecs_bound():
-    state = update(step=0.01).to(intake())
-    bound = CODEC.bound(moved(0.01))
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_a_genuine_update_of_any_width_comes_back_within_the_codecs_bound(bits: int):
+    state = update(step=0.01, bits=bits).to(intake())
+    bound = CODEC.bound(moved(0.01), bits=bits)
     for name, tensor in moved(0.01).tensors.items():
         assert (np.abs(state.tensors[name] - tensor) <= bound.tensors[name]).all()
 
@@ -244,8 +253,8 @@ def test_parts_that_do_not_belong_together_are_a_wrong_setting():
     gate = GateConfig()
     with pytest.raises(ConfigError, match="sealing_key"):
         Intake(manifest=MANIFEST, private=HybridPrivateKey.generate(), codec=CODEC, gate=gate, shipped=SHIPPED)
-    other = DeltaCodec(shipped=SHIPPED, config=CodecConfig(bits=4))
-    with pytest.raises(ConfigError, match=r"int8.*int4"):
+    other = DeltaCodec(shipped=SHIPPED, config=CodecConfig(block_size=16))
+    with pytest.raises(ConfigError, match=r"b64.*b16"):
         Intake(manifest=MANIFEST, private=PRIVATE, codec=other, gate=gate, shipped=SHIPPED)
 
 

@@ -42,7 +42,7 @@ class Owner:
         state = AdapterState(
             {n: (t + by * rng.standard_normal(t.shape)).astype(np.float32) for n, t in self.shipped.tensors.items()}
         )
-        payload = self.codec.encode(state)
+        payload = self.codec.encode(state, bits=8)
         key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId(client), attempt=1)
         judgement = self.judge(payload, key=key)
         assert judgement.accepted, judgement.reason
@@ -124,7 +124,7 @@ def test_judging_stores_what_arrived_and_leaves_the_model_as_it_was(tmp_path: Pa
 def test_an_update_whose_links_its_sender_did_not_announce_leaves_nothing_behind(tmp_path: Path) -> None:
     at = owner(tmp_path)
     key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId("c1"), attempt=1)
-    judgement = at.judge(at.codec.encode(at.shipped), key=key, dither=bytes(DESIGN.coded_bytes))
+    judgement = at.judge(at.codec.encode(at.shipped, bits=8), key=key, dither=bytes(DESIGN.coded_bytes))
     assert (judgement.accepted, judgement.reason) == (False, "UPDATE_REFUSED")
     assert not list((tmp_path / "adapters").iterdir())
 

@@ -1,7 +1,8 @@
 """The container of an encoded adapter: a versioned header, one section per frame, a digest over everything.
 
 Little endian: magic ``HTAD``, u16 version, u8 length and ASCII codec id, 32 bytes digest of the shipped adapter, u32 section
-count, u64 length per section; then the sections; then the SHA-256 of all of it.
+count, u8 bits per code, u64 length per section; then the sections; then the SHA-256 of all of it. Version 1 had no bits per code:
+they stood in the codec id.
 """
 
 import struct
@@ -13,13 +14,13 @@ from hushtune_common.errors import MalformedUpdate
 from hushtune_common.messages import Digest
 
 MAGIC: Final = b"HTAD"
-VERSION: Final = 1
+VERSION: Final = 2
 _TRAILER: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a container says about itself; a reader knows all of it beforehand and accepts nothing else."""
+    """What every container of one codec says about itself; a reader knows all of it beforehand and accepts nothing else."""
 
     codec: str
     shipped: Digest
@@ -33,18 +34,30 @@ class Label:
     @property
     def overhead(self) -> int:
         """Bytes of a container beside its sections."""
-        return len(self.to_bytes()) + 8 * self.sections + _TRAILER
+        return len(self.to_bytes()) + 1 + 8 * self.sections + _TRAILER
 
 
-def write(label: Label, sections: Sequence[bytes]) -> bytes:
-    """Return the container of ``sections``."""
-    lengths = struct.pack(f"<{len(sections)}Q", *(len(s) for s in sections))
-    body = b"".join([label.to_bytes(), lengths, *sections])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What differs from one container of a codec to the next: the bits per code, and the sections."""
+
+    bits: int
+    sections: Sequence[bytes | memoryview]
+
+
+def write(label: Label, contents: Contents) -> bytes:
+    """Return the container of ``contents``."""
+    sections = contents.sections
+    varying = struct.pack(f"<B{len(sections)}Q", contents.bits, *(len(s) for s in sections))
+    body = b"".join([label.to_bytes(), varying, *sections])
     return body + Digest.of(body).value
 
 
-def read(blob: bytes, *, label: Label, bytes_max: int) -> list[memoryview]:
-    """Return the sections of a container with exactly this ``label``; ``MalformedUpdate`` for anything else. Copies nothing."""
+def read(blob: bytes, *, label: Label, bytes_max: int) -> Contents:
+    """Return the contents of a container with exactly this ``label``; ``MalformedUpdate`` for anything else. Copies nothing.
+
+    Which bits per code are welcome is for the caller to say.
+    """
     if not label.overhead <= len(blob) <= bytes_max:
         raise MalformedUpdate(f"{len(blob)} bytes, expected {label.overhead} to {bytes_max}")
     view = memoryview(blob)
@@ -53,12 +66,12 @@ def read(blob: bytes, *, label: Label, bytes_max: int) -> list[memoryview]:
     head = label.to_bytes()
     if not blob.startswith(head):
         raise MalformedUpdate(f"not a {label.codec} container, version {VERSION}, made against {label.shipped.short}")
-    lengths = struct.unpack_from(f"<{label.sections}Q", view, len(head))
+    bits, *lengths = struct.unpack_from(f"<B{label.sections}Q", view, len(head))
     if sum(lengths) != len(blob) - label.overhead:
         raise MalformedUpdate("the sections do not fill the container")
     sections: list[memoryview] = []
-    start = len(head) + 8 * label.sections
+    start = len(head) + 1 + 8 * label.sections
     for length in lengths:
         sections.append(view[start : start + length])
         start += length
-    return sections
+    return Contents(bits=bits, sections=sections)

@@ -1,4 +1,4 @@
-"""The stages of a codec: blockwise absmax integers with their error bound, byte layouts, entropy coding."""
+"""The stages of a codec: blockwise absmax integers with their error bound, planes of scales, entropy coding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +8,14 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from hushtune_common.codec.packing import Codes
 from hushtune_common.errors import MalformedUpdate
 
 Float32 = NDArray[np.float32]
-Codes = NDArray[np.int8]
 Scales = NDArray[np.uint16]
+
+WIDTHS: Final = range(2, 9)
+"""Bits that a code may have."""
 
 DELTA_MAX: Final = 2.0**120
 """Largest difference that is encoded; beyond it a scaled code could leave float32."""
@@ -35,13 +38,13 @@ class BlockQuantiser:
     block_size: int
 
     def __post_init__(self) -> None:
-        """Check the ranges that the layouts below support."""
-        if self.bits not in (4, 8) or self.block_size < 1:
-            raise ValueError(f"codes have 4 or 8 bits and blocks at least 1 element, got {self.bits} and {self.block_size}")
+        """Check the ranges."""
+        if self.bits not in WIDTHS or self.block_size < 1:
+            raise ValueError(f"codes have 2 to 8 bits and blocks at least 1 element, got {self.bits} and {self.block_size}")
 
     @property
     def code_max(self) -> int:
-        """Q, the largest code: 127 or 7."""
+        """Q, the largest code: from 1 (2 bits) to 127 (8 bits)."""
         return (1 << (self.bits - 1)) - 1
 
     def block_count(self, count: int) -> int:
@@ -115,13 +118,20 @@ class BlockQuantiser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntropyCoder:
-    """Zstandard frames that state their size. At low levels this is mostly Huffman coding, within 1 % of the codes' entropy."""
+    """Zstandard frames that state their size: Huffman coding, within 2 % of the codes' entropy at 3 bits and more.
+
+    Repetitions are looked for half-heartedly, since those that codes of few bits have by chance, taken as matches, cost more than
+    their Huffman codes: at 2 bits this saves 15 %. Stretches that training left alone still vanish.
+    """
 
     level: int
 
     def compress(self, data: NDArray[np.uint8]) -> bytes:
         """Return one frame of ``data``."""
-        return zstandard.ZstdCompressor(level=self.level, write_checksum=False).compress(data.tobytes())
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            self.level, source_size=data.size, min_match=7, hash_log=6, chain_log=6, write_checksum=False
+        )
+        return zstandard.ZstdCompressor(compression_params=parameters).compress(data.tobytes())
 
     @staticmethod
     def size_max(size: int) -> int:
@@ -129,7 +139,7 @@ class EntropyCoder:
         return size + (size >> 8) + 128
 
     @staticmethod
-    def decompress(frame: memoryview, *, size: int) -> NDArray[np.uint8]:
+    def decompress(frame: bytes | memoryview, *, size: int) -> NDArray[np.uint8]:
         """Return exactly ``size`` bytes; ``MalformedUpdate`` before anything larger is allocated."""
         try:
             # The library allocates what the frame's header claims, so the claim is compared first.
@@ -152,32 +162,6 @@ def join_planes(planes: NDArray[np.uint8]) -> Scales:
     """Undo `split_planes`."""
     high, low = np.split(planes, 2)
     return (high.astype(np.uint16) << np.uint16(8)) | low.astype(np.uint16)
-
-
-def packed_size(count: int, *, bits: int) -> int:
-    """Return the bytes of ``count`` codes of ``bits`` bits."""
-    return -(-count * bits // 8)
-
-
-def pack_codes(codes_n: Codes, *, bits: int) -> NDArray[np.uint8]:
-    """Return the codes as bytes: as they are for 8 bits, two to a byte (offset 8, the first one high) for 4 bits."""
-    if bits == 8:
-        return codes_n.view(np.uint8)
-    nibbles = np.full(codes_n.size + codes_n.size % 2, 8, dtype=np.uint8)
-    nibbles[: codes_n.size] = (codes_n + np.int8(8)).view(np.uint8)
-    return (nibbles[0::2] << np.uint8(4)) | nibbles[1::2]
-
-
-def unpack_codes(packed: NDArray[np.uint8], count: int, *, bits: int) -> Codes:
-    """Undo `pack_codes`; ``MalformedUpdate`` when the half byte after the last code is not the padding."""
-    if bits == 8:
-        return packed.view(np.int8)
-    nibbles = np.empty(2 * packed.size, dtype=np.uint8)
-    np.right_shift(packed, 4, out=nibbles[0::2])
-    np.bitwise_and(packed, 0x0F, out=nibbles[1::2])
-    if (nibbles[count:] != 8).any():
-        raise MalformedUpdate("the padding after the last code is not empty")
-    return nibbles[:count].view(np.int8) - np.int8(8)
 
 
 def _round_up(scale: Float32) -> Scales:
