@@ -5,7 +5,8 @@
 ``global`` cold and warm (every channel changed by 5 %) from 3 to 10,000 clients; beside it SLSQP in logarithms with exact
 gradients (N = 3), the alternating method and the conic one (N = 100, or the largest N at which they end within the limit), and
 IPOPT (N = 100) where cyipopt is installed. Process CPU time on one thread, the best of the repeats (of one run where that takes
-over 0.2 s), median over the instances; without imports, compilation and certificates. ``of bound``: objective over a certified upper bound of the same instance.
+over 0.2 s), median over the instances; without imports, compilation and certificates. ``of bound``: the least objective over a
+certified upper bound of its instance.
 """
 
 import argparse
