@@ -179,6 +179,7 @@ class _Conductor:
         await self._state.join(welcome.run)
         log_event(_logger, "run_joined", run=welcome.run, restarted=restarted, last_seen_seq=self._state.last_seen_seq)
         self._status.enter("waiting for a round")
+        self._state.forget_ended()
         try:
             for command in rounds.resume(self._state.current):
                 self._begin(command)
@@ -291,6 +292,7 @@ class _Conductor:
             task.cancel()
         if self._jobs:
             await asyncio.wait(self._jobs)
+        self._state.forget_ended()  # the job that does so may be among those that were just stopped
         with suppress(HushtuneError, TimeoutError):
             async with asyncio.timeout(_LEAVE_S):
                 await self._ports.coordinator.leave(reason)

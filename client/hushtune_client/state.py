@@ -247,6 +247,15 @@ class ClientState:
             path.unlink(missing_ok=True)
         files.forget_frames()
 
+    def forget_ended(self) -> None:
+        """Delete what `forget_private` does, of every round but one that goes on: an earlier life may have ended too soon."""
+        state = self.current
+        going_on = isinstance(state, phases.Reported | phases.Assigned | phases.Training | phases.Uploading)
+        kept = state.round_id if going_on else None
+        for directory in (self._directory / "rounds").glob("*"):
+            if (round_id := int(directory.name)) != kept:
+                self.forget_private(round_id)
+
     async def _append(self, kind: str, body: Mapping[str, object]) -> None:
         entry = await self._journal.append(kind, body)
         self._fold(kind, entry.body)

@@ -127,6 +127,21 @@ def test_a_gate_that_names_no_power_at_all_survives_a_restart(tmp_path: Path) ->
     in_folder(tmp_path, after)
 
 
+@pytest.mark.parametrize("count", range(len(WHOLE_ROUND) + 1))
+def test_private_files_outlive_a_restart_only_while_their_round_goes_on(tmp_path: Path, count: int) -> None:
+    async def before(state: ClientState) -> None:
+        await joined(state, *WHOLE_ROUND[:count])
+        for path in (files := state.files(1)).windows, files.adapter, files.secret, files.frame(2), files.sealed:
+            path.write_bytes(b"x")
+
+    async def after(state: ClientState) -> int:
+        state.forget_ended()
+        return len(list(state.files(1).directory.iterdir()))
+
+    in_folder(tmp_path, before)
+    assert in_folder(tmp_path, after) == (5 if 1 <= count <= 5 else 1)
+
+
 def test_a_key_part_has_its_secret_and_every_part_its_own_seed_after_a_restart(tmp_path: Path) -> None:
     links = {Part.KEY: link_seed(fill=1), Part.PAYLOAD: link_seed(CARRIER, fill=2)}
 
