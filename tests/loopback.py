@@ -88,7 +88,7 @@ def assignment_of(
         gate=gate,
         adapter_share=1.0,
         bandwidth=Hertz(5e6),
-        power=Watt(0.1),
+        power=Watt(1e-4),
         clock=FlopPerSecond(2.0e12),
         secrecy_rate_bps=1e6,
         deadline=Second(100.0),

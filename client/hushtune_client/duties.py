@@ -7,6 +7,7 @@ from threading import Event as Flag
 from typing import Protocol, TypeVar
 
 from hushtune_client import telemetry, uplink
+from hushtune_client.consent import require_protected
 from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
 from hushtune_client.phases import (
     AskVerdict,
@@ -158,6 +159,7 @@ class Duties:
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
         uplink.require_sendable(assignment)
+        await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=self._device))
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator

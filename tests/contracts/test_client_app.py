@@ -255,7 +255,8 @@ def test_a_client_goes_from_emulator_to_verdict_and_its_text_stays_at_home(stage
 def test_a_key_goes_first_and_the_update_opens_with_it_alone(
     stage: Stage, log: io.StringIO, fidelity: str, randomness: str
 ) -> None:
-    with_settings(stage, f"air.fidelity={fidelity}", "air.hybrid_share=0.3", f"secrecy.randomness={randomness}")
+    settings = "secrecy.protections=['key']", f"air.fidelity={fidelity}"
+    with_settings(stage, *settings, "air.hybrid_share=0.3", f"secrecy.randomness={randomness}")
     stage.world.lost = lambda key, blocks: blocks if key.attempt == 1 else ()
     assert run(with_direction(stage.take_part(), stage.world, assignment_of(protection=Protection.KEY))) == 0
     sent = [transmission for transmission, _ in stage.world.sent.values()]
@@ -272,7 +273,7 @@ def test_a_key_goes_first_and_the_update_opens_with_it_alone(
 
 @pytest.mark.slow
 def test_encryption_alone_is_called_that_and_sends_no_random_bits(stage: Stage, log: io.StringIO) -> None:
-    with_settings(stage, "air.fidelity=abstract")
+    with_settings(stage, "air.fidelity=abstract", "secrecy.protections=['payload', 'crypto_only']")
     assert run(with_direction(stage.take_part(), stage.world, assignment_of(protection=Protection.CRYPTO_ONLY))) == 0
     ((sent, _),) = stage.world.sent.values()
     assert (sent.part, sent.design.secret, sent.seed.toeplitz) == (Part.PAYLOAD, False, b"")
@@ -286,6 +287,14 @@ def test_encryption_alone_is_called_that_and_sends_no_random_bits(stage: Stage, 
 def test_a_design_that_nobody_can_send_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
     odd = replace(GRANTED, design=replace(DESIGN, code_bits=10_248))
     assert run(with_direction(stage.take_part(), stage.world, odd)) == MalformedUpdate.exit_code
+    assert "training_finished" not in [e["event"] for e in events(log)]
+
+
+@pytest.mark.slow
+def test_a_protection_that_the_scenario_does_not_name_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
+    bare = assignment_of(protection=Protection.CRYPTO_ONLY)
+    assert run(with_direction(stage.take_part(), stage.world, bare)) == MalformedUpdate.exit_code
+    assert not stage.world.sent
     assert "training_finished" not in [e["event"] for e in events(log)]
 
 
@@ -428,6 +437,26 @@ def test_a_terminated_client_leaves_and_ends_with_its_child_within_five_seconds(
 
 
 @pytest.mark.slow
+def test_a_run_that_is_called_off_in_training_leaves_no_private_text_behind(stage: Stage, log: io.StringIO) -> None:
+    async def call_off() -> None:
+        world = stage.world
+        world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
+        await world.until(lambda: bool(world.reports))
+        world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=GRANTED))
+        await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
+        world.post(Directive(seq=3, kind=DirectiveKind.DRAIN, round_id=1))
+
+    async def work() -> None:
+        calling = asyncio.create_task(call_off())
+        assert await stage.take_part() == 0
+        await calling
+
+    with_settings(stage, "training.epochs=100000")
+    run(work())
+    assert list((stage.folder / "state" / "rounds" / "1").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
     async def work() -> None:
         slow = ["--set", "training.epochs=300"]
@@ -455,15 +484,17 @@ def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
 def test_a_client_killed_while_on_air_sends_the_same_frame_again(stage: Stage) -> None:
     async def work() -> None:
         stage.world.silent = True
+        key_first = ["--set", "secrecy.protections=['key']"]
+        with_settings(stage, *key_first[1:])
         async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
             directing = asyncio.create_task(direct(stage.world, assignment_of(protection=Protection.KEY)))
-            first = await started(stage, at.owner, at.coordinator, at.air)
+            first = await started(stage, at.owner, at.coordinator, at.air, *key_first)
             await until_logged(first, "frame_encoded")
             await stage.world.until(lambda: bool(stage.world.sent))
             first.kill()
             await first.communicate()
             stage.world.speak()
-            second = await started(stage, at.owner, at.coordinator, at.air)
+            second = await started(stage, at.owner, at.coordinator, at.air, *key_first)
             output, errors = await second.communicate()
             directing.cancel()
         assert second.returncode == 0, errors

@@ -7,7 +7,7 @@ from typing import Final
 
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import leakage
-from hushtune_common.link.mcs import CodingPoint
+from hushtune_common.link.mcs import CodingPoint, point_of
 from hushtune_common.messages import SecrecyDesign, TapModel
 from hushtune_common.units import Decibel, Hertz, Second
 
@@ -86,6 +86,25 @@ def open_design(point: CodingPoint, *, codewords: int, subbands: int = 0) -> Sec
         rate=message / _symbols(point, codewords),
         subbands=subbands,
     )
+
+
+def log2_leakage(design: SecrecyDesign) -> float:
+    """Return log2 of the leakage bound of one block of ``design``, worked out anew: ``log2_delta`` is only what it claims.
+
+    Whoever receives a design from somebody else can hold the claim against this; 0 for an open block. ``ValueError`` for a design
+    that no coding point carries, or whose tap is beyond what any block hides from.
+    """
+    if not design.secret:
+        return 0.0
+    point, snr_tap_db = point_of(design), max(design.snr_tap_design_db, leakage.SNR_FLOOR_DB)
+    if snr_tap_db > _SNR_MOST_DB:
+        raise ValueError(f"no block hides anything from a tap at {snr_tap_db:g} dB")
+    if design.tap_model is TapModel.INTERLEAVED and not 1 <= design.subbands <= point.dimensions // 2:
+        raise ValueError(f"a codeword of {point.name} cannot be interleaved over {design.subbands} coherence blocks")
+    model, subbands = design.tap_model, design.subbands
+    leak = _leak(point, codewords=design.codewords, snr_tap_db=snr_tap_db, tap_model=model, subbands=subbands)
+    hiding = design.random_bits - _acknowledged(point)
+    return 0.0 if leak.mean_bits >= hiding else min(0.0, leak.bound(hiding)[0])
 
 
 @lru_cache(maxsize=256)
