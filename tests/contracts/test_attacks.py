@@ -146,6 +146,7 @@ def test_seeded_randomness_is_said_to_hide_nothing(tmp_path: Path) -> None:
     found = hear(target(tmp_path, heard, secrecy={"randomness": "seeded"}), heard)
     assert any("REPRODUCIBLE, NOT SECRET" in sentence for sentence in found.statement)
     assert "reproducible, not secret" in summary([found], fidelity="bit_exact")
+    assert found.to_json()["bound_void"] == "the random bits are reproducible, not secret"
 
 
 def test_a_sample_of_blocks_is_decoded_when_no_more_are_wanted(tmp_path: Path) -> None:
@@ -182,6 +183,28 @@ def test_an_attack_whose_control_fails_is_invalid_and_says_so(tmp_path: Path) ->
     assert found.to_json()["valid"] is False
     assert found.statement[-1].startswith("INVALID")
     assert "FAILED" in summary([found], fidelity="bit_exact")
+
+
+def test_where_nothing_was_coded_no_bound_of_bits_on_air_is_claimed(tmp_path: Path) -> None:
+    heard = overhear(UPDATE, SECRET, snr_db=-9.0, fidelity=Fidelity.ABSTRACT)
+    found = hear(target(tmp_path, heard), heard)
+    assert "no bit of it was on air" in (found.bound_void or "")
+    assert "no leakage bound" in summary([found], fidelity="abstract")
+    assert not any("operating system" in sentence for sentence in found.statement)
+
+
+def test_an_assumption_that_nothing_was_heard_of_is_not_said_to_hold(tmp_path: Path) -> None:
+    heard = overhear(UPDATE, SECRET, snr_db=-9.0)
+    (attack := target(tmp_path, heard)).begin(heard.notice)
+    assert "could not be checked" in summary([attack.evidence()], fidelity="bit_exact")
+    assert "assumption held" in summary([hear(attack, heard)], fidelity="bit_exact")
+
+
+def test_an_assumption_that_failed_voids_the_bound(tmp_path: Path) -> None:
+    heard = overhear(UPDATE, SECRET, snr_db=-4.0)
+    found = hear(target(tmp_path, heard), heard)
+    assert "FAILED" in (found.bound_void or "")
+    assert f"no leakage bound: {found.bound_void}" in summary([found], fidelity="bit_exact")
 
 
 def test_the_control_needs_iterations_and_the_right_hash_seed() -> None:

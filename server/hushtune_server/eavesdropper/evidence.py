@@ -28,7 +28,7 @@ class Evidence:
     """The outcome of all attacks on one part of one client's update, over all its transmissions.
 
     ``log2_delta_total`` is the design's leakage bound over every block sent, retransmissions included; the advantage in telling
-    two messages apart is at most twice that. It holds only if ``assumption_held``; ``outage`` is never folded into it. Without
+    two messages apart is at most twice that. It holds unless ``bound_void``; ``outage`` is never folded into it. Without
     ``control.passed`` nothing here counts.
     """
 
@@ -78,6 +78,19 @@ class Evidence:
     def log2_delta_total(self) -> float:
         """log2 of the leakage bound over all blocks sent; 0 for an open part: no bound at all."""
         return total_log2_delta(self.design, self.blocks_sent)
+
+    @property
+    def bound_void(self) -> str | None:
+        """Why the bound says nothing about what was sent; None where it does, or where there is none (open part)."""
+        if not self.design.secret:
+            return None
+        if self.public.randomness == "seeded":
+            return "the random bits are reproducible, not secret"
+        if self.assumption_held is False:
+            return "the assumption on the tap's SNR FAILED"
+        if self.fidelity is Fidelity.ABSTRACT:
+            return "abstract: it is the design's, no bit of it was on air"
+        return None
 
     @property
     def log2_information_total(self) -> float | None:
@@ -133,6 +146,7 @@ class Evidence:
             "snr_bound_db": _rounded(bound),
             "tap_model": design.tap_model.value,
             "assumption_held": self.assumption_held,
+            "bound_void": self.bound_void,
             "log2_delta_block": design.log2_delta,
             "log2_delta_total": self.log2_delta_total,
             "log2_information_bits_total": self.log2_information_total,
@@ -176,11 +190,12 @@ def summary(found: Sequence[Evidence], *, fidelity: str) -> str:
 
 
 def _bound_in_short(secret: Sequence[Evidence]) -> str:
-    if any(e.assumption_held is False for e in secret):
-        return "no leakage bound: the assumption on the tap's SNR FAILED"
-    if any(e.public.randomness == "seeded" for e in secret):
-        return "no leakage bound: the random bits are reproducible, not secret"
-    return f"leakage bound at most 2^{max(e.log2_delta_total for e in secret):.1f} per update (its SNR assumption held)"
+    void = next((e.bound_void for e in secret if e.bound_void is not None), None)
+    if void is not None:
+        return f"no leakage bound: {void}"
+    unseen = any(e.assumption_held is None or e.tally.blocks < e.blocks_sent for e in secret)
+    checked = "its SNR assumption could not be checked on all of it" if unseen else "its SNR assumption held"
+    return f"leakage bound at most 2^{max(e.log2_delta_total for e in secret):.1f} per update ({checked})"
 
 
 def _decoding(e: Evidence) -> list[str]:
@@ -209,9 +224,11 @@ def _bound(e: Evidence) -> list[str]:
         "the bound is derived along published lines, not peer reviewed; it was checked by exact enumeration of small codes",
         "not covered: an active eavesdropper, traffic length and timing, the processes that simulate the air",
     ]
+    if e.fidelity is Fidelity.ABSTRACT:
+        said.append("no block was coded and no random bit drawn: this is what the design would give, not what was on air")
     if e.public.randomness == "seeded":
         said.append("REPRODUCIBLE, NOT SECRET: random bits, seed and dither come from the scenario's seed, so the bound is void")
-    else:
+    elif e.fidelity is not Fidelity.ABSTRACT:
         said.append("random bits, seed and dither come from the operating system's generator: uniform in a computational sense")
     if e.outage > 0.0:
         said.append(

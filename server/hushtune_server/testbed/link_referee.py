@@ -92,17 +92,18 @@ def _client(
         "blocks_sent_bit_exact": sum(t["blocks_coded"] for t in transmissions),
         "tap_bits": _bits(run, client, round_id, assignment),
         "tap_crc_passes": sum(e["crc_passes"] for e in secret) if secret else None,
-        "tap_assumption_held": _held([e["assumption_held"] for e in secret]),
+        "tap_assumption_held": _all_held([e["assumption_held"] for e in secret]),
         "log2_delta_total": max(e["log2_delta_total"] for e in secret) if secret else None,
+        "bound_void": next((e["bound_void"] for e in secret if e["bound_void"] is not None), None),
         "outage": max(e["outage"] for e in secret) if secret else None,
         "density": _density([t for t in transmissions if t["part"] == protected.value], assignment, scenario),
         "constellation": next((t["constellation"] for t in transmissions if t.get("constellation")), None),
     }
 
 
-def _held(said: Sequence[bool | None]) -> bool | None:
-    """Whether the assumption held wherever the tap heard anything; None where it heard nothing."""
-    return None if set(said) <= {None} else False not in said
+def _all_held(held: Sequence[bool | None]) -> bool | None:
+    """Return False if one failed, else None unless all were seen to hold."""
+    return False if False in held else None if None in held or not held else True
 
 
 def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str, Any]) -> Json | None:

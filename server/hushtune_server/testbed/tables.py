@@ -90,7 +90,7 @@ def _bits(link: Mapping[str, Any]) -> Table:
             _number(bits.get("bit_error_rate"), 5),
             "-" if client["tap_crc_passes"] is None else str(client["tap_crc_passes"]),
             f"{density['max_bits']:.0f}/{density['budget_bits']}" if density else "-",
-            _number(client["log2_delta_total"], 1),
+            "void" if client.get("bound_void") else _number(client["log2_delta_total"], 1),
         )
     return table
 
