@@ -654,6 +654,19 @@ def test_a_listener_refuses_an_update_that_is_too_large_before_it_hears_any_of_i
     asyncio.run(play())
 
 
+def test_a_listener_refuses_bytes_that_were_handed_over_where_bits_were_agreed(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            await air.put_on_air(*order())
+            agreed = scenario(air={"fidelity": "bit_exact" if air.scenario.air.fidelity == "abstract" else "abstract"})
+            listener = air.listener(Listener.MAIN, setting=agreed)
+            (notice,) = await notices(listener, 1)
+            with pytest.raises(MalformedUpdate, match="fidelity"):
+                await anext(listener.receive(notice))
+
+    asyncio.run(play())
+
+
 def test_a_stream_that_stands_still_is_begun_again_where_it_stood(kits: Kits, tmp_path: Path) -> None:
     async def play() -> None:
         async with running(kits, tmp_path, serve=StallingService) as air:

@@ -77,7 +77,7 @@ class AirListener:
             StaleRound: this can no longer be heard.
             PeerLost: the air stays away.
             LimitExceeded: the update is larger than any may be.
-            MalformedUpdate: the air sends something else than it announced.
+            MalformedUpdate: the air sends something else than it announced, or bits of another fidelity than the scenario's.
         """
         _require_bounded(notice, self._scenario)
         expected = _Expected(notice)
@@ -221,6 +221,8 @@ async def _ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
 
 
 def _require_bounded(notice: ReceptionNotice, scenario: Scenario) -> None:
+    if notice.fidelity != scenario.air.fidelity:  # else bytes handed over in the open would pass for decoded bits
+        raise MalformedUpdate(f"fidelity: the air announces {notice.fidelity}, air.fidelity is {scenario.air.fidelity}")
     if notice.update_bytes > scenario.limits.update_bytes_max:
         raise LimitExceeded(f"an update of {notice.update_bytes} bytes is above limits.update_bytes_max")
     if notice.blocks > min(BLOCKS_MAX, -(-notice.update_bytes // notice.transmission.design.payload_bytes)):
