@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
@@ -19,14 +20,14 @@ from hushtune_common.units import Decibel
 
 Point = Annotated[str | None, Parameter(help="Coding point, for example qpsk-0.825; all of them unless given.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of a table.")]
+_COUNT = Number(gte=1)
+_LEVEL_DB = Number(gte=-100, lte=100)
+_LOG2_DELTA = Number(gte=-512, lte=-1)
+_CODEWORDS = Number(gte=1, lte=16)
 Seed = Annotated[int, Parameter(help="Seed of noise and data; secrets come from the operating system all the same.")]
-_FROM_ONE = validators.Number(gte=1)
-_LEVEL = validators.Number(gte=-100.0, lte=100.0)
-"""No link operates outside, and neither infinity nor a missing number gets through."""
-_DELTA = validators.Number(gte=-512.0, lte=-1.0)
-_POSITIVE = validators.Number(gt=0.0, lte=1e6)
-Threads = Annotated[int, Parameter(help="Threads to code and decode on.", validator=_FROM_ONE)]
-Codewords = Annotated[int, Parameter(help="Codewords per hash block (L_c).", validator=validators.Number(gte=1, lte=16))]
+Threads = Annotated[int, Parameter(help="Threads to code and decode on.", validator=_COUNT)]
+MainDb = Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.", validator=_LEVEL_DB)]
+Codewords = Annotated[int, Parameter(help="Codewords per hash block (L_c).", validator=_CODEWORDS)]
 if TYPE_CHECKING:
     from hushtune_common.link.mcs import CodingPoint
 
@@ -49,30 +50,32 @@ def register(app: App) -> None:
 def design(
     *,
     point: Point = None,
-    main_db: Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.", validator=_LEVEL)] = 6.0,
+    main_db: MainDb = 6.0,
     tap_db: Annotated[
         float,
         Parameter(
             name="--tap-db",
             help="The tap's assumed symbol SNR in dB: its bound, or its mean if interleaved.",
-            validator=_LEVEL,
+            validator=_LEVEL_DB,
         ),
     ] = -5.0,
     codewords: Codewords = 4,
     log2_delta: Annotated[
-        float, Parameter(help="Leakage bound of one hash block, log2 of total variation.", validator=_DELTA)
+        float, Parameter(help="Leakage bound of one hash block, log2 of total variation.", validator=_LOG2_DELTA)
     ] = -64.0,
     tap_model: Annotated[
         Literal["fixed", "outage", "interleaved"], Parameter(help="What is assumed of the tap's channel.")
     ] = "fixed",
     subbands: Annotated[
-        int,
-        Parameter(help="Coherence blocks of a codeword, with a fading tap.", validator=validators.Number(gte=1, lte=256)),
+        int, Parameter(help="Coherence blocks of a codeword, with a fading tap.", validator=Number(gte=1, lte=256))
     ] = 16,
+    block_error_max: Annotated[
+        float, Parameter(help="Share of hash blocks that the owner may lose, as the gate takes it.", validator=Number(gt=0, lt=1))
+    ] = 1e-2,
     megabytes: Annotated[
-        float, Parameter(help="Size of an upload, for airtime and the total bound.", validator=_POSITIVE)
+        float, Parameter(help="Size of an upload, for airtime and the total bound.", validator=Number(gte=1e-6, lte=1e6))
     ] = 10.0,
-    bandwidth_mhz: Annotated[float, Parameter(help="Bandwidth of the upload.", validator=_POSITIVE)] = 1.0,
+    bandwidth_mhz: Annotated[float, Parameter(help="Bandwidth of the upload.", validator=Number(gte=1e-6, lte=1e6))] = 1.0,
     json_: Json = False,
 ) -> int:
     """Design the wiretap code for assumed SNRs: message and random bits, secret rate, leakage bound of an upload.
@@ -82,7 +85,7 @@ def design(
 
     Example: hushtune link design --point qpsk-0.825 --main-db 6 --tap-db -5
     """
-    from hushtune_server.testbed.link.designs import Request, compare
+    from hushtune_server.testbed.link.designs import Request, compare, nearest
 
     asked = Request(
         snr_main_db=Decibel(main_db),
@@ -91,7 +94,8 @@ def design(
         log2_delta=log2_delta,
         tap_model=TAP_KINDS[tap_model],
         subbands=0 if tap_model == "fixed" else subbands,
-        upload_bytes=max(1, int(megabytes * 1e6)),
+        block_error_max=block_error_max,
+        upload_bytes=round(megabytes * 1e6),
         bandwidth_hz=bandwidth_mhz * 1e6,
     )
     rows = compare(_points(point), asked)
@@ -99,18 +103,18 @@ def design(
         print(json.dumps({"request": asked.to_json(), "designs": rows}, indent=1))
     else:
         _print_designs(rows, asked.title)
-    usable = [row for row in rows if not row["problem"]]
-    if not usable:
-        raise SecrecyUnavailable("; ".join(f"{row['point']}: {row['problem']}" for row in rows))
+    if all(row["problem"] for row in rows):
+        raise SecrecyUnavailable(f"{asked.title}: {nearest(rows)}")
     return 0
 
 
 def bler(
     *,
     point: Point = None,
-    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.", validator=_FROM_ONE)] = 10_000,
+    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.", validator=Number(gte=100))] = 10_000,
     iterations: Annotated[
-        int | None, Parameter(help="Decoder iterations at most; the coding point's own unless given.", validator=_FROM_ONE)
+        int | None,
+        Parameter(help="Decoder iterations at most; the coding point's own unless given.", validator=Number(gte=1, lte=1000)),
     ] = None,
     out: Annotated[Path | None, Parameter(help="Write the tables to this file, in the form that the link reads.")] = None,
     seed: Seed = 1,
@@ -123,18 +127,18 @@ def bler(
     """
     from hushtune_server.testbed.link import bler as tables
 
+    if out is not None and not out.absolute().parent.is_dir():  # known before the long measurement, not after
+        raise ConfigError("--out", f"there is no folder {out.absolute().parent}")
     options = tables.BlerOptions(blocks=blocks, iterations=iterations, seed=seed, threads=threads)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    points = _points(point)
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise ConfigError("--out", f"cannot write {out}: give a file in a folder that exists")  # now, not after hours
-    document = tables.to_json(tables.measure_all(points, options=options, progress=tell), options=options)
+    measured = tables.measure_all(_points(point), options=options, progress=tell)
+    document = tables.to_json(measured, options=options)
     if out is not None:
         tables.write(out, document)
-        tell(f"tables of {len(points)} coding points written to {out}")
+        tell(f"tables of {len(measured)} coding points written to {out}")
     if json_:
         print(json.dumps(document, indent=1))
     elif out is None:
@@ -145,28 +149,28 @@ def bler(
 def bench(
     *,
     point: Point = None,
-    blocks: Annotated[int, Parameter(help="Hash blocks per repetition.", validator=_FROM_ONE)] = 256,
-    repetitions: Annotated[int, Parameter(help="Repetitions; the best counts.", validator=_FROM_ONE)] = 5,
+    blocks: Annotated[int, Parameter(help="Hash blocks per repetition.", validator=_COUNT)] = 256,
+    repetitions: Annotated[int, Parameter(help="Repetitions; the best counts.", validator=_COUNT)] = 5,
     threads: Threads = 1,
     peer: Annotated[
-        bool, Parameter(help="Also Sionna's LDPC code, when it is installed and qpsk-0.825 is measured on one thread.")
+        bool,
+        Parameter(help="Also Sionna's LDPC code at qpsk-0.825 on the same core, when it is installed; with one thread only."),
     ] = True,
     json_: Json = False,
 ) -> int:
-    """Measure the speed of every stage of the link on one core, and of the whole of it from secret bytes to secret bytes.
+    """Measure the speed of every stage of the link and of the whole of it, secret bytes to secret bytes; one core unless told.
 
     Example: hushtune link bench --json
     """
-    from hushtune_common.link.mcs import point_named
     from hushtune_common.seeding import SeedTree
     from hushtune_server.testbed.link import bench as benchmark
     from hushtune_server.testbed.link import peer as sionna
 
     clock, seeds = SystemClock(), SeedTree(1).child("bench")
-    points = _points(point)
+    wanted = {p.name for p in _points(point)}
     results: list[dict[str, Any]] = []
     for setting in benchmark.default_settings():
-        if setting.point in points:
+        if setting.point.name in wanted:
             print(f"measuring {setting.name} …", file=sys.stderr, flush=True)
             found = benchmark.measure(setting, blocks=blocks, repetitions=repetitions, threads=threads, clock=clock, seeds=seeds)
             results.append(found.to_json())
@@ -174,12 +178,10 @@ def bench(
         names = ", ".join(sorted({s.point.name for s in benchmark.default_settings()}))
         raise ConfigError("--point", f"no benchmark uses it; choose one of {names}")
     document: dict[str, Any] = {"machine": _machine(), "settings": results, "peer": None}
-    missing = sionna.left_out({p.name for p in points}, threads=threads)
-    if peer and missing:
-        print(f"the peer is left out: {missing}", file=sys.stderr, flush=True)
-    elif peer:
+    first = benchmark.default_settings()[0]
+    if peer and threads == 1 and first.point.name in wanted and sionna.available():  # like is compared with like
         print("measuring the peer …", file=sys.stderr, flush=True)
-        rates = sionna.measure(point_named(sionna.POINT), snr_db=sionna.SNR_DB, clock=clock, seeds=seeds.child("peer"))
+        rates = sionna.measure(first.point, snr_db=first.snr_main_db, clock=clock, seeds=seeds.child("peer"))
         ours = results[0]["mbit_per_s"]
         ratios = {name: ours["ldpc encode" if name == "encoder" else "ldpc decode"] / rate for name, rate in rates.items()}
         document["peer"] = {"name": "Sionna", "mbit_per_s": rates, "times_faster": ratios}
@@ -194,12 +196,12 @@ def attack(
     *,
     point: Annotated[str, Parameter(help="Coding point.")] = "qpsk-0.825",
     tap_db: Annotated[
-        float, Parameter(name="--tap-db", help="The tap's SNR in dB, which the design assumes as well.", validator=_LEVEL)
+        float, Parameter(name="--tap-db", help="The tap's SNR in dB, which the design assumes as well.", validator=_LEVEL_DB)
     ] = -5.0,
     codewords: Codewords = 1,
-    log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.", validator=_DELTA)] = -64.0,
-    train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=validators.Number(gte=4))] = 12_000,
-    test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=_FROM_ONE)] = 6_000,
+    log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.", validator=_LOG2_DELTA)] = -64.0,
+    train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=Number(gte=4, lte=1_000_000))] = 12_000,
+    test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=Number(gte=1, lte=1_000_000))] = 6_000,
     neural: Annotated[bool, Parameter(help="Also train a neural network (minutes).")] = True,
     seed: Seed = 1,
     threads: Threads = _CORES,
@@ -220,11 +222,10 @@ def attack(
     methods: tuple[distinguish.Method, ...] = ("linear", "likelihood", "mlp") if neural else ("linear", "likelihood")
     seeds = SeedTree(seed).child("attack")
     results: list[distinguish.DistinguishResult] = []
-    try:
-        planned = distinguish.trials(made, snr_db=tap_db, seeds=seeds, train=train, test=test, methods=methods, threads=threads)
-    except ValueError as error:
-        raise ConfigError("--train", str(error)) from error
-    for trial in planned:
+    if neural and train * codewords * made.code_bits > distinguish.MLP_BYTES_MOST:
+        most = distinguish.MLP_BYTES_MOST // (codewords * made.code_bits)
+        raise ConfigError("--train", f"the neural network takes at most {most} of these blocks; give fewer, or --no-neural")
+    for trial in distinguish.trials(made, snr_db=tap_db, seeds=seeds, train=train, test=test, methods=methods, threads=threads):
         print(f"{trial.name} …", file=sys.stderr, flush=True)
         results.append(trial.run())
     valid = distinguish.valid(results)
@@ -276,17 +277,15 @@ def _machine() -> dict[str, object]:
 def _print_designs(rows: Sequence[dict[str, Any]], title: str) -> None:
     table = Table(title=f"\n{title}", title_justify="left")
     table.add_column("point", no_wrap=True)
-    for heading in ("lost blocks", "message bits", "random bits", "bit per symbol", "airtime s", "log2 delta"):
+    for heading in ("lost blocks", "message bits", "random bits", "bit per symbol", "airtime s", "log2 bound"):
         table.add_column(heading, justify="right")
     for row in rows:
         shown = [row["point"], f"{row['block_error_rate']:.1e}"]
-        if "message_bits" not in row:
+        if row["problem"]:  # a rate that the owner cannot decode, or that hides nothing, is none
             table.add_row(*shown, *["-"] * 5, style="dim")
             continue
         shown += [str(row["message_bits"]), str(row["random_bits"]), f"{row['secret_bits_per_symbol']:.3f}"]
-        usable = not row["problem"]
-        shown += [f"{row['upload_airtime_s']:.1f}", f"{row['upload_log2_delta']:.1f}"] if usable else ["-", "-"]
-        table.add_row(*shown, style="" if usable else "dim")
+        table.add_row(*shown, f"{row['upload_airtime_s']:.1f}", f"{row['upload_log2_delta']:.1f}")
     console = Console()
     console.print(table)
     for row in rows:
@@ -294,7 +293,8 @@ def _print_designs(rows: Sequence[dict[str, Any]], title: str) -> None:
             console.print(f"  {row['point']}: {row['problem']}", markup=False)
     gaussian = rows[0]["rate_gaussian"]
     console.print(
-        f"The difference of Gaussian capacities would be {gaussian:.2f} bit/symbol; no code of finite length delivers that.",
+        f"Airtime and log2 bound are those of the whole upload, lost blocks sent again. The difference of Gaussian capacities "
+        f"at these SNRs would be {gaussian:.2f} bit/symbol; no code of finite length delivers that.",
         style="dim",
     )
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log2
+from math import inf, log2
+from typing import Any
 
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import wiretap
-from hushtune_common.link.abstraction import Fading, hash_block_error_rate
+from hushtune_common.link.abstraction import Fading, hash_block_error_rate, required_snr_db
 from hushtune_common.link.leakage import total_log2_delta
 from hushtune_common.link.mcs import CodingPoint
 from hushtune_common.link.secrecy import gaussian_secrecy_rate
@@ -16,7 +17,7 @@ from hushtune_common.units import Decibel, Hertz, from_db
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a design; ``subbands`` is 0 without fading."""
+    """What is asked of a design; ``subbands`` is 0 without fading, at most ``block_error_max`` of the hash blocks may be lost."""
 
     snr_main_db: Decibel
     snr_tap_db: Decibel
@@ -24,6 +25,7 @@ class Request:
     log2_delta: float
     tap_model: TapModel
     subbands: int
+    block_error_max: float
     upload_bytes: int
     bandwidth_hz: float
 
@@ -42,28 +44,65 @@ class Request:
             "log2_delta": self.log2_delta,
             "tap_model": self.tap_model.value,
             "subbands": self.subbands,
+            "block_error_max": self.block_error_max,
             "upload_bytes": self.upload_bytes,
             "bandwidth_hz": self.bandwidth_hz,
         }
 
 
-def compare(points: Sequence[CodingPoint], asked: Request) -> list[dict[str, object]]:
-    """Return one line per coding point; ``problem`` is empty where the owner decodes and the tap stays in the dark."""
+def compare(points: Sequence[CodingPoint], asked: Request) -> list[dict[str, Any]]:
+    """Return one line per coding point; ``problem`` is empty where the owner decodes and the tap stays in the dark.
+
+    A line with a problem has no rate; ``snr_main_least_db`` and ``snr_tap_most_db`` say what the point would need.
+    """
     return [_line(point, asked) for point in points]
 
 
-def _line(point: CodingPoint, asked: Request) -> dict[str, object]:
-    error = hash_block_error_rate(
-        point, snr_db=asked.snr_main_db, codewords=asked.codewords, fading=Fading(subbands=asked.subbands)
+def nearest(lines: Sequence[dict[str, Any]]) -> str:
+    """Return what the coding point that lacks the fewest decibels would need; for lines that all have a problem."""
+    line = min(lines, key=lambda line: line["shortfall_db"])
+    if line["shortfall_db"] == inf:
+        return "no coding point serves at any SNR; allow a higher leakage or more lost blocks, or take more codewords"
+    return (
+        f"no coding point serves; the nearest is {line['point']}, which needs the owner at {line['snr_main_least_db']:.1f} dB or "
+        f"above and the tap at {line['snr_tap_most_db']:.1f} dB or below"
     )
-    line: dict[str, object] = {
+
+
+def _line(point: CodingPoint, asked: Request) -> dict[str, Any]:
+    fading = Fading(subbands=asked.subbands)
+    error = hash_block_error_rate(point, snr_db=asked.snr_main_db, codewords=asked.codewords, fading=fading)
+    line: dict[str, Any] = {
         "point": point.name,
         "block_error_rate": error,
         "rate_gaussian": gaussian_secrecy_rate(from_db(asked.snr_main_db), from_db(asked.snr_tap_db)),
         "problem": "",
     }
+    design = _design(point, asked)
+    if design is not None and error <= asked.block_error_max:
+        return line | _numbers(design, error, asked)
+    least = required_snr_db(point, codewords=asked.codewords, block_error_max=asked.block_error_max, fading=fading)
+    most = wiretap.snr_tap_limit_db(
+        point,
+        codewords=asked.codewords,
+        log2_delta=asked.log2_delta,
+        tap_model=asked.tap_model,
+        subbands=asked.subbands,
+    )
+    lacking = [max(0.0, least - asked.snr_main_db), max(0.0, asked.snr_tap_db - most)]
+    problems = ["" if error <= asked.block_error_max else f"the owner needs {least:.1f} dB"]
+    problems.append("" if design is not None else f"hides something from a tap of at most {most:.1f} dB")
+    return line | {
+        "problem": ", and it ".join(p for p in problems if p),
+        "snr_main_least_db": least,
+        "snr_tap_most_db": most,
+        "shortfall_db": sum(lacking),
+    }
+
+
+def _design(point: CodingPoint, asked: Request) -> SecrecyDesign | None:
     try:
-        design = wiretap.design(
+        return wiretap.design(
             point,
             codewords=asked.codewords,
             snr_tap_db=asked.snr_tap_db,
@@ -71,17 +110,13 @@ def _line(point: CodingPoint, asked: Request) -> dict[str, object]:
             tap_model=asked.tap_model,
             subbands=asked.subbands,
         )
-    except SecrecyUnavailable as refusal:
-        return {**line, "problem": str(refusal).removeprefix(f"{point.name}: ")}
-    line |= _numbers(design, error, asked)
-    if error > 0.5:
-        line["problem"] = f"the owner loses {error:.0%} of the hash blocks at {asked.snr_main_db:g} dB"
-    return line
+    except SecrecyUnavailable:
+        return None
 
 
-def _numbers(design: SecrecyDesign, error: float, asked: Request) -> dict[str, object]:
+def _numbers(design: SecrecyDesign, error: float, asked: Request) -> dict[str, Any]:
     blocks = wiretap.block_count(design, asked.upload_bytes)
-    sent = blocks / max(1.0 - error, 1e-9)  # every lost block is sent again
+    sent = blocks / (1.0 - error)  # every lost block is sent again
     return {
         "message_bits": design.message_bits,
         "random_bits": design.random_bits,
@@ -90,5 +125,5 @@ def _numbers(design: SecrecyDesign, error: float, asked: Request) -> dict[str, o
         "upload_blocks": blocks,
         "upload_blocks_sent": sent,
         "upload_airtime_s": sent * wiretap.airtime(design, blocks=1, bandwidth=Hertz(asked.bandwidth_hz)),
-        "upload_log2_delta": min(0.0, total_log2_delta(design, blocks) + log2(sent / blocks)),
+        "upload_log2_delta": total_log2_delta(design, blocks) - log2(1.0 - error),
     }
