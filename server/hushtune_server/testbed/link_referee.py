@@ -6,14 +6,15 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Final, cast
 
+import msgspec
 import numpy as np
 
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.frame import flags_of
-from hushtune_common.link.leakage import information_density
+from hushtune_common.link.leakage import information_density, total_log2_delta
 from hushtune_common.link.mcs import CODING_POINTS
-from hushtune_common.messages import Part
+from hushtune_common.messages import Part, SecrecyDesign
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log
 
 Json = dict[str, Any]
@@ -80,6 +81,8 @@ def _client(
     heard = [e for e in evidence if e["client"] == client and e["round_id"] == round_id]
     secret = [e for e in heard if e["secret"]]
     protected = Part.KEY if assignment.get("protection") == "key" else Part.PAYLOAD
+    over_code = [t for t in transmissions if t["part"] == protected.value]
+    held = _all_held([e["assumption_held"] for e in secret])
     return {
         "client": client,
         "protection": assignment.get("protection"),
@@ -92,11 +95,12 @@ def _client(
         "blocks_sent_bit_exact": sum(t["blocks_coded"] for t in transmissions),
         "tap_bits": _bits(run, client, round_id, assignment),
         "tap_crc_passes": sum(e["crc_passes"] for e in secret) if secret else None,
-        "tap_assumption_held": _all_held([e["assumption_held"] for e in secret]),
-        "log2_delta_total": max(e["log2_delta_total"] for e in secret) if secret else None,
-        "bound_void": next((e["bound_void"] for e in secret if e["bound_void"] is not None), None),
+        "tap_bits_protected": assignment.get("protection") == "payload",
+        "tap_assumption_held": held,
+        "log2_delta_total": _log2_delta(assignment, over_code),
+        "bound_void": _void(scenario, held, secret),
         "outage": max(e["outage"] for e in secret) if secret else None,
-        "density": _density([t for t in transmissions if t["part"] == protected.value], assignment, scenario),
+        "density": _density(over_code, assignment, scenario),
         "constellation": next((t["constellation"] for t in transmissions if t.get("constellation")), None),
     }
 
@@ -104,6 +108,23 @@ def _client(
 def _all_held(held: Sequence[bool | None]) -> bool | None:
     """Return False if one failed, else None unless all were seen to hold."""
     return False if False in held else None if None in held or not held else True
+
+
+def _log2_delta(assignment: Mapping[str, Any], transmissions: Sequence[Json]) -> float | None:
+    """Return the bound over every block that went on air over the wiretap code, whether or not the tap has come to hear it."""
+    design = cast(Json | None, assignment.get("design"))
+    if design is None or not design["random_bits"] or not transmissions:
+        return None
+    return total_log2_delta(msgspec.convert(design, SecrecyDesign), sum(t["blocks"] for t in transmissions))
+
+
+def _void(scenario: Scenario, held: bool | None, secret: Sequence[Json]) -> str | None:
+    """Return why no bound may be claimed, as the tap says or as the scenario does."""
+    if scenario.secrecy.randomness == "seeded":
+        return "the random bits are reproducible, not secret"
+    if held is False:
+        return "the tap's SNR was above what the design assumed"
+    return next((e["bound_void"] for e in secret if e["bound_void"] is not None), None)
 
 
 def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str, Any]) -> Json | None:

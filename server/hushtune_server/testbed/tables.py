@@ -76,23 +76,39 @@ def _radio(report: Mapping[str, Any]) -> Table:
 
 def _bits(link: Mapping[str, Any]) -> Table:
     title = f"Bits on air ({link['fidelity']}): what arrived, and what the tap made of it"
-    table = Table(title=title, title_justify="left", caption=f"{link['caveat']}", caption_justify="left")
-    for heading in ("client", "protects", "owner exact"):
-        table.add_column(heading)
-    for heading in ("tap bit errors", "CRC passes", "passed/budget bits", "log2 bound"):
-        table.add_column(heading, justify="right")
+    table = Table(title=title, title_justify="left", caption=_caption(link), caption_justify="left")
+    table.add_column("client")
+    table.add_column("code hides", width=7)
+    table.add_column("owner exact", width=5)
+    table.add_column("tap bit errors", width=9, justify="right")
+    for heading in ("CRC passes", "most bits passed", "budget bits", "log2 bound"):
+        table.add_column(heading, width=6, justify="right")
     for client in link["clients"]:
-        bits, density = client["tap_bits"] or {}, client["density"]
+        bits, density = client["tap_bits"] or {}, client["density"] or {}
+        errors = _number(bits.get("bit_error_rate"), 5)
+        void = client["log2_delta_total"] is not None and client["bound_void"]
         table.add_row(
             client["client"],
-            str(client["protection"] or "-"),
+            {"crypto_only": "nothing"}.get(client["protection"], client["protection"] or "-"),
             {True: "yes", False: "NO", None: "-"}[client["owner_has_every_byte"]],
-            _number(bits.get("bit_error_rate"), 5),
+            errors if client["tap_bits_protected"] or not bits else f"({errors})",
             "-" if client["tap_crc_passes"] is None else str(client["tap_crc_passes"]),
-            f"{density['max_bits']:.0f}/{density['budget_bits']}" if density else "-",
-            "void" if client.get("bound_void") else _number(client["log2_delta_total"], 1),
+            _number(density.get("max_bits"), 0),
+            _number(density.get("budget_bits"), 0),
+            "void" if void else _number(client["log2_delta_total"], 1),
         )
     return table
+
+
+def _caption(link: Mapping[str, Any]) -> str:
+    """Say what the numbers are worth."""
+    said = [link["caveat"]]
+    if any(c["tap_bits"] and not c["tap_bits_protected"] for c in link["clients"]):
+        said.append("in brackets: an update that the code does not hide")
+    void = {
+        c["bound_void"]: None for c in link["clients"] if c["bound_void"] and c["log2_delta_total"] is not None
+    }
+    return "; ".join([*said, *(f"VOID: {why}" for why in void)])
 
 
 def _work(report: Mapping[str, Any]) -> Table:
