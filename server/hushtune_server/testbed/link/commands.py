@@ -210,7 +210,8 @@ def attack(
     """Try to tell two chosen messages apart from what the tap hears, with every attack next to its positive control.
 
     Without a hash, and with far too few random bits, the attacks must succeed, or the run says nothing. Against the designed code
-    they should do no better than guessing, which is a sanity check and not evidence of secrecy; the bound is.
+    they should do no better than guessing, which is a sanity check and not evidence of secrecy; the bound is. Exit code 1 says
+    that a control failed.
 
     Example: hushtune link attack --train 4000 --test 2000 --no-neural
     """
