@@ -92,12 +92,13 @@ def _secret_rate(sender: Json) -> Figure:
     point = next(p for p in CODING_POINTS if (p.modulation, p.code_bits) == (design["modulation"], design["code_bits"]))
     figure, (axes,) = _figure(f"Secret rate at {main_db:.1f} dB to the owner, leakage 2^{design['log2_delta']:g} per hash block")
     symbols = design["codewords"] * point.code_bits // point.bits_per_symbol
-    baseline = [gaussian_secrecy_rate(from_db(main_db), from_db(float(t))) for t in _TAP_GRID_DB]
+    grid_db = np.arange(_TAP_GRID_DB[0], max(_TAP_GRID_DB[-1], design["snr_tap_design_db"] + 2.0) + 0.1, 0.5)
+    baseline = [gaussian_secrecy_rate(from_db(main_db), from_db(float(t))) for t in grid_db]
     finite = [
         second_order_secrecy_rate(
             from_db(main_db), from_db(float(t)), symbols=symbols, block_error_rate=1e-3, log2_delta=design["log2_delta"]
         )
-        for t in _TAP_GRID_DB
+        for t in grid_db
     ]
     ours = [coded_rate(point, snr_tap_db=float(t), design=design) for t in _TAP_GRID_DB]
     axes.plot(_TAP_GRID_DB, baseline, "--", color=_GREY, label="difference of Gaussian capacities (no code reaches it)")
@@ -145,7 +146,8 @@ def _information_density(senders: Sequence[Json]) -> Figure | None:
     figure, axes = _figure(title, columns=len(shown))
     for one, sender in zip(axes, shown, strict=True):
         density, budget = sender["density"], sender["design"]["random_bits"]
-        one.hist(density["values_bits"], bins=24, color=TAP_COLOUR, alpha=0.75)
+        # The edge shows bars that are thinner than a line.
+        one.hist(density["values_bits"], bins=24, color=TAP_COLOUR, edgecolor=TAP_COLOUR, alpha=0.75)
         one.axvline(budget, color=MAIN_COLOUR, linewidth=1.5)
         one.annotate(
             "budget r",
