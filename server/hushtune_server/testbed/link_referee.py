@@ -124,7 +124,7 @@ def _void(scenario: Scenario, held: bool | None, secret: Sequence[Json]) -> str 
         return "the random bits are reproducible, not secret"
     if held is False:
         return "the tap's SNR was above what the design assumed"
-    return next((e["bound_void"] for e in secret if e["bound_void"] is not None), None)
+    return next((e["bound_void"] for e in secret if e.get("bound_void") is not None), None)
 
 
 def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str, Any]) -> Json | None:

@@ -105,9 +105,7 @@ def _caption(link: Mapping[str, Any]) -> str:
     said = [link["caveat"]]
     if any(c["tap_bits"] and not c["tap_bits_protected"] for c in link["clients"]):
         said.append("in brackets: an update that the code does not hide")
-    void = {
-        c["bound_void"]: None for c in link["clients"] if c["bound_void"] and c["log2_delta_total"] is not None
-    }
+    void = {c["bound_void"]: None for c in link["clients"] if c["bound_void"] and c["log2_delta_total"] is not None}
     return "; ".join([*said, *(f"VOID: {why}" for why in void)])
 
 
