@@ -21,7 +21,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Decibel
 from hushtune_server.cli import main
 from hushtune_server.testbed.link import peer
-from hushtune_server.testbed.link.bench import Setting, measure
+from hushtune_server.testbed.link.bench import Setting, default_settings, measure
 
 USAGE = 2
 ALL_POINTS = [point.name for point in CODING_POINTS]
@@ -81,19 +81,67 @@ def test_a_bound_on_rayleigh_peaks_costs_what_the_same_bound_costs_without_fadin
     assert told(capsys, *asked)["request"]["subbands"] == 0
 
 
+@pytest.mark.slow
 def test_points_side_by_side_are_all_there_and_one_that_works_is_enough(capsys: Capture) -> None:
     rows = told(capsys, "design", "--main-db", "6", "--tap-db", "-5")["designs"]
     assert [row["point"] for row in rows] == ALL_POINTS
-    open_at_6_db = {p.name for p in CODING_POINTS if required_snr_db(p, codewords=4, block_error_max=0.5) <= 6.0}
-    assert {row["point"] for row in rows if not row["problem"]} == open_at_6_db
-    assert all("loses 100% of the hash blocks at 6 dB" in row["problem"] for row in rows if row["problem"])
+    least = {p.name: required_snr_db(p, codewords=4, block_error_max=1e-2) for p in CODING_POINTS}
+    assert {row["point"] for row in rows if not row["problem"]} == {name for name, snr_db in least.items() if snr_db <= 6.0}
+    for row in rows:
+        assert row["problem"] in ("", f"the owner needs {least[row['point']]:.2f} dB")
+
+
+def test_a_point_that_the_owner_cannot_decode_has_no_rate_and_has_one_at_the_snr_that_it_asks_for(capsys: Capture) -> None:
+    asked = ("design", "--point", "qam64-0.825", "--tap-db", "-5", "--main-db")
+    (low,) = told(capsys, *asked, "6", code=9)["designs"]
+    assert not {"secret_bits_per_symbol", "message_bits", "upload_airtime_s"} & set(low)
+    assert low["shortfall_db"] == pytest.approx(low["snr_main_least_db"] - 6.0)
+    (enough,) = told(capsys, *asked, str(low["snr_main_least_db"]))["designs"]
+    assert enough["block_error_rate"] <= 1e-2
+    (short,) = told(capsys, *asked, str(low["snr_main_least_db"] - 0.1), code=9)["designs"]
+    assert short["block_error_rate"] > 1e-2
+
+
+def test_a_point_that_hides_nothing_from_a_tap_hides_something_from_the_tap_that_it_names(capsys: Capture) -> None:
+    asked = ("design", "--point", "qpsk-0.5", "--main-db", "6", "--tap-db")
+    (loud,) = told(capsys, *asked, "5", code=9)["designs"]
+    assert loud["shortfall_db"] == pytest.approx(5.0 - loud["snr_tap_most_db"])
+    assert not told(capsys, *asked, str(loud["snr_tap_most_db"]))["designs"][0]["problem"]
+    assert told(capsys, *asked, str(loud["snr_tap_most_db"] + 0.2), code=9)["designs"][0]["problem"]
+
+
+def test_whoever_may_lose_more_blocks_decodes_at_a_lower_snr(capsys: Capture) -> None:
+    asked = ("design", "--point", "qpsk-0.825", "--main-db", "5.3", "--block-error-max")
+    assert told(capsys, *asked, "0.01", code=9)["request"]["block_error_max"] == 0.01
+    (row,) = told(capsys, *asked, "0.5")["designs"]
+    assert 0.01 < row["block_error_rate"] <= 0.5
+    assert row["upload_blocks_sent"] == pytest.approx(row["upload_blocks"] / (1 - row["block_error_rate"]))
+
+
+def test_an_impossible_design_is_refused_with_the_nearest_possible_one(capsys: Capture) -> None:
+    lines = told(capsys, "design", "--main-db", "4", "--tap-db", "6", code=9)["designs"]
+    nearest = min(lines, key=lambda line: line["shortfall_db"])["point"]
+    assert main(["link", "design", "--main-db", "4", "--tap-db", "6", "--json"]) == 9
+    said = capsys.readouterr().err
+    assert f"the nearest is {nearest}, which needs the owner at " in said
+    assert len(said) < 300
+
+
+@pytest.mark.slow
+def test_where_no_snr_would_do_json_has_no_number_and_the_refusal_says_so(capsys: Capture) -> None:
+    hopeless = ["design", "--tap-model", "outage", "--subbands", "1", "--block-error-max", "1e-9"]
+    assert main(["link", *hopeless, "--json"]) == 9
+    captured = capsys.readouterr()
+    assert "no coding point serves at any SNR" in captured.err
+    assert all(row["snr_main_least_db"] is row["shortfall_db"] is None for row in json.loads(captured.out)["designs"])
+    assert "Infinity" not in captured.out
 
 
 @pytest.mark.parametrize(
     ("levels", "numbers"),
     [
-        (("--main-db", "6", "--tap-db", "5"), "qpsk-0.825: a tap at 5.0 dB (fixed) learns"),
-        (("--main-db", "0", "--tap-db", "-5"), "qpsk-0.825: the owner loses 100% of the hash blocks at 0 dB"),
+        (("--main-db", "6", "--tap-db", "5"), "owner 6 dB, tap 5 dB (fixed)"),
+        (("--main-db", "0", "--tap-db", "-5"), "owner 0 dB, tap -5 dB (fixed)"),
     ],
 )
 def test_when_no_design_is_usable_the_answer_is_no_with_numbers(capsys: Capture, levels: tuple[str, ...], numbers: str) -> None:
@@ -103,7 +151,7 @@ def test_when_no_design_is_usable_the_answer_is_no_with_numbers(capsys: Capture,
     assert captured.err.startswith(f"hushtune: {numbers}")
     (row,) = json.loads(captured.out)["designs"]
     assert row["problem"]
-    assert row["problem"] in captured.err
+    assert captured.err.endswith(f": qpsk-0.825: {row['problem']}\n")
 
 
 def test_a_bound_that_grew_beyond_one_is_no_bound(capsys: Capture) -> None:
@@ -135,14 +183,19 @@ def test_an_unknown_point_is_answered_with_those_there_are(capsys: Capture, comm
         ("design", "--tap-db", "inf"),
         ("design", "--codewords", "0"),
         ("design", "--log2-delta", "0"),
+        ("design", "--log2-delta", "1"),
         ("design", "--subbands", "0"),
+        ("design", "--block-error-max", "0"),
+        ("design", "--block-error-max", "1"),
         ("design", "--megabytes", "0"),
+        ("design", "--bandwidth-mhz", "0"),
         ("design", "--bandwidth-mhz", "-1"),
         ("bler", "--blocks", "0"),
         ("bler", "--iterations", "0"),
         ("bler", "--threads", "0"),
         ("bench", "--blocks", "0"),
         ("bench", "--repetitions", "0"),
+        ("bench", "--threads", "0"),
         ("attack", "--train", "3"),
         ("attack", "--test", "0"),
         ("attack", "--tap-db", "nan"),
@@ -251,6 +304,16 @@ def test_the_peer_is_compared_at_its_own_point_on_one_thread_only() -> None:
     assert "qpsk-0.825 only" in peer.left_out({"qpsk-0.5"}, threads=1)
     assert "one thread" in peer.left_out({"qpsk-0.5", "qpsk-0.825"}, threads=2)
     assert (peer.left_out({"qpsk-0.825"}, threads=1) == "") == peer.available()
+    first = default_settings()[0]
+    assert (first.point.name, first.snr_main_db) == (peer.POINT, peer.SNR_DB)  # the speeds that are divided by the peer's
+
+
+@pytest.mark.slow
+def test_a_benchmark_of_another_point_says_why_it_has_no_peer(capsys: Capture) -> None:
+    assert main(["link", "bench", "--point", "qpsk-0.5", "--blocks", "2", "--repetitions", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["peer"] is None
+    assert "the peer is left out: it is measured at qpsk-0.825 only" in captured.err
 
 
 # -- attack ------------------------------------------------------------------------------------------------------------
@@ -289,7 +352,10 @@ def test_an_attack_on_a_design_that_does_not_exist_is_refused(capsys: Capture) -
 
 def test_more_blocks_than_the_network_can_hold_are_refused_before_they_are_made(capsys: Capture) -> None:
     assert main(["link", "attack", "--train", "1000000"]) == ConfigError.exit_code
-    assert "--train: 1000000 blocks are 10240000000 soft values" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--train: 1000000 blocks are 10240000000 soft values" in said
+    assert "at most 52428 blocks" in said  # 2^29 soft values of 10240 a block
+    assert "--no-neural" in said
 
 
 # -- prepare -----------------------------------------------------------------------------------------------------------

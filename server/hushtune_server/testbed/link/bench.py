@@ -100,7 +100,7 @@ def measure(setting: Setting, *, blocks: int, repetitions: int, threads: int, cl
         size, design.payload_bytes
     )
     bench.once(payloads)  # compiles, fills caches
-    bench.block_errors = 0  # counted over the same blocks as the rest
+    bench.forget()
     rounds = max(1, blocks // size)
     seconds: dict[str, float] = {}
     for _ in range(repetitions):
@@ -132,8 +132,16 @@ class _Chain:
         self._dither = dither_rows(design, dither)
         self._key = NoiseKey.of(seeds.child("noise"))
         self._sent = 0
-        self.block_errors = 0
-        self.iterations_mean = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Count errors and iterations anew."""
+        self.block_errors = self._words = self._iterations = 0
+
+    @property
+    def iterations_mean(self) -> float:
+        """Mean decoder iterations of a codeword."""
+        return self._iterations / self._words
 
     def once(self, payloads: NDArray[np.uint8]) -> dict[str, float]:
         """Return the seconds of each stage for these payloads."""
@@ -161,7 +169,8 @@ class _Chain:
         if not np.array_equal(decoded.payloads[decoded.sound], payloads[decoded.sound]):
             raise BenchFailed(f"{self._setting.name}: a block passed its checksum with wrong bytes")
         self.block_errors += int((~(decoded.sound & decoded.converged)).sum())  # as the owner counts
-        self.iterations_mean = float(np.abs(decoded.iterations).mean())
+        self._words += decoded.iterations.size
+        self._iterations += int(np.abs(decoded.iterations).sum(dtype=np.int64))
         return spent
 
     def _timed(self, stage: str, spent: dict[str, float], work: Callable[[], T]) -> T:

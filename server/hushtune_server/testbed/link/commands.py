@@ -20,14 +20,16 @@ from hushtune_common.units import Decibel
 
 Point = Annotated[str | None, Parameter(help="Coding point, for example qpsk-0.825; all of them unless given.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON object instead of a table.")]
+Seed = Annotated[int, Parameter(help="Seed of noise and data; secrets come from the operating system all the same.")]
 _COUNT = Number(gte=1)
 _LEVEL_DB = Number(gte=-100, lte=100)
+"""No link operates outside, and neither infinity nor a missing number gets through."""
 _LOG2_DELTA = Number(gte=-512, lte=-1)
-_CODEWORDS = Number(gte=1, lte=16)
-Seed = Annotated[int, Parameter(help="Seed of noise and data; secrets come from the operating system all the same.")]
+_ROWS = Number(gte=16)
+"""Rates of fewer codewords make no table that the mapping of fading could be held against."""
+_MOST_BLOCKS = 1_000_000
 Threads = Annotated[int, Parameter(help="Threads to code and decode on.", validator=_COUNT)]
-MainDb = Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.", validator=_LEVEL_DB)]
-Codewords = Annotated[int, Parameter(help="Codewords per hash block (L_c).", validator=_CODEWORDS)]
+Codewords = Annotated[int, Parameter(help="Codewords per hash block (L_c).", validator=Number(gte=1, lte=16))]
 if TYPE_CHECKING:
     from hushtune_common.link.mcs import CodingPoint
 
@@ -50,7 +52,7 @@ def register(app: App) -> None:
 def design(
     *,
     point: Point = None,
-    main_db: MainDb = 6.0,
+    main_db: Annotated[float, Parameter(name="--main-db", help="The owner's symbol SNR in dB.", validator=_LEVEL_DB)] = 6.0,
     tap_db: Annotated[
         float,
         Parameter(
@@ -73,7 +75,7 @@ def design(
         float, Parameter(help="Share of hash blocks that the owner may lose, as the gate takes it.", validator=Number(gt=0, lt=1))
     ] = 1e-2,
     megabytes: Annotated[
-        float, Parameter(help="Size of an upload, for airtime and the total bound.", validator=Number(gte=1e-6, lte=1e6))
+        float, Parameter(help="Size of an upload, for airtime and the total bound.", validator=Number(gt=0, lte=1e6))
     ] = 10.0,
     bandwidth_mhz: Annotated[float, Parameter(help="Bandwidth of the upload.", validator=Number(gte=1e-6, lte=1e6))] = 1.0,
     json_: Json = False,
@@ -95,7 +97,7 @@ def design(
         tap_model=TAP_KINDS[tap_model],
         subbands=0 if tap_model == "fixed" else subbands,
         block_error_max=block_error_max,
-        upload_bytes=round(megabytes * 1e6),
+        upload_bytes=max(1, round(megabytes * 1e6)),
         bandwidth_hz=bandwidth_mhz * 1e6,
     )
     rows = compare(_points(point), asked)
@@ -111,7 +113,7 @@ def design(
 def bler(
     *,
     point: Point = None,
-    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.", validator=Number(gte=100))] = 10_000,
+    blocks: Annotated[int, Parameter(help="Codewords per SNR where errors are rare.", validator=_ROWS)] = 10_000,
     iterations: Annotated[
         int | None,
         Parameter(help="Decoder iterations at most; the coding point's own unless given.", validator=Number(gte=1, lte=1000)),
@@ -127,18 +129,19 @@ def bler(
     """
     from hushtune_server.testbed.link import bler as tables
 
-    if out is not None and not out.absolute().parent.is_dir():  # known before the long measurement, not after
-        raise ConfigError("--out", f"there is no folder {out.absolute().parent}")
+    points = _points(point)
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):  # known now, not after a long measurement
+        raise ConfigError("--out", f"cannot write {out}: give a file in a folder that exists")
     options = tables.BlerOptions(blocks=blocks, iterations=iterations, seed=seed, threads=threads)
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    measured = tables.measure_all(_points(point), options=options, progress=tell)
+    measured = tables.measure_all(points, options=options, progress=tell)
     document = tables.to_json(measured, options=options)
     if out is not None:
         tables.write(out, document)
-        tell(f"tables of {len(measured)} coding points written to {out}")
+        tell(f"tables of {len(points)} coding points written to {out}")
     if json_:
         print(json.dumps(document, indent=1))
     elif out is None:
@@ -162,15 +165,16 @@ def bench(
 
     Example: hushtune link bench --json
     """
+    from hushtune_common.link.mcs import point_named
     from hushtune_common.seeding import SeedTree
     from hushtune_server.testbed.link import bench as benchmark
     from hushtune_server.testbed.link import peer as sionna
 
     clock, seeds = SystemClock(), SeedTree(1).child("bench")
-    wanted = {p.name for p in _points(point)}
+    points = _points(point)
     results: list[dict[str, Any]] = []
     for setting in benchmark.default_settings():
-        if setting.point.name in wanted:
+        if setting.point in points:
             print(f"measuring {setting.name} …", file=sys.stderr, flush=True)
             found = benchmark.measure(setting, blocks=blocks, repetitions=repetitions, threads=threads, clock=clock, seeds=seeds)
             results.append(found.to_json())
@@ -178,10 +182,12 @@ def bench(
         names = ", ".join(sorted({s.point.name for s in benchmark.default_settings()}))
         raise ConfigError("--point", f"no benchmark uses it; choose one of {names}")
     document: dict[str, Any] = {"machine": _machine(), "settings": results, "peer": None}
-    first = benchmark.default_settings()[0]
-    if peer and threads == 1 and first.point.name in wanted and sionna.available():  # like is compared with like
+    missing = sionna.left_out({p.name for p in points}, threads=threads)
+    if peer and missing:
+        print(f"the peer is left out: {missing}", file=sys.stderr, flush=True)
+    elif peer:
         print("measuring the peer …", file=sys.stderr, flush=True)
-        rates = sionna.measure(first.point, snr_db=first.snr_main_db, clock=clock, seeds=seeds.child("peer"))
+        rates = sionna.measure(point_named(sionna.POINT), snr_db=sionna.SNR_DB, clock=clock, seeds=seeds.child("peer"))
         ours = results[0]["mbit_per_s"]
         ratios = {name: ours["ldpc encode" if name == "encoder" else "ldpc decode"] / rate for name, rate in rates.items()}
         document["peer"] = {"name": "Sionna", "mbit_per_s": rates, "times_faster": ratios}
@@ -200,8 +206,8 @@ def attack(
     ] = -5.0,
     codewords: Codewords = 1,
     log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.", validator=_LOG2_DELTA)] = -64.0,
-    train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=Number(gte=4, lte=1_000_000))] = 12_000,
-    test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=Number(gte=1, lte=1_000_000))] = 6_000,
+    train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=Number(gte=4, lte=_MOST_BLOCKS))] = 12_000,
+    test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=Number(gte=1, lte=_MOST_BLOCKS))] = 6_000,
     neural: Annotated[bool, Parameter(help="Also train a neural network (minutes).")] = True,
     seed: Seed = 1,
     threads: Threads = _CORES,
@@ -223,9 +229,10 @@ def attack(
     methods: tuple[distinguish.Method, ...] = ("linear", "likelihood", "mlp") if neural else ("linear", "likelihood")
     seeds = SeedTree(seed).child("attack")
     results: list[distinguish.DistinguishResult] = []
-    if neural and train * codewords * made.code_bits > distinguish.MLP_BYTES_MOST:
-        most = distinguish.MLP_BYTES_MOST // (codewords * made.code_bits)
-        raise ConfigError("--train", f"the neural network takes at most {most} of these blocks; give fewer, or --no-neural")
+    soft, room = made.codewords * made.code_bits, distinguish.MLP_BYTES_MOST
+    if neural and train * soft > room:
+        held = f"the neural network holds {room}, so at most {room // soft} blocks"
+        raise ConfigError("--train", f"{train} blocks are {train * soft} soft values, and {held}; give fewer, or --no-neural")
     for trial in distinguish.trials(made, snr_db=tap_db, seeds=seeds, train=train, test=test, methods=methods, threads=threads):
         print(f"{trial.name} …", file=sys.stderr, flush=True)
         results.append(trial.run())

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, log2
+from math import inf, isfinite, log2
 from typing import Any
 
 from hushtune_common.errors import SecrecyUnavailable
@@ -53,18 +53,22 @@ class Request:
 def compare(points: Sequence[CodingPoint], asked: Request) -> list[dict[str, Any]]:
     """Return one line per coding point; ``problem`` is empty where the owner decodes and the tap stays in the dark.
 
-    A line with a problem has no rate; ``snr_main_least_db`` and ``snr_tap_most_db`` say what the point would need.
+    A line with a problem has no rate; ``snr_main_least_db`` and ``snr_tap_most_db`` say what the point would need, and
+    ``shortfall_db`` what is lacking in all; None where no SNR would do.
     """
     return [_line(point, asked) for point in points]
 
 
 def nearest(lines: Sequence[dict[str, Any]]) -> str:
     """Return what the coding point that lacks the fewest decibels would need; for lines that all have a problem."""
-    line = min(lines, key=lambda line: line["shortfall_db"])
-    if line["shortfall_db"] == inf:
+    if len(lines) == 1:
+        return f"{lines[0]['point']}: {lines[0]['problem']}"
+    possible = [line for line in lines if line["shortfall_db"] is not None]
+    if not possible:
         return "no coding point serves at any SNR; allow a higher leakage or more lost blocks, or take more codewords"
+    line = min(possible, key=lambda line: line["shortfall_db"])
     return (
-        f"no coding point serves; the nearest is {line['point']}, which needs the owner at {line['snr_main_least_db']:.1f} dB or "
+        f"no coding point serves; the nearest is {line['point']}, which needs the owner at {line['snr_main_least_db']:.2f} dB or "
         f"above and the tap at {line['snr_tap_most_db']:.1f} dB or below"
     )
 
@@ -89,15 +93,27 @@ def _line(point: CodingPoint, asked: Request) -> dict[str, Any]:
         tap_model=asked.tap_model,
         subbands=asked.subbands,
     )
-    lacking = [max(0.0, least - asked.snr_main_db), max(0.0, asked.snr_tap_db - most)]
-    problems = ["" if error <= asked.block_error_max else f"the owner needs {least:.1f} dB"]
-    problems.append("" if design is not None else f"hides something from a tap of at most {most:.1f} dB")
+    shortfall = max(0.0, least - asked.snr_main_db) + (max(0.0, asked.snr_tap_db - most) if design is None else 0.0)
     return line | {
-        "problem": ", and it ".join(p for p in problems if p),
-        "snr_main_least_db": least,
-        "snr_tap_most_db": most,
-        "shortfall_db": sum(lacking),
+        "problem": _problem(least if error > asked.block_error_max else None, most if design is None else None),
+        "snr_main_least_db": _finite(least),
+        "snr_tap_most_db": _finite(most),
+        "shortfall_db": _finite(shortfall),
     }
+
+
+def _problem(least_db: float | None, most_db: float | None) -> str:
+    """Return in words what the owner and the tap lack; None for who lacks nothing."""
+    found: list[str] = []
+    if least_db is not None:
+        found.append("the owner loses too many blocks at any SNR" if least_db == inf else f"the owner needs {least_db:.2f} dB")
+    if most_db is not None:
+        found.append("nothing is hidden at any SNR" if most_db == -inf else f"the tap may have at most {most_db:.1f} dB")
+    return " and ".join(found)
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None  # JSON knows no infinity
 
 
 def _design(point: CodingPoint, asked: Request) -> SecrecyDesign | None:
@@ -125,5 +141,5 @@ def _numbers(design: SecrecyDesign, error: float, asked: Request) -> dict[str, A
         "upload_blocks": blocks,
         "upload_blocks_sent": sent,
         "upload_airtime_s": sent * wiretap.airtime(design, blocks=1, bandwidth=Hertz(asked.bandwidth_hz)),
-        "upload_log2_delta": total_log2_delta(design, blocks) - log2(1.0 - error),
+        "upload_log2_delta": min(0.0, total_log2_delta(design, blocks) - log2(1.0 - error)),
     }
