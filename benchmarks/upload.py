@@ -1,9 +1,9 @@
 """How long does one secret upload take through real processes, and who has what of it afterwards?
 
-``python benchmarks/upload.py [--size-mb 10] [--json]``: coordinator, air, owner, eavesdropper and one client, each a process with its
-own certificate, on loopback. The client holds a random model whose adapter blocks encode to about the size asked for, "trains" it
-for a dozen steps, seals it, and sends it bit by bit over the wiretap code. Measured from the sealed bytes to the owner's whole update
-(SHA-256 equal) and to the end of the tap's attack on every block, whichever comes later.
+``python benchmarks/upload.py [--size-mb 10] [--json]``: coordinator, air, owner, eavesdropper and one client, each a process with
+its own certificate, on loopback. The client holds a random model whose adapter blocks encode to about the size asked for, trains
+it for a dozen steps, seals it, and sends it bit by bit over the wiretap code. Measured from the sealed bytes to the owner's whole
+update (SHA-256 equal) and to the end of the tap's attack on every block, whichever comes later.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _upload(size_mb: float) -> dict[str, Any]:
         home = Path(folder)
         text = SCENARIO.format(hidden=hidden, tap_m=96.0, power_w=4e-4)
         (home / "upload.toml").write_text(text, encoding="utf-8")
-        words = "river brother dog teacher clock neighbour captain friend letter train bread boat song chair".split()
+        words = ("river", "brother", "dog", "teacher", "clock", "neighbour", "captain", "friend", "letter", "train", "boat")
         lines = "\n".join(f"the {a} of my {b} knows the {c}" for a, b, c in permutations(words, 3))
         for name in ("private.txt", "public.txt"):
             (home / name).write_text(lines, encoding="utf-8")
