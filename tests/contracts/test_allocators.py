@@ -1,6 +1,7 @@
 """Does every allocator keep its laws?"""
 
 from dataclasses import replace
+from math import ceil
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from hushtune_common.link.mcs import point_of
 from hushtune_common.link.wiretap import design
-from hushtune_common.messages import GateDecision
+from hushtune_common.messages import Assignment, GateDecision, Protection
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
 from hushtune_server.coordinator.allocators.allocator import VIOLATION_MAX, Allocation, Allocator
@@ -20,22 +21,27 @@ ALLOCATORS: list[Allocator] = [EqualShare(clock_share=0.7)]
 allocators = pytest.mark.parametrize("allocator", ALLOCATORS, ids=lambda a: type(a).__name__)
 
 
+orders = st.lists(st.sampled_from([p.value for p in Protection]), min_size=1, unique=True)
+"""Which protections a scenario allows, the preferred first."""
+
+
 @st.composite
-def problems(draw: st.DrawFn) -> AllocationProblem:
-    """Rounds of one to five clients anywhere, with or without fading."""
+def problems(draw: st.DrawFn, *, protections: st.SearchStrategy[list[str]] = orders) -> AllocationProblem:
+    """Rounds of one to five clients anywhere, with or without fading. Steps of 3 dB let designs be found again."""
     count = draw(st.integers(1, 5))
     reports = [
         report(
             f"c{k}",
-            main_db=draw(st.floats(-130.0, -60.0)),
-            tap_db=draw(st.floats(-140.0, -70.0)),
+            main_db=3.0 * draw(st.integers(-43, -20)),
+            tap_db=3.0 * draw(st.integers(-47, -23)),
             power_max=draw(st.sampled_from([1e-4, 1e-2, 0.2])),
             update_bits=draw(st.integers(1, 10**9)),
         )
         for k in range(count)
     ]
-    world = scenario(air={"fading": draw(st.sampled_from(["none", "rayleigh_block"]))})
-    return AllocationProblem.of(world, reports)
+    fading = draw(st.sampled_from(["none", "rayleigh_block"]))
+    secrecy = {"protections": draw(protections), "fading_design": draw(st.sampled_from(["outage", "interleaved"]))}
+    return AllocationProblem.of(scenario(air={"fading": fading}, secrecy=secrecy), reports)
 
 
 def solve(allocator: Allocator, problem: AllocationProblem) -> Allocation:
@@ -55,6 +61,7 @@ def test_an_allocation_is_feasible_and_answers_every_report_in_order(allocator: 
         assert 0.0 <= given_.power <= asked.power_max
         assert 0.0 <= given_.clock <= asked.clock_max
         assert given_.gate.reason
+        assert given_.protection is None or given_.protection.value in problem.secrecy.protections
 
 
 @pytest.mark.slow
@@ -89,9 +96,9 @@ def test_when_everybody_is_excluded_everybody_is_told_why(allocator: Allocator) 
 
 @pytest.mark.slow
 @allocators
-@given(problem=problems())
+@given(problem=problems(protections=st.just(["payload"])))
 def test_more_margin_for_the_tap_never_grants_more(allocator: Allocator, problem: AllocationProblem) -> None:
-    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 4.0)) for r in problem.reports)
+    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 10**0.6)) for r in problem.reports)
     changed = AllocationProblem(reports=worse, air=problem.air, secrecy=problem.secrecy, round_s=problem.round_s)
     # The share of band depends on who is excluded, so compare the rates per symbol that power does not limit.
     rich = [r for r in problem.reports if r.power_max == 0.2]
@@ -107,7 +114,7 @@ def test_more_margin_for_the_tap_never_grants_more(allocator: Allocator, problem
 def test_sixty_clients_share_one_band(allocator: Allocator) -> None:
     rng = SeedTree(1).child("reports").generator()
     reports = [
-        report(f"c{k}", main_db=float(rng.uniform(-110, -80)), tap_db=float(rng.uniform(-130, -100)), update_bits=1000)
+        report(f"c{k}", main_db=float(rng.integers(-110, -80)), tap_db=float(rng.integers(-130, -100)), update_bits=1000)
         for k in range(60)
     ]
     found = solve(allocator, AllocationProblem.of(scenario(), reports))
@@ -146,3 +153,47 @@ def test_residuals_see_what_is_wrong() -> None:
     assert greedy.residuals([fair]).worst == pytest.approx(1.0)
     hurried = AllocationProblem(reports=(asked,), air=problem.air, secrecy=problem.secrecy, round_s=Second(1e-3))
     assert hurried.residuals([fair]).worst > 1.0
+
+
+def airtime_s(assignment: Assignment, *, update_bits: int) -> float:
+    """The seconds on air of an update, and of one hash block with its key where it has one."""
+    blocks = {assignment.carrier or assignment.design: ceil(update_bits / 8)}
+    if assignment.protection is Protection.KEY:
+        blocks[assignment.design] = 32
+    symbols = sum(ceil(size / (d.message_bits // 8 - 4)) * d.symbols for d, size in blocks.items() if d is not None)
+    return symbols / assignment.bandwidth
+
+
+@pytest.mark.parametrize("protection", list(Protection))
+def test_residuals_know_the_airtime_of_all_parts(protection: Protection) -> None:
+    asked = report("c1", main_db=-90.0, tap_db=-120.0)
+    problem = AllocationProblem.of(scenario(secrecy={"protections": [protection.value]}), [asked])
+    (fair,) = solve(ALLOCATORS[0], problem).assignments
+    assert fair.protection is protection
+    assert problem.residuals([fair]).worst == 0.0
+    half = replace(problem, round_s=Second(airtime_s(fair, update_bits=asked.update_bits) / 2.0))
+    assert half.residuals([fair]).worst == pytest.approx(1.0)
+    shared = replace(fair, adapter_share=0.25)
+    assert half.residuals([shared]).worst == 0.0
+    assert problem.residuals([replace(fair, power=Watt(fair.power * 0.5))]).worst > 0.1
+
+
+def test_residuals_of_a_key_see_its_own_design_and_not_what_is_asked_of_an_update() -> None:
+    asked = report("c1", main_db=-90.0, tap_db=-120.0)
+    problem = AllocationProblem.of(scenario(secrecy={"protections": ["key"], "message_bits_min": 34_000}), [asked])
+    (fair,) = solve(ALLOCATORS[0], problem).assignments
+    assert problem.residuals([fair]).worst == 0.0
+    assert fair.design is not None
+    total, few = fair.design.message_bits + fair.design.random_bits, 8 * 18  # a key and its checksum have twice as many
+    short = replace(fair, design=replace(fair.design, message_bits=few, random_bits=total - few))
+    assert problem.residuals([short]).worst == pytest.approx(1.0)
+    bolder = design(point_of(fair.design), codewords=4, snr_tap_db=fair.design.snr_tap_design_db - 3.0, log2_delta=-64.0)
+    assert problem.residuals([replace(fair, design=bolder)]).worst == pytest.approx(10**0.3 - 1.0, abs=0.01)
+
+
+def test_encryption_alone_assumes_nothing_of_the_tap() -> None:
+    asked = report("c1", main_db=-90.0, tap_db=-60.0)
+    problem = AllocationProblem.of(scenario(secrecy={"protections": ["crypto_only"]}), [asked])
+    (fair,) = solve(ALLOCATORS[0], problem).assignments
+    assert (fair.design, fair.gate.rate_coded, fair.secrecy_rate_bps) == (None, 0.0, 0.0)
+    assert problem.residuals([fair]).worst == 0.0

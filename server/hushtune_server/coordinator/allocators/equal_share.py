@@ -1,6 +1,7 @@
 """Equal share: everyone who can be helped gets the same band; the baseline of every optimiser."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from hushtune_common.errors import SolverFailed
 from hushtune_common.link.secrecy import gaussian_secrecy_rate
@@ -59,7 +60,7 @@ def _gate(problem: AllocationProblem, report: ClientReport, found: Sequence[Cand
     elif best.problem:
         decision, reason = GateDecision.DEFERRED, best.problem
     else:
-        decision, reason = GateDecision.GRANTED, _granted(found, bandwidth)
+        decision, reason = GateDecision.GRANTED, _granted(problem, found, bandwidth)
     return Gate(
         decision=decision,
         reason=reason,
@@ -80,8 +81,8 @@ def _hopeless(report: ClientReport) -> str:
     )
 
 
-def _granted(found: Sequence[Candidate], bandwidth: Hertz) -> str:
-    """Return what carries the update, with its numbers, and why nothing better does."""
+def _granted(problem: AllocationProblem, found: Sequence[Candidate], bandwidth: Hertz) -> str:
+    """Return what carries the update, with its numbers, and why nothing that the scenario prefers does."""
     best = found[0]
     said = f"{best.point.name} closes at {best.snr_main_db:.1f} dB with a tap bound of {best.snr_tap_bound_db:.1f} dB; "
     design = best.design
@@ -92,10 +93,18 @@ def _granted(found: Sequence[Candidate], bandwidth: Hertz) -> str:
         said += f"{design.message_bits} of {design.message_bits + design.random_bits} bits carry {what}: "
     mbps = best.throughput * bandwidth / 1e6
     said += f"{best.throughput:.2f} bit/symbol, {mbps:.1f} Mbit/s, {best.airtime:.1f} s on air"
-    if best.protection is Protection.PAYLOAD:
+    preferred = Protection(problem.secrecy.protections[0])
+    if preferred is best.protection:
         return said
-    refused = next((c for c in found if c.protection is Protection.PAYLOAD), None)
-    return said if refused is None else f"{said} (the update itself over the wiretap code: {refused.problem})"
+    refused = next(c for c in found if c.protection is preferred)  # usable ones come first, so all of these have a problem
+    return f"{said} ({_WORDS[preferred]}: {refused.problem})"
+
+
+_WORDS: Final = {
+    Protection.PAYLOAD: "the update itself over the wiretap code",
+    Protection.KEY: "its key over the wiretap code",
+    Protection.CRYPTO_ONLY: "encryption alone",
+}
 
 
 _conforms: type[Allocator] = EqualShare

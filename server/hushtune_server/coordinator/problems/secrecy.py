@@ -7,6 +7,7 @@ plus ``main_margin_db``: more helps the tap as well.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil, inf, isfinite
 
 from hushtune_common.config import AirConfig, Scenario, SecrecyConfig
@@ -184,8 +185,7 @@ class AllocationProblem:
         return replace(base, design=design, problem=f"{where}; {few}: {_ADVICE}" if design.message_bits < least else "")
 
     def _message_bits_min(self, protection: Protection) -> int:
-        demand = self.secrecy.message_bits_min
-        return max(demand, _KEY_MESSAGE_BITS_MIN) if protection is Protection.KEY else demand
+        return _KEY_MESSAGE_BITS_MIN if protection is Protection.KEY else self.secrecy.message_bits_min
 
     def _timed(self, base: Candidate, report: ClientReport, bandwidth: Hertz) -> Candidate:
         design = base.design if base.carrier is None else base.carrier
@@ -237,8 +237,7 @@ class AllocationProblem:
         return Decibel(ceil(max(bound, _SNR_TAP_LEAST_DB) * 100.0) / 100.0)
 
     def _block_error(self, point: CodingPoint, snr_db: Decibel) -> float:
-        fading = Fading.of(self.air)
-        return hash_block_error_rate(point, snr_db=snr_db, codewords=self.secrecy.codewords, fading=fading)
+        return _block_error_rate(point, snr_db, self.secrecy.codewords, Fading.of(self.air))
 
     def _violation(self, assignment: Assignment, report: ClientReport) -> float:
         limits = [assignment.power / report.power_max - 1.0, assignment.clock / report.clock_max - 1.0, -assignment.bandwidth]
@@ -263,6 +262,12 @@ class AllocationProblem:
 
 
 _ADVICE = "move the client closer to the owner or the eavesdropper away, or lower secrecy.tap_margin_db"
+
+
+@lru_cache(maxsize=4096)
+def _block_error_rate(point: CodingPoint, snr_db: Decibel, codewords: int, fading: Fading) -> float:
+    """Averaging over fading takes a millisecond, and every protection of every client asks at the same few levels."""
+    return hash_block_error_rate(point, snr_db=snr_db, codewords=codewords, fading=fading)
 
 
 def _watt(power: float) -> str:
