@@ -101,6 +101,15 @@ def test_sixty_clients_with_long_names_still_fit(tmp_path: Path) -> None:
     assert "and 56 more" in found["block_errors"]
 
 
+@pytest.mark.slow
+def test_a_tap_beyond_the_usual_range_is_still_on_the_curve(tmp_path: Path) -> None:
+    loud = design(POINTS["qam64-0.825"], codewords=4, snr_tap_db=9.0, log2_delta=-64.0)
+    found = drawn(tmp_path, sender(secrecy=loud, snr_main_db=18.0))
+    assert set(found) == ALL
+    ticks = re.findall("^.?[0-9]+$", found["secret_rate"].replace("\u2212", "-"), flags=re.MULTILINE)
+    assert {"-10", "10"} <= set(ticks)
+
+
 @pytest.mark.parametrize("made", [QPSK, QAM16, FADED], ids=lambda d: f"{d.modulation}-{d.tap_model}")
 def test_the_curve_of_this_code_goes_through_the_design_and_falls_with_the_taps_snr(made: SecrecyDesign) -> None:
     levels = made.snr_tap_design_db + np.arange(-6.0, 25.0, 3.0)

@@ -166,6 +166,8 @@ def test_an_update_that_would_take_too_long_secretly_travels_open_under_a_key_th
     assert found.carrier is not None
     both = airtime_s(found.carrier, 10_000_000, bandwidth_hz=20e6) + airtime_s(found.design, 32, bandwidth_hz=20e6)
     assert both <= limit
+    decisions = [hurried(round_s=both * share, protections=("key",)).gate.decision for share in (1.0 + 1e-9, 1.0 - 1e-9)]
+    assert decisions == [GateDecision.GRANTED, GateDecision.DEFERRED]
     assert f"{both:.1f} s on air (the update itself over the wiretap code: " in found.gate.reason
     assert f"more than timing.round_s = {limit:g} s" in found.gate.reason
     assert found.secrecy_rate_bps == pytest.approx(found.design.message_bits / found.design.symbols * 20e6)

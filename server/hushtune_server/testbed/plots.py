@@ -100,10 +100,10 @@ def _secret_rate(sender: Json) -> Figure:
         )
         for t in grid_db
     ]
-    ours = [coded_rate(point, snr_tap_db=float(t), design=design) for t in _TAP_GRID_DB]
-    axes.plot(_TAP_GRID_DB, baseline, "--", color=_GREY, label="difference of Gaussian capacities (no code reaches it)")
-    axes.plot(_TAP_GRID_DB, finite, ":", color=_GREY, label="second order in block length (reconstructed form)")
-    axes.plot(_TAP_GRID_DB, ours, color=MAIN_COLOUR, label=f"this code: {point.name}, {design['codewords']} codewords")
+    ours = [coded_rate(point, snr_tap_db=float(t), design=design) for t in grid_db]
+    axes.plot(grid_db, baseline, "--", color=_GREY, label="difference of Gaussian capacities (no code reaches it)")
+    axes.plot(grid_db, finite, ":", color=_GREY, label="second order in block length (reconstructed form)")
+    axes.plot(grid_db, ours, color=MAIN_COLOUR, label=f"this code: {point.name}, {design['codewords']} codewords")
     axes.axvline(design["snr_tap_design_db"], color=TAP_COLOUR, linewidth=1)
     mean = "mean " if design["tap_model"] == TapModel.INTERLEAVED else ""
     axes.set(xlabel=f"{mean}symbol SNR at the tap, dB", ylabel="secret bit per complex symbol", ylim=(0, None))
