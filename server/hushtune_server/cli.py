@@ -315,12 +315,12 @@ def _say(text: str) -> None:
 
 
 def _add_testbed() -> None:
-    """Register ``testbed``, ``runs``, ``link``, ``solve``; a machine that only runs a role gets a hint of what is missing."""
+    """Register the commands of the testbed; a machine that only runs a role gets a hint of what is missing."""
     try:
         with extra("testbed"):
             from hushtune_server.testbed import commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs", "link", "solve"):
+        for name in ("testbed", "runs", "link", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         return
     commands.register(app)

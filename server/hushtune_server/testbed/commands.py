@@ -18,6 +18,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
+from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.solve import commands as solve
 
@@ -43,6 +44,7 @@ def register(app: App) -> None:
     app.command(runs)
     link.register(app)
     solve.register(app)
+    experiments.register(app)
 
 
 def run(
