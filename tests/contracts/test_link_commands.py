@@ -370,6 +370,7 @@ def test_preparing_says_what_it_does(capsys: Capture) -> None:
 
 
 SENDS_AFTER_PREPARING = """
+import numpy as np
 from numba.core.dispatcher import Dispatcher
 from hushtune_common.clock import SystemClock
 from hushtune_common.link import ldpc, modem, noise, toeplitz
@@ -392,6 +393,11 @@ for name in ("qpsk-0.825", "qam16-0.667", "qam64-0.5"):
     measure(setting, blocks=3, repetitions=1, threads=2, clock=SystemClock(), seeds=SeedTree(1))
     made = design(POINTS[name], codewords=2, snr_tap_db=-8.0, log2_delta=-64.0)
     overhear(random_update(40_000), made, snr_db=25.0, fading=Fading(subbands=16))
+    words = np.zeros((3, made.code_bits // 8), dtype=np.uint8)
+    for gains in (None, np.ones((3, 16), dtype=np.float32)):
+        path = modem.Path(snr=1.0, gains=gains, key=noise.NoiseKey.of(SeedTree(1)), first=0)
+        for look in (modem.densities, modem.received):
+            look(words, dither=words[:1], modulation=made.modulation, path=path)
 assert not compiled() - before, compiled() - before
 """
 
