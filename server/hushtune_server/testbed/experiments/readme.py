@@ -130,8 +130,8 @@ def _ends(lines: Lines) -> str:
         rows.append(f"| `{method}` | {rate} | {np.mean(found):.3f} | {min(found):.3f} | {np.mean(blocks):.1f} |")
     return "\n".join(
         [
-            "Where does the alternation end, with the secrecy rate as it is (`exact`) or successively approximated (`tangent`)? U/S",
-            "relative to the optimum on the default problem.",
+            "Where does the alternation end, with the secrecy rate as it is (`exact`) or successively approximated (`tangent`)?",
+            "U/S relative to the optimum on the default problem.",
             "",
             "| method | rate | mean | worst | blocks |",
             "|---|---|---|---|---|",
