@@ -89,6 +89,8 @@ def report_of(client: ClientId, round_id: int) -> ClientReport:
         energy_max=Joule(5000.0),
         sample_count=100,
         update_bits=8_000_000,
+        train_flops=1e12,
+        energy_w_per_flops3=1e-36,
     )
 
 
@@ -108,6 +110,7 @@ def assignment_of(client: ClientId, round_id: int, *, granted: bool, protection:
         round_id=round_id,
         gate=gate,
         adapter_share=1.0,
+        code_bits=8,
         bandwidth=Hertz(1e6),
         power=Watt(0.1),
         clock=FlopPerSecond(1e12),

@@ -87,6 +87,7 @@ def assignment_of(
         round_id=round_id,
         gate=gate,
         adapter_share=1.0,
+        code_bits=8,
         bandwidth=Hertz(5e6),
         power=Watt(1e-4),
         clock=FlopPerSecond(2.0e12),

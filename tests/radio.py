@@ -60,6 +60,8 @@ def report(
         energy_max=Joule(1000.0),
         sample_count=100,
         update_bits=update_bits,
+        train_flops=1e12,
+        energy_w_per_flops3=1e-36,
     )
 
 

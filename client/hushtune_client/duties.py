@@ -120,6 +120,7 @@ class Duties:
             gain_tap=secrecy.tap_gain_bound(self._scenario, self._device),
             sample_count=material.window_count,
             expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec, bits=self._scenario.codec.bits),
+            train_flops=telemetry.training_flops(material.emulator.path_size, tokens=self._tokens(material)),
         )
         await self._ports.coordinator.report(report)
         log_event(
@@ -132,6 +133,10 @@ class Duties:
             update_bits=report.update_bits,
         )
         self._status.enter("waiting for an assignment")
+
+    def _tokens(self, material: _Material) -> int:
+        """Return how many tokens one round's training passes through the emulator."""
+        return material.window_count * self._scenario.data.window_tokens * self._scenario.training.epochs
 
     async def _prepare(self, round_id: int) -> _Material:
         """Have the emulator that the owner publishes now, and this client's windows for it."""
@@ -164,7 +169,7 @@ class Duties:
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator
         files = self._state.files(round_id)
-        tokens = material.window_count * self._scenario.data.window_tokens * self._scenario.training.epochs
+        tokens = self._tokens(material)
         telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=tokens)
         clock_share = min(1.0, assignment.clock / self._device.clock_max_flops)
         self._status.enter("warming up the trainer")

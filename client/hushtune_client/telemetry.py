@@ -70,7 +70,14 @@ def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig, bits: int) 
 
 
 def device_report(
-    device: ClientConfig, *, round_id: int, gain_main: PowerRatio, gain_tap: PowerRatio, sample_count: int, expected_bits: int
+    device: ClientConfig,
+    *,
+    round_id: int,
+    gain_main: PowerRatio,
+    gain_tap: PowerRatio,
+    sample_count: int,
+    expected_bits: int,
+    train_flops: float,
 ) -> ClientReport:
     """Return what the coordinator may know: the device's limits, its two gains, and two sizes. Never text, tokens or losses."""
     return ClientReport(
@@ -83,4 +90,6 @@ def device_report(
         energy_max=Joule(device.energy_max_j),
         sample_count=sample_count,
         update_bits=expected_bits,
+        train_flops=train_flops,
+        energy_w_per_flops3=device.energy_w_per_flops3,
     )

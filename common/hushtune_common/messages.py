@@ -17,6 +17,8 @@ ClientId = NewType("ClientId", str)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 BITS_PER_SYMBOL: Final = {"qpsk": 2, "qam16": 4, "qam64": 6}
 """Coded bits per complex symbol, by modulation."""
+CODE_BITS: Final = (2, 3, 4, 5, 6, 7, 8)
+"""Bits per weight that the codec can spend."""
 BLOCKS_MAX: Final = 2**20
 """Most hash blocks of one part: bounds receipts and bookkeeping whatever a peer announces."""
 _LEAST, _MOST = 1e-60, 1e60
@@ -173,7 +175,8 @@ class ClientReport:
     """What a client tells the coordinator about its device and its links.
 
     ``gain_main`` and ``gain_tap`` are linear power gains; ``gain_tap`` is the *assumed* upper bound on the eavesdropper's gain,
-    not a measurement. ``update_bits`` is the size the client expects to upload.
+    not a measurement. ``update_bits`` is the size the client expects to upload at most; ``train_flops`` is the work of training
+    in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa of power = kappa * clock**3.
     """
 
     client: ClientId
@@ -185,11 +188,13 @@ class ClientReport:
     energy_max: Joule
     sample_count: int
     update_bits: int
+    train_flops: float
+    energy_w_per_flops3: float
 
     def __post_init__(self) -> None:
         """Refuse values that no device can have."""
         require_name(self.client, of="client")
-        for name in ("gain_main", "power_max", "clock_max", "energy_max"):
+        for name in ("gain_main", "power_max", "clock_max", "energy_max", "train_flops", "energy_w_per_flops3"):
             value = getattr(self, name)
             if not _LEAST <= value <= _MOST:
                 raise ValueError(f"{name}: must be from {_LEAST:g} to {_MOST:g}, got {value}")
@@ -345,17 +350,40 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What the coordinator expects of one client's round, to be compared with what came; a mean over retransmissions.
+
+    ``wait_s`` is before training, ``plug_in_s`` the owner's work for this client; energies are modelled.
+    """
+
+    wait_s: float
+    train_s: float
+    airtime_s: float
+    plug_in_s: float
+    compute_j: float
+    radio_j: float
+    update_bits: float
+
+    @property
+    def total_s(self) -> float:
+        """When the update is plugged in, after the round's start."""
+        return self.wait_s + self.train_s + self.airtime_s + self.plug_in_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """What the coordinator assigns to one client for one round.
 
-    ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all). A granted assignment names its
-    ``protection``: the wiretap ``design`` carries the update or its key, the open ``carrier`` what travels without a hash.
+    ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all); ``code_bits``, the codec's bits per weight,
+    realises it. A granted assignment names its ``protection``: the wiretap ``design`` carries the update or its key, the open
+    ``carrier`` what travels without a hash.
     """
 
     client: ClientId
     round_id: int
     gate: Gate
     adapter_share: float
+    code_bits: int
     bandwidth: Hertz
     power: Watt
     clock: FlopPerSecond
@@ -364,6 +392,7 @@ class Assignment:
     protection: Protection | None
     design: SecrecyDesign | None
     carrier: SecrecyDesign | None
+    planned: Planned | None = None
 
     def __post_init__(self) -> None:
         """A granted assignment has the designs of its protection, any other has none."""
@@ -377,6 +406,8 @@ class Assignment:
             raise ValueError("the wiretap design hides its message, the carrier does not")
         if not 0.0 < self.adapter_share <= 1.0:
             raise ValueError(f"adapter_share: must be in (0, 1], got {self.adapter_share}")
+        if self.code_bits not in CODE_BITS:
+            raise ValueError(f"code_bits: from {CODE_BITS[0]} to {CODE_BITS[-1]}, got {self.code_bits}")
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -97,7 +97,8 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 def report(round_id: int = 1, samples: int = 100) -> ClientReport:
     device = ClientConfig(id=CLIENT, position=Position(x_m=1.0, y_m=2.0))
-    return device_report(device, round_id=round_id, gain_main=GAIN, gain_tap=GAIN, sample_count=samples, expected_bits=1000)
+    gains = {"gain_main": GAIN, "gain_tap": GAIN}
+    return device_report(device, round_id=round_id, **gains, sample_count=samples, expected_bits=1000, train_flops=1e12)
 
 
 def transmission(attempt: int = 1, frame: bytes = FRAME, part: Part = Part.PAYLOAD) -> Transmission:

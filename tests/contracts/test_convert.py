@@ -82,6 +82,7 @@ def assignments(draw: st.DrawFn) -> ours.Assignment:
             round_id=ordinals,
             gate=st.just(gate),
             adapter_share=st.floats(0.0, 1.0, exclude_min=True),
+            code_bits=st.sampled_from(ours.CODE_BITS),
             bandwidth=not_negatives,
             power=not_negatives,
             clock=not_negatives,
@@ -153,6 +154,8 @@ reports = st.builds(
     energy_max=quantities,
     sample_count=bigs,
     update_bits=bigs,
+    train_flops=st.floats(1e-6, 1e30),
+    energy_w_per_flops3=st.floats(1e-50, 1e10),
 )
 completions = st.builds(
     ours.Completion,

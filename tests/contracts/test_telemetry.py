@@ -96,7 +96,13 @@ def test_incompressible_training_fits_the_reported_size_closely(bits: int, shape
 
 def test_the_report_carries_limits_and_sizes_and_nothing_of_the_data() -> None:
     report = device_report(
-        DEVICE, round_id=2, gain_main=PowerRatio(1e-9), gain_tap=PowerRatio(1e-10), sample_count=10, expected_bits=99
+        DEVICE,
+        round_id=2,
+        gain_main=PowerRatio(1e-9),
+        gain_tap=PowerRatio(1e-10),
+        sample_count=10,
+        expected_bits=99,
+        train_flops=1e12,
     )
     assert (report.client, report.round_id, report.sample_count, report.update_bits) == ("c1", 2, 10, 99)
     assert (report.power_max, report.clock_max, report.energy_max) == (

@@ -330,6 +330,8 @@ def test_the_demo_grants_all_three_clients_for_ten_seeds_at_different_rates() ->
                 energy_max=Joule(c.energy_max_j),
                 sample_count=1,
                 update_bits=28_000_000 * 8,
+                train_flops=1e12,
+                energy_w_per_flops3=c.energy_w_per_flops3,
             )
             for c in world.clients
         ]
@@ -362,6 +364,8 @@ def test_no_report_of_one_client_keeps_the_others_from_an_allocation(
         energy_max=Joule(1.0),
         sample_count=1,
         update_bits=bits,
+        train_flops=1e12,
+        energy_w_per_flops3=1e-36,
     )
     first, _ = assign(report("c1", main_db=-90.0, tap_db=-120.0), odd)
     assert first.gate.decision is GateDecision.GRANTED

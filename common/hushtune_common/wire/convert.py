@@ -126,6 +126,8 @@ def report_to_wire(value: ours.ClientReport) -> coordinator_pb2.ReportRequest:
         energy_max_j=value.energy_max,
         sample_count=value.sample_count,
         update_bits=value.update_bits,
+        train_flops=value.train_flops,
+        energy_w_per_flops3=value.energy_w_per_flops3,
     )
 
 
@@ -142,6 +144,8 @@ def report_from_wire(pb: coordinator_pb2.ReportRequest, *, caller: ours.Caller) 
             energy_max=Joule(fields.finite("energy_max_j", pb.energy_max_j)),
             sample_count=pb.sample_count,
             update_bits=pb.update_bits,
+            train_flops=fields.finite("train_flops", pb.train_flops),
+            energy_w_per_flops3=fields.finite("energy_w_per_flops3", pb.energy_w_per_flops3),
         )
 
 
@@ -229,6 +233,32 @@ def assignment_to_wire(value: ours.Assignment) -> coordinator_pb2.Assignment:
         protection=_PROTECTIONS[value.protection] if value.protection else coordinator_pb2.PROTECTION_UNSPECIFIED,
         design=None if value.design is None else design_to_wire(value.design),
         carrier=None if value.carrier is None else design_to_wire(value.carrier),
+        code_bits=value.code_bits,
+        planned=None if value.planned is None else _planned_to_wire(value.planned),
+    )
+
+
+def _planned_to_wire(value: ours.Planned) -> coordinator_pb2.Planned:
+    return coordinator_pb2.Planned(
+        wait_s=value.wait_s,
+        train_s=value.train_s,
+        airtime_s=value.airtime_s,
+        plug_in_s=value.plug_in_s,
+        compute_j=value.compute_j,
+        radio_j=value.radio_j,
+        update_bits=value.update_bits,
+    )
+
+
+def _planned_from_wire(pb: coordinator_pb2.Planned) -> ours.Planned:
+    return ours.Planned(
+        wait_s=fields.not_negative("planned.wait_s", pb.wait_s),
+        train_s=fields.not_negative("planned.train_s", pb.train_s),
+        airtime_s=fields.not_negative("planned.airtime_s", pb.airtime_s),
+        plug_in_s=fields.not_negative("planned.plug_in_s", pb.plug_in_s),
+        compute_j=fields.not_negative("planned.compute_j", pb.compute_j),
+        radio_j=fields.not_negative("planned.radio_j", pb.radio_j),
+        update_bits=fields.not_negative("planned.update_bits", pb.update_bits),
     )
 
 
@@ -248,6 +278,8 @@ def assignment_from_wire(pb: coordinator_pb2.Assignment) -> ours.Assignment:
             protection=fields.member("assignment.protection", pb.protection, _PROTECTIONS) if pb.protection else None,
             design=design_from_wire(pb.design) if pb.HasField("design") else None,
             carrier=design_from_wire(pb.carrier) if pb.HasField("carrier") else None,
+            code_bits=pb.code_bits,
+            planned=_planned_from_wire(pb.planned) if pb.HasField("planned") else None,
         )
 
 

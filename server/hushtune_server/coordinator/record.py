@@ -49,6 +49,8 @@ def _assignment(assignment: Assignment) -> dict[str, object]:
         "round_id": assignment.round_id,
         "gate": {**asdict(assignment.gate), "decision": assignment.gate.decision.value},
         "adapter_share": assignment.adapter_share,
+        "code_bits": assignment.code_bits,
+        "planned": None if assignment.planned is None else asdict(assignment.planned),
         "bandwidth_hz": assignment.bandwidth,
         "power_w": assignment.power,
         "clock_flops": assignment.clock,

@@ -324,6 +324,8 @@ class Assignment(_message.Message):
     DESIGN_FIELD_NUMBER: _builtins.int
     PROTECTION_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
+    CODE_BITS_FIELD_NUMBER: _builtins.int
+    PLANNED_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     round_id: _builtins.int
     adapter_share: _builtins.float
@@ -334,6 +336,8 @@ class Assignment(_message.Message):
     deadline_s: _builtins.float
     protection: Global___Protection.ValueType
     """Unspecified unless the gate granted."""
+    code_bits: _builtins.int
+    """Bits per weight of the codec."""
     @_builtins.property
     def gate(self) -> Global___Gate: ...
     @_builtins.property
@@ -344,6 +348,8 @@ class Assignment(_message.Message):
     def carrier(self) -> Global___SecrecyDesign:
         """Plain error correction for what travels without a hash."""
 
+    @_builtins.property
+    def planned(self) -> Global___Planned: ...
     def __init__(
         self,
         *,
@@ -359,14 +365,55 @@ class Assignment(_message.Message):
         design: Global___SecrecyDesign | None = ...,
         protection: Global___Protection.ValueType = ...,
         carrier: Global___SecrecyDesign | None = ...,
+        code_bits: _builtins.int = ...,
+        planned: Global___Planned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "design", b"design", "gate", b"gate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "design", b"design", "gate", b"gate", "planned", b"planned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "client", b"client", "clock_flops", b"clock_flops", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "client", b"client", "clock_flops", b"clock_flops", "code_bits", b"code_bits", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "planned", b"planned", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class Planned(_message.Message):
+    """What the coordinator expects of one client's round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    TRAIN_S_FIELD_NUMBER: _builtins.int
+    AIRTIME_S_FIELD_NUMBER: _builtins.int
+    PLUG_IN_S_FIELD_NUMBER: _builtins.int
+    COMPUTE_J_FIELD_NUMBER: _builtins.int
+    RADIO_J_FIELD_NUMBER: _builtins.int
+    UPDATE_BITS_FIELD_NUMBER: _builtins.int
+    wait_s: _builtins.float
+    train_s: _builtins.float
+    airtime_s: _builtins.float
+    plug_in_s: _builtins.float
+    compute_j: _builtins.float
+    radio_j: _builtins.float
+    update_bits: _builtins.float
+    def __init__(
+        self,
+        *,
+        wait_s: _builtins.float = ...,
+        train_s: _builtins.float = ...,
+        airtime_s: _builtins.float = ...,
+        plug_in_s: _builtins.float = ...,
+        compute_j: _builtins.float = ...,
+        radio_j: _builtins.float = ...,
+        update_bits: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["airtime_s", b"airtime_s", "compute_j", b"compute_j", "plug_in_s", b"plug_in_s", "radio_j", b"radio_j", "train_s", b"train_s", "update_bits", b"update_bits", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Planned: _TypeAlias = Planned  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):
@@ -380,6 +427,8 @@ class ReportRequest(_message.Message):
     ENERGY_MAX_J_FIELD_NUMBER: _builtins.int
     SAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     UPDATE_BITS_FIELD_NUMBER: _builtins.int
+    TRAIN_FLOPS_FIELD_NUMBER: _builtins.int
+    ENERGY_W_PER_FLOPS3_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     gain_main: _builtins.float
     gain_tap: _builtins.float
@@ -388,6 +437,8 @@ class ReportRequest(_message.Message):
     energy_max_j: _builtins.float
     sample_count: _builtins.int
     update_bits: _builtins.int
+    train_flops: _builtins.float
+    energy_w_per_flops3: _builtins.float
     def __init__(
         self,
         *,
@@ -399,10 +450,12 @@ class ReportRequest(_message.Message):
         energy_max_j: _builtins.float = ...,
         sample_count: _builtins.int = ...,
         update_bits: _builtins.int = ...,
+        train_flops: _builtins.float = ...,
+        energy_w_per_flops3: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "update_bits", b"update_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "energy_w_per_flops3", b"energy_w_per_flops3", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "train_flops", b"train_flops", "update_bits", b"update_bits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

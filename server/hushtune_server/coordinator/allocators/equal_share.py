@@ -41,6 +41,7 @@ class EqualShare:
             round_id=report.round_id,
             gate=gate,
             adapter_share=1.0,
+            code_bits=problem.code_bits,
             bandwidth=bandwidth if granted else Hertz(0.0),
             power=best.power if granted else Watt(0.0),
             clock=FlopPerSecond(self._clock_share * report.clock_max) if granted else FlopPerSecond(0.0),

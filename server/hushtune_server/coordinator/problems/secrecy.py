@@ -78,6 +78,8 @@ class AllocationProblem:
     air: AirConfig
     secrecy: SecrecyConfig
     round_s: Second
+    code_bits: int = 8
+    """Most bits per weight that the codec may spend."""
 
     def __post_init__(self) -> None:
         """A client reports once."""
@@ -89,7 +91,9 @@ class AllocationProblem:
     def of(scenario: Scenario, reports: Sequence[ClientReport]) -> "AllocationProblem":
         """Return the problem of a scenario's round."""
         round_s = Second(scenario.timing.round_s)
-        return AllocationProblem(reports=tuple(reports), air=scenario.air, secrecy=scenario.secrecy, round_s=round_s)
+        return AllocationProblem(
+            reports=tuple(reports), air=scenario.air, secrecy=scenario.secrecy, round_s=round_s, code_bits=scenario.codec.bits
+        )
 
     def permuted(self, order: Sequence[int]) -> "AllocationProblem":
         """Return the same problem with its clients in another order."""
