@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from hushtune_client import rounds
 from hushtune_client.duties import Duties
 from hushtune_client.gateway import Addresses, Manners, open_ports
+from hushtune_client.governor import Throttle
 from hushtune_client.phases import (
     Abandon,
     AskVerdict,
@@ -111,7 +113,7 @@ class _Life:
         async with AsyncExitStack() as stack:
             state = ClientState.open(options.state_dir, client=ClientId(device.id), attempts_max=scenario.limits.attempts_max)
             stack.push_async_callback(state.close)
-            trainer = Trainer(clock=self._clock)
+            trainer = Trainer(clock=self._clock, throttle=_throttle(scenario))
             stack.push_async_callback(trainer.stop)
             trainer.start()  # imports torch while this process reads text and joins
             records = await asyncio.to_thread(self._read_records)
@@ -309,6 +311,12 @@ class _Conductor:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._ending and not self._over.done():
             self._over.set_exception(error)
+
+
+def _throttle(scenario: Scenario) -> Throttle:
+    throttle = Throttle.choose(scenario.compute.governor, cores=sorted(os.sched_getaffinity(0)))
+    log_event(_logger, "governor_chosen", cpufreq_cores=len(throttle.cores), why=throttle.why)
+    return throttle
 
 
 def _own_kit(options: ClientOptions, *, clock: Clock) -> Kit:

@@ -39,7 +39,6 @@ from hushtune_common.units import Joule, Second
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
-GOVERNOR = "pacing"
 
 
 class Aside(Protocol):
@@ -370,5 +369,5 @@ def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float
         energy_kind=telemetry.ENERGY_LABEL,
         flops=flops,
         clock_share=clock_share,
-        governor=GOVERNOR,
+        governor=trained.governor,
     )

@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from hushtune_client.governor import PacingGovernor, Throttle
 from hushtune_common.adapter import save_adapter
 from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.config import ComputeConfig, TrainingConfig
@@ -68,15 +69,15 @@ class Order:
         if not 0.0 < self.clock_share <= 1.0:
             raise ValueError(f"clock_share: must be in (0, 1], got {self.clock_share}")
 
-    def to_bytes(self) -> bytes:
-        """Return the order as the JSON that the child reads."""
+    def to_bytes(self, *, paced: float) -> bytes:
+        """Return the order as the JSON that the child reads; ``paced`` is the share of the clock that it keeps by pauses."""
         body = {
             "bundle": str(self.bundle),
             "windows": str(self.windows),
             "result": str(self.result),
             "config": msgspec.to_builtins(self.config),
             "compute": msgspec.to_builtins(self.compute),
-            "clock_share": self.clock_share,
+            "clock_share": paced,
             "seed": self.seeds.root,
             "path": list(self.seeds.path),
         }
@@ -97,7 +98,10 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A finished training run; the losses are mean next-token nats of the first and the last batch."""
+    """A finished training run; the losses are mean next-token nats of the first and the last batch.
+
+    ``governor`` names what kept the clock.
+    """
 
     steps: int
     tokens: int
@@ -105,6 +109,7 @@ class Trained:
     loss_last: float
     cpu: Second
     wall: Second
+    governor: str
 
 
 class Trainer:
@@ -114,9 +119,11 @@ class Trainer:
     the cancellation of ``train`` leave no child behind.
     """
 
-    def __init__(self, *, clock: Clock) -> None:
-        """Take the ``clock`` that spaces progress events."""
+    def __init__(self, *, clock: Clock, throttle: Throttle | None = None) -> None:
+        """Take the ``clock`` that spaces progress events, and what keeps the assigned clock (pauses only by default)."""
         self._clock = clock
+        self._throttle = throttle or Throttle()
+        self._busy = False
         self._child: _Child | None = None
 
     @property
@@ -144,14 +151,24 @@ class Trainer:
         if child is None:
             raise TrainerFailed("the training process could not be started")
         try:
-            async with asyncio.timeout(order.deadline):
-                return await self._follow(child, order, started=started, report=report)
+            with self._throttle.hold(order.clock_share) as paced:
+                async with asyncio.timeout(order.deadline):
+                    return await self._follow(child, order, paced=paced, started=started, report=report)
         except TimeoutError as error:
             await self.stop()
             raise TrainerFailed(f"training took longer than the {order.deadline:.0f} s of its assignment") from error
         except asyncio.CancelledError:
             await self.stop()
             raise
+        finally:
+            self._busy = False
+
+    async def retune(self, clock_share: float) -> None:
+        """Keep the training under way to another share of the top clock, from its next step on; nothing when there is none."""
+        if not 0.0 < clock_share <= 1.0:
+            raise ValueError(f"clock_share: must be in (0, 1], got {clock_share}")
+        if self._busy and self._child is not None:
+            await self._child.send(json.dumps({"retune": self._throttle.set(clock_share)}).encode())
 
     async def stop(self) -> None:
         """End the child within two seconds: asked first, then killed."""
@@ -166,9 +183,16 @@ class Trainer:
         log_event(_logger, "trainer_stopped", exit_code=child.process.returncode)
 
     async def _follow(
-        self, child: "_Child", order: Order, *, started: Callable[[], None], report: Callable[[StepReport], None]
+        self,
+        child: "_Child",
+        order: Order,
+        *,
+        paced: float,
+        started: Callable[[], None],
+        report: Callable[[StepReport], None],
     ) -> Trained:
-        await child.send(order.to_bytes())
+        await child.send(order.to_bytes(paced=paced))
+        self._busy = True
         first: StepReport | None = None
         last: StepReport | None = None
         logged = -_LOG_EVERY_S
@@ -194,6 +218,7 @@ class Trainer:
                         loss_last=last.loss,
                         cpu=Second(last.cpu_s),
                         wall=Second(last.wall_s),
+                        governor=self._throttle.name,
                     )
                 case "failed":
                     raise TrainerFailed(str(body.get("reason", "no reason given")))
@@ -295,24 +320,47 @@ def _blocked(kind: signal.Signals) -> Generator[None]:
 # --- the child's side -------------------------------------------------------------------------------------------------
 
 
+class _Reins:
+    """The share of the clock to keep: the newest word of the parent counts, also one that comes before training begins."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._share = 1.0
+        self._governor: PacingGovernor | None = None
+
+    def tell(self, share: float) -> None:
+        """Take a share: of an order that arrives, or for the training under way."""
+        with self._turn:
+            self._share = share
+            if self._governor is not None:
+                self._governor.retune(share)
+
+    def governor(self, *, threads: int) -> PacingGovernor:
+        """Return a governor that keeps to the newest share."""
+        with self._turn:
+            self._governor = PacingGovernor(self._share, clock=SystemClock(), threads=threads)
+            return self._governor
+
+
 def _serve(connection: Connection) -> None:
     """Serve orders until the parent goes away. This is the child's whole life."""
-    orders: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_watch, args=(connection, orders), daemon=True).start()
+    orders: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    reins = _Reins()
+    threading.Thread(target=_watch, args=(connection, orders, reins), daemon=True).start()
     try:
         _warm_up()
         _tell(connection, event="ready")
         while True:
-            _answer(connection, json.loads(orders.get()))
+            _answer(connection, orders.get(), reins)
     except Exception as error:  # the edge of a process: the parent must hear of a defect before it ends
         traceback.print_exc()
         _tell(connection, event="failed", reason=f"defect in the training process: {type(error).__name__}")
         raise SystemExit(TrainerFailed.exit_code) from error
 
 
-def _answer(connection: Connection, order: dict[str, Any]) -> None:
+def _answer(connection: Connection, order: dict[str, Any], reins: _Reins) -> None:
     try:
-        _obey(connection, order)
+        _obey(connection, order, reins)
     except Exception as error:  # a full disk is told like a fault of ours; the rest ends the process
         fault = error if isinstance(error, HushtuneError) else disk_fault(error)
         if fault is None:
@@ -322,13 +370,19 @@ def _answer(connection: Connection, order: dict[str, Any]) -> None:
         _tell(connection, event="finished")
 
 
-def _watch(connection: Connection, orders: SimpleQueue[bytes]) -> None:
-    """Queue orders; end the process at once when the parent closes the pipe or dies, even in the middle of training."""
+def _watch(connection: Connection, orders: SimpleQueue[dict[str, Any]], reins: _Reins) -> None:
+    """Queue orders, pass on changes of the clock; end the process at once when the parent closes the pipe or dies."""
     while True:
         try:
-            orders.put(connection.recv_bytes(_MESSAGE_BYTES_MAX))
+            body = json.loads(connection.recv_bytes(_MESSAGE_BYTES_MAX))
         except (EOFError, OSError):
             os._exit(0)
+        if "retune" in body:
+            reins.tell(body["retune"])
+        else:
+            # The parent gives one order at a time, so the share cannot be one of another training.
+            reins.tell(body["clock_share"])
+            orders.put(body)
 
 
 def _warm_up() -> None:
@@ -341,9 +395,8 @@ def _tell(connection: Connection, **body: object) -> None:
         connection.send_bytes(json.dumps(body).encode())
 
 
-def _obey(connection: Connection, order: dict[str, Any]) -> None:
+def _obey(connection: Connection, order: dict[str, Any], reins: _Reins) -> None:
     from hushtune_client.finetune import Progress, finetune
-    from hushtune_client.governor import PacingGovernor
 
     windows = load_windows(Path(order["windows"]))
     compute = msgspec.convert(order["compute"], ComputeConfig)
@@ -367,7 +420,7 @@ def _obey(connection: Connection, order: dict[str, Any]) -> None:
         config=msgspec.convert(order["config"], TrainingConfig),
         compute=compute,
         seeds=SeedTree(order["seed"], tuple(order["path"])),
-        governor=PacingGovernor(order["clock_share"], clock=SystemClock(), threads=compute.threads),
+        governor=reins.governor(threads=compute.threads),
         report=report,
     )
     result = Path(order["result"])

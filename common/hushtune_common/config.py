@@ -55,6 +55,9 @@ class ComputeConfig(Section, frozen=True):
     """``bf16`` multiplies matrices in bfloat16 while weights, losses and optimiser stay float32. On a CPU with bfloat16 units
     (avx512_bf16 or amx in /proc/cpuinfo) it took 0.4 of the training time and moved losses by 0.002 nats; on any other CPU it is
     many times slower."""
+    governor: Literal["auto", "cpufreq", "pacing"] = "auto"
+    """What keeps a training client to its assigned clock. ``cpufreq`` caps the frequency of its cores through sysfs, ``pacing``
+    waits after each step; ``auto`` takes the first where it is permitted and the process is bound to cores of its own."""
 
 
 class DataConfig(Section, frozen=True):

@@ -161,6 +161,23 @@ def test_a_child_killed_in_mid_training_is_a_failure_and_the_next_order_gets_a_f
 
 
 @pytest.mark.slow
+def test_the_clock_can_be_changed_in_mid_training_and_the_result_is_the_same(trainer: Trainer, order: Order) -> None:
+    slow = replace(order, clock_share=1e-4)
+
+    async def work() -> Trained:
+        first = asyncio.Event()
+        task = asyncio.create_task(trainer.train(slow, started=first.set, report=nothing))
+        await first.wait()
+        await trainer.retune(1.0)
+        return await task
+
+    trained = run(work())
+    assert trained.steps == 6
+    assert trained.wall < 1e3 * trained.cpu
+    assert trained.governor == "pacing"
+
+
+@pytest.mark.slow
 def test_the_deadline_ends_training_and_the_child(trainer: Trainer, order: Order) -> None:
     long = replace(order, config=TrainingConfig(batch_windows=4, epochs=100_000), deadline=Second(1.0))
     trainer.start()

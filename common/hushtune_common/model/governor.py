@@ -69,4 +69,25 @@ class Unpaced:
         return self._cpu_time() - cpu_began, self._clock.monotonic() - wall_began
 
 
+class VirtualTime(Unpaced):
+    """Lets every step last what it would on the assigned clock, on a clock that jumps: the time of a simulation.
+
+    Law: ``wall_s`` grows by exactly ``step_s`` per step as long as the steps themselves take no time of the ``clock``.
+    """
+
+    def __init__(self, step_s: Second, *, clock: Clock, cpu_time: Callable[[], float] = time.process_time) -> None:
+        """Take the modelled seconds of one step: its floating-point operations over the assigned clock."""
+        if not step_s > 0.0:
+            raise ValueError(f"a step takes time, got {step_s} s")
+        super().__init__(clock=clock, cpu_time=cpu_time)
+        self._step_s = step_s
+
+    def step_ended(self) -> None:
+        """Let the rest of the step's time pass, then count it."""
+        _, wall = self._since_began()
+        self._clock.pause(max(0.0, self._step_s - wall))
+        super().step_ended()
+
+
 _conforms: type[Governor] = Unpaced
+_conforms_too: type[Governor] = VirtualTime
