@@ -35,7 +35,7 @@ from hushtune_common.link import secrecy
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import Joule, Second
+from hushtune_common.units import Second
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -183,20 +183,21 @@ class Duties:
             seeds=self._seeds.child(f"round-{round_id}", self._device.id, "training"),
             deadline=assignment.deadline,
         )
-        trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=self._on_step)
-        flops = telemetry.training_flops(emulator.path_size, tokens=trained.tokens)
-        energy = telemetry.compute_energy(self._device, clock=assignment.clock, flops=flops)
-        _log_trained(trained, round_id=round_id, energy=energy, flops=flops, clock_share=clock_share)
+        meter = telemetry.WorkMeter(self._device, emulator.path_size)
+
+        def on_step(step: StepReport) -> None:
+            meter.reached(step.tokens, clock=assignment.clock)
+            self._status.advance(1)
+
+        trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
+        _log_trained(trained, round_id=round_id, meter=meter, clock_share=clock_share)
         sealed = await self._seal(emulator, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
-        return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=energy)
+        return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=meter.energy)
 
     def _on_started(self, round_id: int) -> None:
         self._status.enter("training")
         self._emit(TrainingStarted(round_id=round_id))
-
-    def _on_step(self, _: StepReport) -> None:
-        self._status.advance(1)
 
     async def _seal(self, emulator: Emulator, files: RoundFiles, *, assignment: Assignment) -> uplink.Sealed:
         self._status.enter("encoding and sealing")
@@ -258,6 +259,7 @@ class Duties:
             bandwidth=assignment.bandwidth,
         )
         outcome = await self._ports.air.transmit(transmission)
+        energy = telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime)
         log_event(
             _logger,
             "frame_transmitted",
@@ -268,6 +270,8 @@ class Duties:
             blocks=frame.layout.count,
             bytes_frame=size,
             airtime_s=outcome.airtime,
+            energy_j=energy,
+            energy_kind=telemetry.ENERGY_LABEL,
             missing=len(outcome.missing),
             fidelity=self._scenario.air.fidelity,
         )
@@ -277,7 +281,7 @@ class Duties:
             attempt=attempt,
             frame_bytes=size,
             airtime=Second(outcome.airtime),
-            energy=telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime),
+            energy=energy,
             missing=outcome.missing,
         )
 
@@ -354,7 +358,7 @@ class Duties:
         return UpdateKey(run=self._state.terms.run, round_id=round_id, client=ClientId(self._device.id), attempt=attempt)
 
 
-def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float, clock_share: float) -> None:
+def _log_trained(trained: Trained, *, round_id: int, meter: telemetry.WorkMeter, clock_share: float) -> None:
     log_event(
         _logger,
         "training_finished",
@@ -364,10 +368,11 @@ def _log_trained(trained: Trained, *, round_id: int, energy: Joule, flops: float
         loss_first=round(trained.loss_first, 4),
         loss_last=round(trained.loss_last, 4),
         train_s=round(trained.wall, 3),
+        train_modelled_s=meter.seconds,
         cpu_s=round(trained.cpu, 3),
-        energy_j=energy,
+        energy_j=meter.energy,
         energy_kind=telemetry.ENERGY_LABEL,
-        flops=flops,
+        flops=meter.flops,
         clock_share=clock_share,
         governor=trained.governor,
     )

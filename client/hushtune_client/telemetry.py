@@ -49,6 +49,27 @@ def compute_energy(device: ClientConfig, *, clock: FlopPerSecond, flops: float) 
     return Joule(device.energy_w_per_flops3 * clock**2 * flops)
 
 
+class WorkMeter:
+    """Counts the modelled time and energy of training, also when the clock changes in the middle of it."""
+
+    def __init__(self, device: ClientConfig, path: PathSize) -> None:
+        """Take whose energy is counted and what a token passes."""
+        self._device = device
+        self._path = path
+        self._tokens = 0
+        self.flops = 0.0
+        self.seconds = Second(0.0)
+        self.energy = Joule(0.0)
+
+    def reached(self, tokens: int, *, clock: FlopPerSecond) -> None:
+        """Count what came since the last call, at ``clock``; ``tokens`` counts from the start of training."""
+        flops = training_flops(self._path, tokens=tokens - self._tokens)
+        self._tokens = tokens
+        self.flops += flops
+        self.seconds = Second(self.seconds + flops / clock)
+        self.energy = Joule(self.energy + compute_energy(self._device, clock=clock, flops=flops))
+
+
 def require_affordable(device: ClientConfig, path: PathSize, *, clock: FlopPerSecond, tokens: int) -> None:
     """Raise `Infeasible` when training on ``tokens`` tokens at ``clock`` would cost more than the device's energy for a round."""
     needed = compute_energy(device, clock=clock, flops=training_flops(path, tokens=tokens))

@@ -12,6 +12,7 @@ from msgspec import structs
 from hushtune_client.emulator import open_emulator
 from hushtune_client.telemetry import (
     PathSize,
+    WorkMeter,
     compute_energy,
     device_report,
     require_affordable,
@@ -125,3 +126,14 @@ def test_training_that_costs_more_than_the_device_has_is_refused_with_what_it_wo
     require_affordable(enough, path, clock=clock, tokens=50)
     with pytest.raises(Infeasible, match="energy_max_j"):
         require_affordable(enough, path, clock=clock, tokens=51)
+
+
+def test_time_and_energy_of_training_follow_a_clock_that_changes() -> None:
+    path, fast, slow = PathSize(matmul=1000, adapter=100), FlopPerSecond(2.0e12), FlopPerSecond(1.0e12)
+    meter, per_token = WorkMeter(DEVICE, path), training_flops(path, tokens=1)
+    meter.reached(30, clock=fast)
+    meter.reached(50, clock=slow)
+    assert meter.flops == pytest.approx(50 * per_token)
+    assert meter.seconds == pytest.approx(30 * per_token / fast + 20 * per_token / slow)
+    kappa = DEVICE.energy_w_per_flops3
+    assert meter.energy == pytest.approx(kappa * per_token * (30 * fast**2 + 20 * slow**2))

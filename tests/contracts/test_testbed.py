@@ -208,9 +208,54 @@ def test_the_report_tells_of_the_last_round_only(tmp_path: Path, scenario: confi
     assert (first["verdict"], second["outcome"]) == (None, "no update arrived")
 
 
-def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:
+PLANNED = {"wait_s": 0.0, "train_s": 100.0, "airtime_s": 20.0, "plug_in_s": 1.0, "compute_j": 400.0, "radio_j": 2.0}
+
+
+def planned_run(tmp_path: Path, scenario: config.Scenario) -> rundir.RunDirectory:
+    """A run whose first client trained as planned, sent twice, once retold after a restart, and less than was expected."""
     run = rundir.create(tmp_path, scenario, now=NOW)
-    body = report.write(run, scenario)
+    run.state("coordinator").mkdir()
+    planned = [{"client": c, "planned": {**PLANNED, "update_bits": 1.6e8}} for c in ("c1", "c2")]
+    rundir.write_json(run.state("coordinator") / "round-1.json", {"round_id": 1, "assignments": planned, "accepted": ["c1"]})
+    told = {"event": "frame_transmitted", "round_id": 1}
+    write_log(
+        run,
+        "c1",
+        {"event": "training_finished", "round_id": 1, "train_s": 7.5, "train_modelled_s": 100.0, "energy_j": 400.0},
+        {"event": "update_sealed", "round_id": 1, "bytes_sealed": 18_000_000},
+        {**told, "attempt": 1, "airtime_s": 18.0, "energy_j": 1.8},
+        {**told, "attempt": 1, "airtime_s": 18.0, "energy_j": 1.8},
+        {**told, "attempt": 2, "airtime_s": 1.0, "energy_j": 0.1},
+        {**told, "attempt": 1, "round_id": 9, "airtime_s": 500.0, "energy_j": 50.0},
+    )
+    return run
+
+
+def test_what_came_is_held_against_the_plan(tmp_path: Path, scenario: config.Scenario) -> None:
+    entry = report.write(planned_run(tmp_path, scenario), scenario)["plan"]["c1"]
+    assert entry["realised"] == {
+        "train_s": 100.0,
+        "airtime_s": pytest.approx(19.0),
+        "update_bits": 1.44e8,
+        "compute_j": 400.0,
+        "radio_j": pytest.approx(1.9),
+    }
+    off = {"train_s": 0.0, "airtime_s": -5.0, "update_bits": -10.0, "compute_j": 0.0, "radio_j": -5.0}
+    assert entry["deviation_percent"] == pytest.approx(off)
+    assert entry["train_wall_s"] == 7.5
+
+
+def test_a_plan_of_which_nothing_came_has_no_deviation_and_no_plan_no_entry(tmp_path: Path, scenario: config.Scenario) -> None:
+    body = report.write(planned_run(tmp_path, scenario), scenario)
+    assert set(body["plan"]["c2"]["deviation_percent"].values()) == {None}
+    assert body["plan"]["c3"] is None
+    shown = printed(body)
+    assert "-10.0 %" in shown
+    assert "device's, not this machine's" in " ".join(shown.split())
+
+
+def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:
+    body = report.write(planned_run(tmp_path, scenario), scenario)
     body["settings"] = {name: {"perplexity": 123.4} for name, _ in tables.SETTINGS}
     assert max(len(line) for line in printed(body).splitlines()) <= 80
     assert "…" not in printed(body)

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
+from hushtune_server.testbed import plan
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "clients": [_client(run, c.id, last, referee) for c in scenario.clients],
         "owner": _owner(run),
         "eavesdropper": _eavesdropper(run),
+        "plan": {c.id: _plan(run, c.id, last) for c in scenario.clients},
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
         "rounds": [_round(r) for r in rounds],
         "test_windows": referee.get("test_windows"),
@@ -105,6 +107,11 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
         "verdict": {k: verdict.get(k) for k in ("accepted", "kept", "reason", "score")} if verdict else None,
         "plug_in": referee.get("clients", {}).get(client, {}).get("plug_in"),
     }
+
+
+def _plan(run: RunDirectory, client: str, last: Mapping[str, Any]) -> Json | None:
+    assignment = _entry(last.get("assignments"), client)
+    return plan.compare(assignment, round_id=last.get("round_id"), events=read_log(run.log(client)))
 
 
 def _outcome(client: str, last: Mapping[str, Any], completion: Mapping[str, Any], refused: Mapping[str, Any]) -> str:

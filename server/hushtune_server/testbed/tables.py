@@ -23,6 +23,8 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     if report.get("link"):
         console.print(_bits(report["link"]))
     console.print(_work(report))
+    if any((report.get("plan") or {}).values()):
+        console.print(_plan(report))
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
             why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") else ""
@@ -126,6 +128,39 @@ def _work(report: Mapping[str, Any]) -> Table:
             "yes" if client["accepted"] else "no",
         )
     return table
+
+
+def _plan(report: Mapping[str, Any]) -> Table:
+    caption = (
+        "train s: operations over the assigned clock, as planned, so a device's, not this machine's seconds, which stand under "
+        "wall s. Energy is modelled. Airtime is planned as a mean over retransmissions."
+    )
+    table = Table(title="Planned and realised, with the deviation", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("client")
+    for heading in _PLANNED:
+        table.add_column(heading, justify="right")
+    table.add_column("wall s", justify="right")
+    for client, entry in report["plan"].items():
+        if entry:
+            _add_plan(table, client, entry)
+    return table
+
+
+_PLANNED: Mapping[str, tuple[str, int, float]] = {
+    "train s": ("train_s", 2, 1.0),
+    "airtime s": ("airtime_s", 2, 1.0),
+    "Mbit": ("update_bits", 2, 1e-6),
+    "compute J": ("compute_j", 1, 1.0),
+    "radio J": ("radio_j", 3, 1.0),
+}
+
+
+def _add_plan(table: Table, client: str, entry: Mapping[str, Any]) -> None:
+    for label, key in ((client, "planned"), ("  realised", "realised")):
+        cells = [_number(entry[key][name], digits, scale=scale) for name, digits, scale in _PLANNED.values()]
+        table.add_row(label, *cells, _number(entry["train_wall_s"], 1) if key == "realised" else "")
+    off = [entry["deviation_percent"][name] for name, _, _ in _PLANNED.values()]
+    table.add_row("  deviation", *("-" if value is None else f"{value:+.1f} %" for value in off), "", end_section=True)
 
 
 def _print_owner(report: Mapping[str, Any], console: Console) -> None:
