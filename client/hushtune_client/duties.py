@@ -162,7 +162,7 @@ class Duties:
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
-        uplink.require_sendable(assignment)
+        uplink.require_sendable(assignment, bits_max=self._scenario.codec.bits)
         await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=self._device))
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
         material = self._material or await self._prepare(round_id)
@@ -210,6 +210,7 @@ class Duties:
             bytes_raw=sealed.bytes_raw,
             bytes_encoded=sealed.bytes_encoded,
             codec=emulator.manifest.codec,
+            code_bits=assignment.code_bits,
         )
         log_event(
             _logger,

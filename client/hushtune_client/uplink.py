@@ -94,7 +94,7 @@ class Uplink:
         """
         if key.attempt != 1:
             raise ValueError(f"an update is sealed once, as attempt 1, got {key.attempt}")
-        encoded = self.codec.encode(state, bits=self.codec.bits_max)
+        encoded = self.codec.encode(state, bits=assignment.code_bits)
         secret = OsRandomness().draw(envelope.SECRET_BYTES) if assignment.protection is Protection.KEY else b""
         sealing = envelope.seal(
             encoded,
@@ -212,8 +212,13 @@ class Framer:
         return layout
 
 
-def require_sendable(assignment: Assignment) -> None:
-    """Raise `MalformedUpdate` when a granted assignment names a design that no coding point can carry."""
+def require_sendable(assignment: Assignment, *, bits_max: int) -> None:
+    """Raise `MalformedUpdate` when a granted assignment names a design that no coding point can carry.
+
+    Also when it lets the update spend more bits per weight than ``bits_max``, which the owner would not decode.
+    """
+    if assignment.code_bits > bits_max:
+        raise MalformedUpdate(f"the assignment grants {assignment.code_bits} bits per weight, codec.bits is {bits_max}")
     try:
         for part in assignment.parts:
             point_of(assignment.design_of(part))

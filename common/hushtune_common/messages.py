@@ -175,8 +175,9 @@ class ClientReport:
     """What a client tells the coordinator about its device and its links.
 
     ``gain_main`` and ``gain_tap`` are linear power gains; ``gain_tap`` is the *assumed* upper bound on the eavesdropper's gain,
-    not a measurement. ``update_bits`` is the size the client expects to upload at most; ``train_flops`` is the work of training
-    in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa of power = kappa * clock**3.
+    not a measurement. ``update_bits`` is the size the client expects to upload at most; ``train_flops`` is the work of
+    training in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa of
+    power = kappa * clock**3.
     """
 
     client: ClientId

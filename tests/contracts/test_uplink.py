@@ -21,6 +21,7 @@ from hushtune_common.errors import LimitExceeded, MalformedUpdate, StaleRound
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.messages import (
     BLOCKS_MAX,
+    CODE_BITS,
     Digest,
     EmulatorManifest,
     Part,
@@ -96,7 +97,7 @@ def test_the_owner_opens_exactly_what_was_trained_within_the_codecs_bound(protec
     update = sealed(protection)
     opened = envelope.open_sealed(envelope.from_bytes(update.data), private=PRIVATE, codec=CODEC.id, secret=update.secret)
     decoded = CODEC.decode(opened.payload, SPECS)
-    bound = CODEC.bound(TRAINED, bits=CODEC.bits_max)
+    bound = CODEC.bound(TRAINED, bits=assignment_of().code_bits)
     for name, tensor in TRAINED.tensors.items():
         assert (np.abs(decoded.tensors[name] - tensor) <= bound.tensors[name]).all()
 
@@ -104,7 +105,7 @@ def test_the_owner_opens_exactly_what_was_trained_within_the_codecs_bound(protec
 def test_the_sizes_on_the_way_are_those_of_the_bytes() -> None:
     update = sealed()
     assert update.bytes_raw == 4 * (40 * 50 + 300)
-    assert update.bytes_encoded == len(CODEC.encode(TRAINED, bits=CODEC.bits_max)) < update.bytes_raw
+    assert update.bytes_encoded == len(CODEC.encode(TRAINED, bits=assignment_of().code_bits)) < update.bytes_raw
     assert update.bytes_encoded < len(update.data)
     assert update.digest == Digest.of(update.data)
 
@@ -160,9 +161,22 @@ def test_an_update_is_sealed_once_and_not_per_attempt() -> None:
 def test_a_design_that_no_coding_point_carries_is_refused_before_the_work() -> None:
     odd = replace(assignment_of(), design=replace(DESIGN, code_bits=10_248))
     with pytest.raises(MalformedUpdate, match="10248"):
-        require_sendable(odd)
+        require_sendable(odd, bits_max=8)
     for protection in Protection:
-        require_sendable(assignment_of(protection=protection))
+        require_sendable(assignment_of(protection=protection), bits_max=8)
+
+
+def test_the_update_spends_the_bits_it_was_granted() -> None:
+    for bits in CODE_BITS:
+        update = UPLINK.seal(TRAINED, key=KEY, assignment=replace(assignment_of(), code_bits=bits))
+        assert update.bytes_encoded == len(CODEC.encode(TRAINED, bits=bits))
+
+
+def test_more_bits_than_the_owner_decodes_are_refused_before_the_work() -> None:
+    granted = replace(assignment_of(), code_bits=5)
+    require_sendable(granted, bits_max=5)
+    with pytest.raises(MalformedUpdate, match=r"5 bits.*codec\.bits is 4"):
+        require_sendable(granted, bits_max=4)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
