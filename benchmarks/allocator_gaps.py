@@ -1,8 +1,8 @@
 """Is the structured allocator as sure as it says? Failures and certified gaps over many random problems of the theorem's class.
 
 ``python benchmarks/allocator_gaps.py [--certified 1000] [--plain 10000] [--seed 1] [--json]``: 1 to 60 clients, half of the
-problems with ordinary and half with extreme scales. A gap is certified by a dual bound that is rigorous for any utility; a failure
-is any error, or a choice that violates a limit by more than 1e-7.
+problems with ordinary and half with extreme scales. A gap is certified by a dual bound that is rigorous for any utility; a
+failure is any error, or a choice that violates a limit by more than 1e-7.
 """
 
 import argparse
