@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hushtune_common.clock import Clock
@@ -64,17 +65,22 @@ _conforms: type[Clock] = FakeClock
 
 
 class FixedSolver:
-    """Grants everybody the same, except those in ``deferred``."""
+    """Grants everybody the same, except those in ``deferred``; of a ``band``, equal parts."""
 
     def __init__(self, *, deferred: frozenset[ClientId] = frozenset()) -> None:
         self._deferred = deferred
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport]) -> Solution:
-        assignments = tuple(assignment_of(r.client, round_id, granted=r.client not in self._deferred) for r in reports)
+    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
+        part = BAND if band is None else Hertz(band / len(reports))
+        fixed = (assignment_of(r.client, round_id, granted=r.client not in self._deferred) for r in reports)
+        assignments = tuple(replace(a, bandwidth=part) for a in fixed)
         return Solution(assignments=assignments, method="fixed", violation=0.0, gap=None, solve_s=Second(0.0))
 
 
 _solves: type[Solver] = FixedSolver
+
+BAND = Hertz(1e6)
+"""What each client is assigned at first."""
 
 
 def report_of(client: ClientId, round_id: int) -> ClientReport:
@@ -111,7 +117,7 @@ def assignment_of(client: ClientId, round_id: int, *, granted: bool, protection:
         gate=gate,
         adapter_share=1.0,
         code_bits=8,
-        bandwidth=Hertz(1e6),
+        bandwidth=BAND,
         power=Watt(0.1),
         clock=FlopPerSecond(1e12),
         secrecy_rate_bps=1e6 if granted else 0.0,

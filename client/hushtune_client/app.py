@@ -24,6 +24,7 @@ from hushtune_client.phases import (
     Finished,
     FrameAnswered,
     Measure,
+    Retune,
     RoundFailed,
     Send,
     Stop,
@@ -234,7 +235,7 @@ class _Conductor:
             case Stop():
                 if not self._over.done():
                     self._over.set_result(None)
-            case Conclude() | AskVerdict():
+            case Conclude() | AskVerdict() | Retune():
                 self._spawn(self._perform(command, round_id=_round_of(command)))
             case Measure() | Train() | Send():
                 task = self._spawn(self._perform(command, round_id=_round_of(command)))
@@ -250,7 +251,7 @@ class _Conductor:
         self._state.forget_private(round_id)
         log_event(_logger, "round_abandoned", round_id=round_id)
 
-    async def _perform(self, command: Measure | Train | Send | Conclude | AskVerdict, *, round_id: int) -> None:
+    async def _perform(self, command: Measure | Train | Retune | Send | Conclude | AskVerdict, *, round_id: int) -> None:
         if self._duties is None:
             raise RuntimeError("conduct comes first")
         try:
@@ -337,11 +338,11 @@ def _event_of(directive: Directive, *, client: ClientId) -> Event:
         raise MalformedUpdate(str(error)) from error
 
 
-def _round_of(command: Measure | Train | Send | Conclude | AskVerdict) -> int:
+def _round_of(command: Measure | Train | Retune | Send | Conclude | AskVerdict) -> int:
     match command:
         case Measure() | AskVerdict():
             return command.round_id
-        case Train() | Send():
+        case Train() | Retune() | Send():
             return command.assignment.round_id
         case Conclude():
             return command.completion.key.round_id

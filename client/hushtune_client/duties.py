@@ -11,12 +11,15 @@ from hushtune_client.consent import require_protected
 from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
 from hushtune_client.phases import (
     AskVerdict,
+    Assigned,
     Conclude,
     Event,
     FrameAnswered,
     Measure,
+    Retune,
     Send,
     Train,
+    Training,
     TrainingStarted,
     UpdateSealed,
     VerdictReached,
@@ -35,7 +38,7 @@ from hushtune_common.link import secrecy
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import Second
+from hushtune_common.units import FlopPerSecond, Second
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -89,8 +92,9 @@ class Duties:
         self._emit = emit
         self._framer = uplink.Framer.of(scenario, seeds=seeds)
         self._material: _Material | None = None
+        self._clock_kept = FlopPerSecond(device.clock_max_flops)
 
-    async def perform(self, command: Measure | Train | Send | Conclude | AskVerdict) -> Event | None:
+    async def perform(self, command: Measure | Train | Retune | Send | Conclude | AskVerdict) -> Event | None:
         """Carry out ``command``. Raises the typed error of whatever went wrong."""
         match command:
             case Measure():
@@ -98,6 +102,9 @@ class Duties:
                 return None
             case Train():
                 return await self._train(command.assignment)
+            case Retune():
+                await self._retune(command.assignment)
+                return None
             case Send():
                 return await self._send(command)
             case Conclude():
@@ -168,9 +175,9 @@ class Duties:
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator
         files = self._state.files(round_id)
-        tokens = self._tokens(material)
-        telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=tokens)
-        clock_share = min(1.0, assignment.clock / self._device.clock_max_flops)
+        assignment = self._newest(assignment)
+        telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=self._tokens(material))
+        self._clock_kept = assignment.clock
         self._status.enter("warming up the trainer")
         order = Order(
             round_id=round_id,
@@ -179,21 +186,48 @@ class Duties:
             result=files.adapter,
             config=self._scenario.training,
             compute=self._scenario.compute,
-            clock_share=clock_share,
+            clock_share=self._clock_share(assignment),
             seeds=self._seeds.child(f"round-{round_id}", self._device.id, "training"),
             deadline=assignment.deadline,
         )
         meter = telemetry.WorkMeter(self._device, emulator.path_size)
 
         def on_step(step: StepReport) -> None:
-            meter.reached(step.tokens, clock=assignment.clock)
+            meter.reached(step.tokens, clock=self._clock_kept)
             self._status.advance(1)
 
         trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
-        _log_trained(trained, round_id=round_id, meter=meter, clock_share=clock_share)
+        # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
+        assignment = self._newest(assignment)
+        uplink.require_sendable(assignment)
+        _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         sealed = await self._seal(emulator, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
-        return UpdateSealed(round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=trained.wall, energy=meter.energy)
+        return UpdateSealed(
+            round_id=round_id,
+            bytes_raw=sealed.bytes_raw,
+            train_seconds=trained.wall,
+            energy=meter.energy,
+            assignment=assignment,
+        )
+
+    def _newest(self, assignment: Assignment) -> Assignment:
+        """Return what is assigned now, which may be newer than the ``assignment`` that the work began with."""
+        state = self._state.current
+        if isinstance(state, Assigned | Training) and state.round_id == assignment.round_id:
+            return state.assignment
+        return assignment
+
+    def _clock_share(self, assignment: Assignment) -> float:
+        return min(1.0, assignment.clock / self._device.clock_max_flops)
+
+    async def _retune(self, assignment: Assignment) -> None:
+        try:
+            await self._trainer.retune(self._clock_share(assignment))
+        except TrainerFailed:
+            return  # whoever waits for the training hears of it
+        self._clock_kept = assignment.clock
+        log_event(_logger, "clock_changed", round_id=assignment.round_id, clock_flops=assignment.clock)
 
     def _on_started(self, round_id: int) -> None:
         self._status.enter("training")

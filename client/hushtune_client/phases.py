@@ -151,12 +151,16 @@ class TrainingStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSealed:
-    """Training is done; the sealed update and all that its transmission needs are safe on disk."""
+    """Training is done; the sealed update and all that its transmission needs are safe on disk.
+
+    ``assignment`` is what it was encoded and sealed for, and so what it is sent with, whatever was assigned since.
+    """
 
     round_id: int
     bytes_raw: int
     train_seconds: Second
     energy: Joule
+    assignment: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +239,13 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retune:
+    """Go on training at the clock of a newer assignment; the rest of it counts when the update is sealed."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
     """Code these blocks of a part into a frame, unless that was done before a restart, and put it on air."""
 
@@ -270,4 +281,4 @@ class Stop:
     """End the process."""
 
 
-Command = Measure | Train | Send | Conclude | AskVerdict | Abandon | Stop
+Command = Measure | Train | Retune | Send | Conclude | AskVerdict | Abandon | Stop

@@ -6,6 +6,7 @@
     Reported --assigned, refused by the gate--> Completed
     Uploading(part, n) --blocks missing--> Uploading(part, n + 1) --all of it received--> Uploading(next part, n + 2)
     Uploading --last part received, or attempts spent--> Completed
+    Assigned, Training --assigned anew--> the same, with what is new --assigned anew, refused--> Completed
     Reported ... Uploading --failed--> Completed              any of a round --closed--> Closed --verdict--> Idle | Finished
 
 The assignment says which parts there are and in which order; attempts count through all of them.
@@ -35,6 +36,7 @@ from hushtune_client.phases import (
     Idle,
     Measure,
     Reported,
+    Retune,
     RoundClosed,
     RoundFailed,
     RoundOpened,
@@ -51,6 +53,7 @@ from hushtune_client.phases import (
     VerdictReached,
 )
 from hushtune_common.messages import (
+    Assignment,
     ClientId,
     Completion,
     Directive,
@@ -155,10 +158,26 @@ def _opened(state: State, event: RoundOpened) -> Step:
 
 def _assigned(state: State, event: AssignmentReceived, *, terms: Terms) -> Step:
     assignment = event.assignment
-    if not isinstance(state, Reported) or state.round_id != assignment.round_id:
+    if not isinstance(state, Reported | Assigned | Training) or state.round_id != assignment.round_id:
         return state, ()
+    if not isinstance(state, Reported):
+        return _assigned_anew(state, assignment, terms=terms)
     if assignment.gate.decision is GateDecision.GRANTED:
         return Assigned(assignment=assignment), (Train(assignment=assignment),)
+    return _refused(assignment, terms=terms)
+
+
+def _assigned_anew(state: Assigned | Training, assignment: Assignment, *, terms: Terms) -> Step:
+    """Take a newer assignment of the round; training goes on, or ends because the grant was withdrawn."""
+    if assignment == state.assignment:
+        return state, ()
+    if assignment.gate.decision is GateDecision.GRANTED:
+        return replace(state, assignment=assignment), (Retune(assignment=assignment),)
+    completed, commands = _refused(assignment, terms=terms)
+    return completed, (Abandon(round_id=state.round_id), *commands)
+
+
+def _refused(assignment: Assignment, *, terms: Terms) -> Step:
     reason = f"gate {assignment.gate.decision}: {assignment.gate.reason}"
     return _conclude(terms, round_id=assignment.round_id, attempt=1, uploaded=False, reason=reason, tally=NOTHING)
 
@@ -167,7 +186,8 @@ def _sealed(state: State, event: UpdateSealed) -> Step:
     if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
         return state, ()
     tally = replace(NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
-    sending = Uploading(assignment=state.assignment, part=state.assignment.parts[0], attempt=1, only=None, tally=tally)
+    assignment = event.assignment or state.assignment
+    sending = Uploading(assignment=assignment, part=assignment.parts[0], attempt=1, only=None, tally=tally)
     return sending, resume(sending)
 
 

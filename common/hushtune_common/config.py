@@ -202,6 +202,8 @@ class AllocatorConfig(Section, frozen=True):
     kind: Literal["equal_share"] = "equal_share"
     clock_share: Share = 0.7
     """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""
+    reallocate: bool = True
+    """Share the band out again when a client goes before it has begun to transmit."""
 
 
 class StragglersConfig(Section, frozen=True):

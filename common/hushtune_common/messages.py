@@ -547,6 +547,10 @@ class Directive:
     last: bool = False
 
 
+SENDING_PHASES: Final = frozenset({"coding a frame", "uploading", "on air"})
+"""What a client's signs of life call what it does once its assignment can no longer be changed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """A sign of life with what is being done; ``last_seen_seq`` acknowledges directives; ``progress`` only ever rises."""

@@ -23,6 +23,7 @@ from hushtune_client.phases import (
     Idle,
     Measure,
     Reported,
+    Retune,
     RoundClosed,
     RoundFailed,
     RoundOpened,
@@ -39,7 +40,7 @@ from hushtune_client.phases import (
 )
 from hushtune_client.rounds import advance, event_of, resume
 from hushtune_common.messages import ClientId, Directive, DirectiveKind, Part, Protection
-from hushtune_common.units import Joule, Second
+from hushtune_common.units import FlopPerSecond, Hertz, Joule, Second
 from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
 
 TERMS = Terms(run=RUN, client=CLIENT, attempts_max=3)
@@ -204,6 +205,37 @@ def test_an_assignment_for_somebody_else_is_not_an_event() -> None:
         event_of(Directive(seq=1, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=foreign), client=CLIENT)
 
 
+NARROW = AssignmentReceived(assignment=replace(ASSIGNED.assignment, bandwidth=Hertz(1e6), clock=FlopPerSecond(1e12)))
+WITHDRAWN = AssignmentReceived(assignment=assignment_of(gate=REFUSED))
+
+
+@pytest.mark.parametrize("done", [(), (STARTED,)], ids=["assigned", "training"])
+def test_a_newer_assignment_changes_the_clock_and_what_is_sent_but_not_the_training(done: tuple[Event, ...]) -> None:
+    state, commands = play(OPENED, ASSIGNED, *done, NARROW, SEALED)
+    assert [type(c) for c in commands] == [Measure, Train, Retune, Send]
+    assert isinstance(state, Uploading)
+    assert state.assignment == NARROW.assignment
+
+
+def test_what_was_sealed_for_an_older_assignment_is_sent_with_it() -> None:
+    state, _ = play(OPENED, ASSIGNED, STARTED, NARROW, replace(SEALED, assignment=ASSIGNED.assignment))
+    assert isinstance(state, Uploading)
+    assert state.assignment == ASSIGNED.assignment
+
+
+@pytest.mark.parametrize("newer", [NARROW, WITHDRAWN], ids=["changed", "withdrawn"])
+def test_once_uploading_the_assignment_stays(newer: AssignmentReceived) -> None:
+    state, _ = play(OPENED, ASSIGNED, STARTED, SEALED)
+    assert play(newer, state=state) == (state, [])
+
+
+def test_a_withdrawn_grant_ends_the_training_with_the_reason() -> None:
+    state, commands = play(OPENED, ASSIGNED, STARTED, WITHDRAWN)
+    assert [type(c) for c in commands[2:]] == [Abandon, Conclude]
+    assert isinstance(state, Completed)
+    assert REFUSED.reason in state.completion.reason
+
+
 # --- laws over any order of events ------------------------------------------------------------------------------------
 
 _rounds = st.integers(1, 3)
@@ -213,6 +245,9 @@ _events: st.SearchStrategy[Event] = st.one_of(
     st.builds(RoundOpened, round_id=_rounds),
     st.tuples(_rounds, _protections).map(lambda rp: AssignmentReceived(assignment=assignment_of(rp[0], protection=rp[1]))),
     _rounds.map(lambda r: AssignmentReceived(assignment=assignment_of(r, gate=REFUSED))),
+    st.tuples(_rounds, st.floats(1e5, 1e7)).map(
+        lambda drawn: AssignmentReceived(assignment=replace(assignment_of(drawn[0]), bandwidth=Hertz(drawn[1])))
+    ),
     st.builds(TrainingStarted, round_id=_rounds),
     _rounds.map(lambda r: replace(SEALED, round_id=r)),
     st.tuples(st.integers(1, 4), _blocks, _rounds, st.sampled_from(Part)).map(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 from hushtune_common.messages import (
     Assignment,
@@ -14,7 +15,7 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
-from hushtune_common.units import Joule, Second
+from hushtune_common.units import Hertz, Joule, Second
 from hushtune_server.coordinator.events import (
     OWNER,
     Completed,
@@ -24,8 +25,11 @@ from hushtune_server.coordinator.events import (
     Left,
     Member,
     Reported,
+    Sending,
     Settled,
+    Solution,
     Solved,
+    SolvingFailed,
     Ticked,
     kind_of,
     to_body,
@@ -89,9 +93,12 @@ class Coordinator:
         self._liveness = self._liveness.connected(member, self.now())
         stream.push(self.state)
 
-    def heard(self, stream: "Stream") -> None:
+    def heard(self, stream: "Stream", *, sending: int | None) -> None:
+        """Take a sign of life; ``sending`` is the round whose update its member is transmitting."""
         if self._streams.get(stream.member) is stream:
             self._liveness = self._liveness.heard(stream.member, self.now())
+            if sending is not None:
+                self.take(lambda at: Sending(at=at, round_id=sending, client=ClientId(stream.member)))
 
     def disconnect(self, stream: "Stream") -> None:
         if self._streams.get(stream.member) is stream:
@@ -123,11 +130,27 @@ class Coordinator:
     def _solve(self, order: Solve) -> None:
         life = self.life
         deferred = frozenset(r.client for r in order.reports if self._world.happens(self._world.weather.deferral))
-        solution = FixedSolver(deferred=deferred).solve(order.round_id, order.reports)
+        solution = FixedSolver(deferred=deferred).solve(order.round_id, order.reports, band=order.band)
+        if order.order and self._world.happens(0.3):
+            word = f"nothing for order {order.order}"
+            self._answer(life, lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=word, order=order.order))
+            return
+        if order.order:
+            solution = self._uneven(solution)
+        self._answer(life, lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
 
+    def _uneven(self, solution: Solution) -> Solution:
+        """Give some more and others less than an equal part, and together as much."""
+        total = sum(a.bandwidth for a in solution.assignments)
+        parts = [self._world.between(0.1, 1.0) for _ in solution.assignments]
+        bands = [Hertz(total * part / sum(parts)) for part in parts]
+        uneven = tuple(replace(a, bandwidth=b) for a, b in zip(solution.assignments, bands, strict=True))
+        return replace(solution, assignments=uneven)
+
+    def _answer(self, life: int, make: Make) -> None:
         def answer() -> None:
             if self.up and life == self.life:
-                self.take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution))
+                self.take(make)
 
         self._world.after(self._world.between(0.1, 2.0), answer)
 
@@ -150,7 +173,7 @@ class Coordinator:
         self._liveness = Liveness(idle_s=Second(IDLE_S), looked_at=self.now())
         for member in (m for m in self.state.roster.joined_at if self.state.roster.alive(m)):
             self._liveness = self._liveness.heard(member, self.now())
-        pending = unsolved(self.state)
+        pending = unsolved(self.state, rules=self._rules)
         if pending is not None:
             self._solve(pending)
         self._schedule()
@@ -179,7 +202,8 @@ class Stream:
     def beat(self) -> None:
         """Carry a sign of life to the coordinator."""
         if self.open:
-            self._world.after(self._world.between(0.0, self._world.weather.delay_s), lambda: self._coordinator.heard(self))
+            delay_s, sending = self._world.between(0.0, self._world.weather.delay_s), self._actor.sending
+            self._world.after(delay_s, lambda: self._coordinator.heard(self, sending=sending))
 
     def broken(self) -> None:
         """Break: what is under way is lost, both ends notice."""
@@ -204,6 +228,7 @@ class Actor:
         self.last_seen = 0
         self.finished = False
         self.up = True
+        self.sending: int | None = None
         self._world = world
         self._coordinator = coordinator
         self._stream: Stream | None = None
@@ -285,6 +310,7 @@ class Actor:
             return
         self._world.note(f"{self.member} crashed")
         self.up = False
+        self.sending = None
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.broken()
@@ -322,10 +348,18 @@ class Owner(Actor):
 class Client(Actor):
     """Reports, trains, uploads, completes."""
 
-    def __init__(self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner) -> None:
+    def __init__(self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner, checker: Checker) -> None:
         super().__init__(world, coordinator, Member(client))
         self._client = client
         self._owner = owner
+        self._checker = checker
+        self._assignment: Assignment | None = None
+
+    def start(self) -> None:
+        """Begin a life without memory of an assignment; the newest one is told again."""
+        self._assignment = None
+        self._checker.on_air.pop(self._client, None)
+        super().start()
 
     def obey(self, directive: Directive) -> None:
         round_id = directive.round_id
@@ -346,17 +380,33 @@ class Client(Actor):
                 raise Violation("nobody sends this")
 
     def _train(self, assignment: Assignment) -> None:
+        before, round_id = self._assignment, assignment.round_id
+        anew = before is not None and before.round_id == round_id
+        if anew and self.sending == round_id:
+            return  # on its way with what it was sealed for
+        self._assignment = assignment
         if assignment.gate.decision is not GateDecision.GRANTED:
-            self._complete(assignment.round_id, uploaded=False)
-        elif not self._world.happens(self._world.weather.stall):
-            self.later(self._world.between(1.0, 15.0), lambda: self._trained(assignment.round_id))
+            self._complete(round_id, uploaded=False)
+        elif not anew and not self._world.happens(self._world.weather.stall):
+            self.later(self._world.between(1.0, self._world.weather.training_s), lambda: self._trained(round_id))
 
     def _trained(self, round_id: int) -> None:
-        uploaded = not self._world.happens(self._world.weather.failure)
-        if uploaded:
-            key = UpdateKey(run=RUN, round_id=round_id, client=self._client, attempt=1)
-            self._world.after(self._world.between(0.1, 3.0), lambda: self._owner.receive(key))
-        self._complete(round_id, uploaded=uploaded)
+        newest = self._assignment
+        if newest is None or newest.round_id != round_id or newest.gate.decision is not GateDecision.GRANTED:
+            return
+        if self._world.happens(self._world.weather.failure):
+            self._complete(round_id, uploaded=False)
+            return
+        self.sending = round_id
+        self._checker.on_air[self._client] = newest
+        self.later(self._world.between(0.1, 2.5), lambda: self._sent(round_id))
+
+    def _sent(self, round_id: int) -> None:
+        self.sending = None
+        self._checker.on_air.pop(self._client, None)
+        key = UpdateKey(run=RUN, round_id=round_id, client=self._client, attempt=1)
+        self._world.after(self._world.between(0.1, 0.5), lambda: self._owner.receive(key))
+        self._complete(round_id, uploaded=True)
 
     def _complete(self, round_id: int, *, uploaded: bool) -> None:
         completion = Completion(

@@ -3,10 +3,11 @@
 import json
 from typing import Protocol
 
-from hushtune_common.messages import ClientId
+from hushtune_common.messages import Assignment, ClientId
 from hushtune_server.coordinator.events import Event, from_body
-from hushtune_server.coordinator.phases import Closed, Failed, Phase, Rules, State
+from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Phase, Rules, Settling, State
 from hushtune_server.coordinator.rounds import Step
+from tests.fakes import BAND
 from tests.simulation.simulator import Violation
 
 
@@ -21,6 +22,8 @@ class Checker:
 
     def __init__(self, rules: Rules, machine: Advance) -> None:
         self.accepted_by_owner: set[tuple[int, ClientId]] = set()
+        self.on_air: dict[ClientId, Assignment] = {}
+        self.shared_again = 0
         self._rules = rules
         self._machine = machine
         self._folded = State()
@@ -35,6 +38,7 @@ class Checker:
         if self._folded != state:
             raise Violation(f"the folded journal differs from the live state: {self._folded} is not {state}")
         self._check_directives(state)
+        self._check_bands(state)
         self._check_end(state)
         clients = len(self._rules.clients)
         # The end of the round before, this round's opening, assignments and end, and a failure to gather for the next.
@@ -47,6 +51,22 @@ class Checker:
         if numbers != sorted(set(numbers)) or fresh != list(range(self._last_seq + 1, state.next_seq)):
             raise Violation(f"directives are not numbered in order: {numbers} after {self._last_seq}")
         self._last_seq = state.next_seq - 1
+
+    def _check_bands(self, state: State) -> None:
+        """Whoever is on air, with the newest assignment or an older one, and whoever may still be, share one band."""
+        phase, band = state.phase, self._rules.band
+        if band is None or not isinstance(phase, Assigned | Settling):
+            return
+        round_ = phase.round
+        # Who was given up for lost and transmits all the same could not be reached; nothing can be promised of it.
+        lost = round_.withdrawn | round_.completions.keys() | round_.accepted_at.keys() | round_.refused
+        solution = () if round_.solution is None else round_.solution.assignments
+        told = {a.client: a.bandwidth for a in solution if a.protection is not None}
+        self.shared_again += any(b > BAND for b in told.values())
+        flying = {c: a.bandwidth for c, a in self.on_air.items() if a.round_id == state.round_id}
+        used = sum(max(b, flying.get(c, 0.0)) for c, b in told.items() if c not in lost)
+        if used > band * (1.0 + 1e-9):
+            raise Violation(f"{used:g} Hz are assigned or on air, of {band:g}: {told} and {flying}")
 
     def _check_end(self, state: State) -> None:
         phase = state.phase

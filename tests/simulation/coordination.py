@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass
 
 from hushtune_common.messages import ClientId
-from hushtune_common.units import Second
+from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.phases import Rules, State, is_over
 from hushtune_server.coordinator.rounds import advance
 from hushtune_server.coordinator.stragglers import Deadline, Everyone, Quorum, StragglerPolicy
+from tests.fakes import BAND
 from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Client, Coordinator, Owner
 from tests.simulation.checks import Advance, Checker
 from tests.simulation.simulator import Violation, World
@@ -22,26 +23,29 @@ FAULTS_S = 150.0
 
 def rules_for(world: World) -> Rules:
     """Draw the size of the run and its policy."""
+    clients = tuple(ClientId(f"c{k}") for k in range(1, int(world.rng.integers(2, 6))))
     policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(5.0)), Deadline(), Everyone()]
     return Rules(
         run=RUN,
-        clients=tuple(ClientId(f"c{k}") for k in range(1, int(world.rng.integers(2, 6)))),
+        clients=clients,
         rounds=int(world.rng.integers(1, 4)),
         policy=policies[int(world.rng.choice(3, p=[0.6, 0.25, 0.15]))],
         round_s=Second(ROUND_S),
         report_s=Second(ROUND_S / 3),
         start_wait_s=Second(IDLE_S),
         tick_s=Second(ROUND_S / 20),
+        band=Hertz(len(clients) * BAND),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a world ended."""
+    """How a world ended; ``shared_again`` counts the moments at which somebody had more band than at first."""
 
     state: State
     events: int
     seconds: float
+    shared_again: int
 
 
 class Story:
@@ -51,10 +55,10 @@ class Story:
         """Draw the world of ``seed`` and put the ``machine`` into it."""
         self.world = World(seed, round_s=ROUND_S, fair=fair)
         self._rules = rules_for(self.world)
-        checker = Checker(self._rules, machine)
+        self.checker = checker = Checker(self._rules, machine)
         self._coordinator = Coordinator(self.world, self._rules, checker, machine)
         owner = Owner(self.world, self._coordinator, checker)
-        clients = [Client(self.world, self._coordinator, c, owner) for c in self._rules.clients]
+        clients = [Client(self.world, self._coordinator, c, owner, checker) for c in self._rules.clients]
         self._actors: list[Actor] = [owner, *clients]
         self.world.after(FAULTS_S, self._clear)
 
@@ -69,7 +73,8 @@ class Story:
                 heard = ", ".join(f"{a.member} {'has' if a.finished else 'has not'} heard the end" for a in self._actors if a.up)
                 raise Violation(f"the run did not end {deadline - FAULTS_S:g} s after the faults stopped: {where}; {heard}")
             events += 1
-        return Ending(state=self._coordinator.state, events=events, seconds=self.world.now)
+        end = self._coordinator.state
+        return Ending(state=end, events=events, seconds=self.world.now, shared_again=self.checker.shared_again)
 
     def _done(self) -> bool:
         over = self._coordinator.up and is_over(self._coordinator.state, rules=self._rules)

@@ -35,6 +35,7 @@ class Weather:
     failure: float
     refusal: float
     deferral: float
+    training_s: float
 
     @staticmethod
     def drawn(rng: np.random.Generator, *, round_s: float) -> "Weather":
@@ -60,6 +61,7 @@ class Weather:
             failure=share(0.2),
             refusal=share(0.2),
             deferral=share(0.2),
+            training_s=15.0 + share(30.0),
         )
 
     @staticmethod
@@ -80,6 +82,7 @@ class Weather:
             failure=0.0,
             refusal=0.0,
             deferral=0.0,
+            training_s=15.0,
         )
 
 

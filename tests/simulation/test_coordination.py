@@ -8,8 +8,8 @@ import pytest
 
 from hushtune_common.messages import UpdateKey
 from hushtune_common.units import Second
-from hushtune_server.coordinator.events import Completed, Event, Reported, Settled
-from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+from hushtune_server.coordinator.events import Completed, Event, Reported, Settled, Solved
+from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Rules, Settling, State
 from hushtune_server.coordinator.rounds import Step, advance
 from tests.simulation.coordination import Story, play
 from tests.simulation.simulator import Violation
@@ -26,6 +26,7 @@ def test_no_law_breaks_and_every_run_ends() -> None:
     failed = sum(isinstance(e.state.phase, Failed) for e in endings)
     assert closed + failed == len(SEEDS)
     assert min(closed, failed) >= len(SEEDS) // 5
+    assert sum(e.shared_again > 0 for e in endings) >= len(SEEDS) // 20
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -78,9 +79,18 @@ def forgetful(state: State, event: Event, *, rules: Rules) -> Step:
     )
 
 
+def spendthrift(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine that believes a new solution as it is, and takes back at once what it gives to others."""
+    before = state.phase
+    if isinstance(before, Assigned | Settling) and isinstance(event, Solved) and event.order:
+        state = replace(state, phase=replace(before, round=replace(before.round, held=dict.fromkeys(before.round.held, 0.0))))
+    return advance(state, event, rules=rules)
+
+
 @pytest.mark.parametrize(
     ("machine", "symptom"),
     [
+        (spendthrift, "assigned or on air"),
         (without_round_check, "the owner never said so"),
         (without_timeout, "did not end"),
         (forgetful, "not numbered in order"),

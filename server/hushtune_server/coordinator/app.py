@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msgspec import structs
+
 from hushtune_common.clock import Clock
 from hushtune_common.config import AllocatorConfig, Scenario
 from hushtune_common.errors import ConfigError, QuorumMissed, ScenarioMismatch
@@ -14,7 +16,7 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, ClientReport, RunId
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import Second
+from hushtune_common.units import Hertz, Second
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_server.coordinator.allocators.allocator import Allocator
@@ -151,10 +153,10 @@ class AllocatorSolver:
         self._clock = clock
         self._seeds = seeds
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport]) -> Solution:
-        """Return the assignments of the round."""
+    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
+        """Return the assignments of the round, with ``band`` in all, or with the scenario's."""
         began_at = self._clock.monotonic()
-        problem = AllocationProblem.of(self._scenario, reports)
+        problem = AllocationProblem.of(self._within(band), reports)
         allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)))
         return Solution(
             assignments=allocation.assignments,
@@ -163,6 +165,11 @@ class AllocatorSolver:
             gap=allocation.gap,
             solve_s=Second(self._clock.monotonic() - began_at),
         )
+
+    def _within(self, band: Hertz | None) -> Scenario:
+        if band is None:
+            return self._scenario
+        return structs.replace(self._scenario, air=structs.replace(self._scenario.air, bandwidth_hz=band))
 
 
 _solves: type[Solver] = AllocatorSolver
@@ -210,7 +217,9 @@ def _log_solution(event: Solved) -> None:
     solution = event.solution
     for assignment in solution.assignments:
         log_event(_log, "gate_decided", round_id=event.round_id, client=assignment.client, **asdict(assignment.gate))
-    log_event(_log, "assignments_solved", round_id=event.round_id, method=solution.method, seconds=solution.solve_s)
+    log_event(
+        _log, "assignments_solved", round_id=event.round_id, method=solution.method, seconds=solution.solve_s, order=event.order
+    )
 
 
 def _log_end(state: State, *, accepted: Sequence[ClientId], missing: Mapping[ClientId, str], failed_reason: str) -> None:

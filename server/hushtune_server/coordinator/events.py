@@ -12,7 +12,7 @@ from typing import Any, NewType, cast
 import msgspec
 
 from hushtune_common.errors import ConfigError
-from hushtune_common.messages import Assignment, ClientReport, Completion, Settlement
+from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Settlement
 from hushtune_common.units import Second
 
 Member = NewType("Member", str)
@@ -76,11 +76,12 @@ class Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solved:
-    """The allocator answered for ``round_id``."""
+    """The allocator answered for ``round_id``; ``order`` is 0 for its first solution and counts the re-allocations after it."""
 
     at: Second
     round_id: int
     solution: Solution
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,16 @@ class SolvingFailed:
     at: Second
     round_id: int
     reason: str
+    order: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A client's sign of life said that its transmission has begun."""
+
+    at: Second
+    round_id: int
+    client: ClientId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +126,7 @@ class Ticked:
     at: Second
 
 
-Event = Joined | Left | Died | Reported | Solved | SolvingFailed | Completed | Settled | Ticked
+Event = Joined | Left | Died | Reported | Solved | SolvingFailed | Sending | Completed | Settled | Ticked
 
 _KINDS: Mapping[str, type[Event]] = {
     "joined": Joined,
@@ -124,6 +135,7 @@ _KINDS: Mapping[str, type[Event]] = {
     "reported": Reported,
     "solved": Solved,
     "solving_failed": SolvingFailed,
+    "sending": Sending,
     "completed": Completed,
     "settled": Settled,
     "ticked": Ticked,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hushtune_common.config import Scenario
 from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId
-from hushtune_common.units import Second
+from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.events import OWNER, Member, Solution
 from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
 
@@ -21,7 +21,8 @@ class Rules:
     """What does not change during a run.
 
     ``report_s`` bounds the wait for reports, ``start_wait_s`` the wait for latecomers once a quorum and the owner are there,
-    both from the round's time; ``tick_s`` is how much run time may pass without an event.
+    both from the round's time; ``tick_s`` is how much run time may pass without an event; ``band`` is what all clients share, and
+    given only if it is shared out again when somebody goes in the middle of a round.
     """
 
     run: RunId
@@ -32,6 +33,7 @@ class Rules:
     report_s: Second
     start_wait_s: Second
     tick_s: Second
+    band: Hertz | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -53,6 +55,7 @@ class Rules:
             report_s=Second(timing.round_s / 3),
             start_wait_s=Second(timing.idle_s),
             tick_s=Second(timing.round_s / 20),
+            band=Hertz(scenario.air.bandwidth_hz) if scenario.coordinator.allocator.reallocate else None,
         )
 
     @property
@@ -75,7 +78,12 @@ class Roster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What is known about the round in progress; of two words on the same thing the first counts."""
+    """What is known about the round in progress; of two words on the same thing the first counts.
+
+    ``held`` is the widest band that each granted client was assigned so far. ``sending`` began to transmit. ``reviewed`` went
+    before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``ordered`` are those because of whom the
+    ``orders``-th new solution is being looked for.
+    """
 
     opened_at: Second
     reports: Mapping[ClientId, ClientReport] = field(default_factory=dict[ClientId, ClientReport])
@@ -83,6 +91,12 @@ class Round:
     completions: Mapping[ClientId, Completion] = field(default_factory=dict[ClientId, Completion])
     accepted_at: Mapping[ClientId, Second] = field(default_factory=dict[ClientId, Second])
     refused: frozenset[ClientId] = frozenset()
+    held: Mapping[ClientId, float] = field(default_factory=dict[ClientId, float])
+    sending: frozenset[ClientId] = frozenset()
+    reviewed: frozenset[ClientId] = frozenset()
+    withdrawn: frozenset[ClientId] = frozenset()
+    ordered: frozenset[ClientId] = frozenset()
+    orders: int = 0
 
     def assignment(self, client: ClientId) -> Assignment | None:
         """Return what the client was assigned, if anything."""
@@ -90,8 +104,10 @@ class Round:
         return next((a for a in assignments if a.client == client), None)
 
     def granted(self, client: ClientId) -> bool:
-        """Whether the client may upload in this round."""
+        """Whether the client may upload in this round, or might once: what it sent before it heard otherwise counts."""
         assignment = self.assignment(client)
+        if client in self.withdrawn:
+            return True
         return assignment is not None and assignment.gate.decision is GateDecision.GRANTED
 
     def settled(self, client: ClientId) -> bool:
@@ -167,10 +183,15 @@ class Post:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solve:
-    """An effect: the allocator is asked for an answer to these reports, now."""
+    """An effect: the allocator is asked for an answer to these reports, now.
+
+    ``order`` is 0 for a round's first solution; a later one has only the ``band`` that is free to be shared (``None``: all).
+    """
 
     round_id: int
     reports: tuple[ClientReport, ...]
+    order: int = 0
+    band: Hertz | None = None
 
 
 Effect = Post | Solve

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from hushtune_common.messages import ClientReport
+from hushtune_common.units import Hertz
 from hushtune_server.coordinator.events import Solution
 
 
@@ -45,10 +46,11 @@ class EventLog(Protocol):
 class Solver(Protocol):
     """Shares the resources of one round among those who reported.
 
-    Laws: the same round and reports give the same assignments; each report is answered by exactly one assignment of its client
-    and round. May block: it runs outside of the event loop.
+    Laws: the same round, reports and band give the same assignments; each report is answered by exactly one assignment of its
+    client and round; the bands assigned add up to no more than ``band``, or than the scenario's without one. May block: it runs
+    outside of the event loop.
     """
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport]) -> Solution:
+    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
         """Return the assignments; ``Infeasible`` or ``SolverFailed`` when there are none."""
         ...

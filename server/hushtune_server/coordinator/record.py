@@ -31,6 +31,7 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "missing": list(phase.missing),
         "reasons": dict(phase.missing),
         "died": [c for c in phase.missing if c in state.roster.gone],
+        "withdrawn": [] if round_ is None else sorted(round_.withdrawn),
         "needed": rules.needed,
         "allocation": None if solution is None else _allocation(solution),
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],

@@ -8,7 +8,8 @@
 
 Laws: late, repeated, stale and foreign events return the very same state and no effects; the fold of the events that changed
 something is the live state; directives are numbered without gaps; a client is accepted at most once per round, and only if it
-was granted an upload in that round; a phase that is over never changes.
+was granted an upload in that round; a phase that is over never changes; the bands that clients hold add up to no more than the
+total. Who shares the band of somebody that went is ``reallocation``'s to say.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from hushtune_server.coordinator.events import (
     Left,
     Member,
     Reported,
+    Sending,
     Settled,
     Solved,
     SolvingFailed,
@@ -50,6 +52,7 @@ from hushtune_server.coordinator.phases import (
     is_member,
     is_over,
 )
+from hushtune_server.coordinator.reallocation import free_band, given_up_on, reconsidered, shared_again, waiting
 from hushtune_server.coordinator.stragglers import Close, Fail, RoundView, Wait
 
 Step = tuple[State, tuple[Effect, ...]]
@@ -66,7 +69,7 @@ def advance(state: State, event: Event, *, rules: Rules) -> Step:
     if moved is state and at - state.at < rules.tick_s:
         return state, ()
     after = replace(moved, at=at)
-    return after, _effects(state, after)
+    return after, _effects(state, after, rules=rules)
 
 
 def fold(events: Iterable[Event], *, rules: Rules) -> State:
@@ -77,12 +80,24 @@ def fold(events: Iterable[Event], *, rules: Rules) -> State:
     return state
 
 
-def unsolved(state: State) -> Solve | None:
-    """Return what a restarted coordinator has to solve (again): the same reports, so the same answer."""
-    if not isinstance(state.phase, Solving):
+def unsolved(state: State, *, rules: Rules) -> Solve | None:
+    """Return what a restarted coordinator has to solve (again), given the state and nothing else."""
+    match state.phase:
+        case Solving():
+            reports = state.phase.round.reports
+            return Solve(round_id=state.round_id, reports=tuple(reports[c] for c in sorted(reports)))
+        case Assigned() | Settling():
+            return _to_solve_again(state, state.phase.round, rules=rules)
+        case _:
+            return None
+
+
+def _to_solve_again(state: State, round_: Round, *, rules: Rules) -> Solve | None:
+    left = waiting(round_, state.roster, rules=rules)
+    if not round_.ordered or not left:
         return None
-    reports = state.phase.round.reports
-    return Solve(round_id=state.round_id, reports=tuple(reports[c] for c in sorted(reports)))
+    band = free_band(round_, others_than=round_.ordered | {*left}, rules=rules)
+    return Solve(round_id=state.round_id, reports=tuple(round_.reports[c] for c in sorted(left)), order=round_.orders, band=band)
 
 
 def awaited(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientId]:
@@ -95,10 +110,21 @@ def _stands_still(state: State, *, rules: Rules) -> bool:
     return is_over(state, rules=rules) or (isinstance(state.phase, Gathering) and state.phase.since is None)
 
 
-def _effects(before: State, after: State) -> tuple[Effect, ...]:
+def _effects(before: State, after: State, *, rules: Rules) -> tuple[Effect, ...]:
     posts = tuple(p for p in after.outbox if p.directive.seq >= before.next_seq)
-    solve = None if isinstance(before.phase, Solving) else unsolved(after)
+    solve = None if _asked(after) == _asked(before) else unsolved(after, rules=rules)
     return posts if solve is None else (*posts, solve)
+
+
+def _asked(state: State) -> tuple[int, int] | None:
+    """Return which solution is being waited for: of which round, and the how many-th after its first."""
+    match state.phase:
+        case Solving():
+            return state.round_id, 0
+        case Assigned() | Settling():
+            return (state.round_id, state.phase.round.orders) if state.phase.round.ordered else None
+        case _:
+            return None
 
 
 # --- taking in what happened: facts only ------------------------------------------------------------------------------
@@ -115,11 +141,15 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
         case Reported():
             return _reported(state, event, rules=rules)
         case Solved():
-            return _solved(state, event)
+            return _solved(state, event, rules=rules)
         case SolvingFailed():
-            if isinstance(state.phase, Solving) and event.round_id == state.round_id:
-                return _fail(state, f"no allocation: {event.reason}", at=at, rules=rules)
-            return state
+            if _asked(state) != (event.round_id, event.order):
+                return state
+            if isinstance(state.phase, Assigned | Settling):
+                return replace(state, phase=replace(state.phase, round=given_up_on(state.phase.round)))
+            return _fail(state, f"no allocation: {event.reason}", at=at, rules=rules)
+        case Sending():
+            return _sending(state, event)
         case Completed():
             return _completed(state, event, rules=rules)
         case Settled():
@@ -155,13 +185,45 @@ def _reported(state: State, event: Reported, *, rules: Rules) -> State:
     return replace(state, phase=Open(round=replace(phase.round, reports={**phase.round.reports, report.client: report})))
 
 
-def _solved(state: State, event: Solved) -> State:
-    if not isinstance(state.phase, Solving) or event.round_id != state.round_id:
+def _solved(state: State, event: Solved, *, rules: Rules) -> State:
+    if _asked(state) != (event.round_id, event.order):
         return state
-    assigned = replace(state, phase=Assigned(round=replace(state.phase.round, solution=event.solution)))
-    for assignment in event.solution.assignments:
-        assigned = _post(assigned, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
-    return assigned
+    if isinstance(state.phase, Assigned | Settling):
+        return _solved_again(state, state.phase, event, rules=rules)
+    if not isinstance(state.phase, Solving):
+        return state
+    assignments = event.solution.assignments
+    held: Mapping[ClientId, float] = {a.client: a.bandwidth for a in assignments if a.protection is not None}
+    return _assign(
+        replace(state, phase=Assigned(round=replace(state.phase.round, solution=event.solution, held=held))), assignments
+    )
+
+
+def _solved_again(state: State, phase: Assigned | Settling, event: Solved, *, rules: Rules) -> State:
+    before = phase.round.solution
+    round_ = shared_again(phase.round, state.roster, {a.client: a for a in event.solution.assignments}, rules=rules)
+    told = () if before is None else before.assignments
+    changed = () if round_.solution is None else tuple(a for a in round_.solution.assignments if a not in told)
+    # Only a client's newest assignment is kept for it: the older ones would grow without bound, and mean nothing any more.
+    renewed = {Member(a.client) for a in changed}
+    outbox = tuple(p for p in state.outbox if p.directive.kind is not DirectiveKind.ASSIGNED or p.to not in renewed)
+    return _assign(replace(state, phase=replace(phase, round=round_), outbox=outbox), changed)
+
+
+def _assign(state: State, assignments: Iterable[Assignment]) -> State:
+    for assignment in assignments:
+        state = _post(state, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
+    return state
+
+
+def _sending(state: State, event: Sending) -> State:
+    phase = state.phase
+    if not isinstance(phase, Assigned | Settling) or event.round_id != state.round_id:
+        return state
+    round_, client = phase.round, event.client
+    if client in round_.sending or client in round_.completions or not round_.granted(client) or round_.settled(client):
+        return state
+    return replace(state, phase=replace(phase, round=replace(round_, sending=round_.sending | {client})))
 
 
 def _completed(state: State, event: Completed, *, rules: Rules) -> State:
@@ -217,7 +279,10 @@ def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
                 return state
             return _fail(state, f"no allocation within {rules.round_s:g} s", at=at, rules=rules)
         case Assigned() | Settling():
-            return _settle(state, phase.round, at=at, rules=rules)
+            round_ = reconsidered(phase.round, state.roster, rules=rules)
+            if round_ is not phase.round:
+                state = replace(state, phase=replace(phase, round=round_))
+            return _settle(state, round_, at=at, rules=rules)
         case Closed():
             # The next tick, not the closing event, begins the next round: the end of this one can be seen and recorded.
             if not ticked or is_over(state, rules=rules):

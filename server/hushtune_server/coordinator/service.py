@@ -6,6 +6,7 @@ Every event is durable before anybody hears of it: ``Desk`` takes them in one at
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,7 +22,18 @@ from hushtune_common.errors import (
     StaleRound,
     VersionMismatch,
 )
-from hushtune_common.messages import Beat, Caller, ClientReport, Completion, Digest, Directive, Role, Settlement
+from hushtune_common.messages import (
+    SENDING_PHASES,
+    Beat,
+    Caller,
+    ClientId,
+    ClientReport,
+    Completion,
+    Digest,
+    Directive,
+    Role,
+    Settlement,
+)
 from hushtune_common.units import Second
 from hushtune_common.wire import convert
 from hushtune_common.wire.bell import Bell
@@ -37,6 +49,7 @@ from hushtune_server.coordinator.events import (
     Left,
     Member,
     Reported,
+    Sending,
     Settled,
     Solution,
     Solved,
@@ -152,7 +165,7 @@ class Desk:
 
     async def run(self) -> State:
         """Watch the members and the time until the run is over; return its last state. A defect of ours is raised here."""
-        pending = unsolved(self.state)
+        pending = unsolved(self.state, rules=self.rules)
         if pending is not None:
             self._spawn(self._solve(pending))
         tick_s = min(_TICK_S_MAX, self._liveness.beat_s / 4)
@@ -220,13 +233,14 @@ class Desk:
     async def _solve(self, order: Solve) -> None:
         loop = asyncio.get_running_loop()
         try:
-            solution = await loop.run_in_executor(None, self._solver.solve, order.round_id, order.reports)
+            work = partial(self._solver.solve, order.round_id, order.reports, band=order.band)
+            solution = await loop.run_in_executor(None, work)
         except HushtuneError as error:
             reason = str(error)
-            await self._take(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason))
+            await self._take(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason, order=order.order))
             return
         _require_answers(order, solution)
-        await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution))
+        await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -270,8 +284,11 @@ class Desk:
             self._liveness = self._liveness.disconnected(member, self.now())
 
     async def _listen(self, member: Member, beats: AsyncIterator[Beat]) -> None:
-        async for _ in beats:
+        async for beat in beats:
             self._liveness = self._liveness.heard(member, self.now())
+            if beat.phase in SENDING_PHASES and member != OWNER:
+                round_id, client = self.state.round_id, ClientId(member)
+                await self._commit(lambda at, r=round_id, c=client: Sending(at=at, round_id=r, client=c))
 
     def _forget(self, member: Member) -> None:
         self._liveness = self._liveness.forgotten(member)
