@@ -169,8 +169,7 @@ class Duties:
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
-        uplink.require_sendable(assignment, bits_max=self._scenario.codec.bits)
-        await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=self._device))
+        await self._require_consent(assignment)
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator
@@ -199,7 +198,7 @@ class Duties:
         trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = self._newest(assignment)
-        uplink.require_sendable(assignment)
+        await self._require_consent(assignment)
         _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         sealed = await self._seal(emulator, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
@@ -210,6 +209,11 @@ class Duties:
             energy=meter.energy,
             assignment=assignment,
         )
+
+    async def _require_consent(self, assignment: Assignment) -> None:
+        """Refuse what cannot be sent or does not protect as the scenario says; what comes later in a round is checked as well."""
+        uplink.require_sendable(assignment, bits_max=self._scenario.codec.bits)
+        await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=self._device))
 
     def _newest(self, assignment: Assignment) -> Assignment:
         """Return what is assigned now, which may be newer than the ``assignment`` that the work began with."""
