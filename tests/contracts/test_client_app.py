@@ -52,6 +52,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
+from hushtune_common.units import FlopPerSecond, Hertz, Watt
 from tests.kits import Kits
 from tests.loopback import (
     CLIENT,
@@ -478,6 +479,50 @@ def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
         assert done.uploaded
 
     run(work())
+
+
+async def directed_anew(world: World, newer: Assignment) -> None:
+    """Play coordinator and owner, and assign something else in the middle of training."""
+    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
+    await world.until(lambda: bool(world.reports))
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=GRANTED))
+    await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
+    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=newer))
+    await world.until(lambda: bool(world.completions))
+    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
+    world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
+    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
+
+
+async def taking_part(stage: Stage, newer: Assignment, *, epochs: int) -> list[dict[str, Any]]:
+    """Return what a real client logged whose assignment was replaced by ``newer`` in mid-training."""
+    long = ["--set", f"training.epochs={epochs}"]
+    stage.world.scenario = config.load(stage.path, overrides=long[1:]).digest
+    async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
+        directing = asyncio.create_task(directed_anew(stage.world, newer))
+        process = await started(stage, at.owner, at.coordinator, at.air, *long)
+        output, errors = await asyncio.wait_for(process.communicate(), 60.0)
+        directing.cancel()
+    assert process.returncode == 0, errors
+    return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_newer_assignment_changes_clock_band_and_power_and_training_goes_on(stage: Stage) -> None:
+    newer = replace(GRANTED, bandwidth=Hertz(3e6), power=Watt(0.05), clock=FlopPerSecond(1.9e12))
+    told = run(taking_part(stage, newer, epochs=600))
+    assert [e["event"] for e in told].count("training_finished") == 1
+    assert [e["clock_flops"] for e in told if e["event"] == "clock_changed"] == [1.9e12]
+    assert {(sent.bandwidth, sent.power) for sent, _ in stage.world.sent.values()} == {(3e6, 0.05)}
+    assert received(stage).tensors
+
+
+@pytest.mark.slow
+def test_a_withdrawn_grant_ends_the_training_and_nothing_is_sent(stage: Stage) -> None:
+    run(taking_part(stage, assignment_of(gate=REFUSED), epochs=100_000))
+    (done,) = stage.world.completions.values()
+    assert (done.uploaded, REFUSED.reason in done.reason) == (False, True)
+    assert not stage.world.sent
 
 
 @pytest.mark.slow

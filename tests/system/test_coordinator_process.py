@@ -96,6 +96,7 @@ class Line:
     seen: int = 0
     heard: list[Directive] = field(default_factory=list[Directive])
     stream: Any = None
+    phase: str = "testing"
 
     async def join(self) -> None:
         request = pb.JoinRequest(
@@ -138,7 +139,7 @@ class Line:
 
     async def _beats(self) -> AsyncIterator[pb.FollowRequest]:
         while True:
-            yield convert.beat_to_wire(Beat(last_seen_seq=self.seen, phase="testing", progress=0))
+            yield convert.beat_to_wire(Beat(last_seen_seq=self.seen, phase=self.phase, progress=0))
             await CLOCK.sleep(IDLE_S / 6)
 
 
@@ -259,6 +260,57 @@ def test_a_client_whose_stream_breaks_is_dead_and_the_round_closes_without_it(ki
     record = record_of(tmp_path)
     assert (record["accepted"], record["died"]) == ([C1], [C2])
     assert record["reasons"][C2].startswith("died: silent for")
+
+
+def bandwidth_of(directive: Directive) -> float:
+    assert directive.assignment is not None
+    return directive.assignment.bandwidth
+
+
+def test_the_band_of_a_client_that_dies_goes_to_the_other_and_its_grant_is_withdrawn(kits: Kits, tmp_path: Path) -> None:
+    scenario = scenario_of(share=0.5)
+
+    async def story() -> None:
+        async with coordinator(kits, tmp_path, scenario) as process, everybody(process, kits, scenario) as cast:
+            await until_assigned(cast)
+            before = bandwidth_of(cast.c1.heard[-1])
+            cast.c2.drop()
+            after = await cast.c1.wait_for(DirectiveKind.ASSIGNED)
+            assert bandwidth_of(after) == pytest.approx(2 * before)
+            await cast.c2.join()
+            cast.c2.follow()
+            withdrawal = (await cast.c2.wait_for(DirectiveKind.ASSIGNED)).assignment
+            assert withdrawal is not None
+            assert withdrawal.gate.decision is GateDecision.DEFERRED
+            await cast.c1.complete(C1)
+            await cast.owner.settle(C1)
+            await cast.c2.complete(C2, uploaded=False)
+            closed = await cast.c1.wait_for(DirectiveKind.ROUND_CLOSED)
+            assert closed.accepted == (C1,)
+            process.stop.set()
+
+    run(story)
+    assert record_of(tmp_path)["withdrawn"] == [C2]
+
+
+def test_a_client_that_says_it_transmits_keeps_its_band_when_it_dies(kits: Kits, tmp_path: Path) -> None:
+    scenario = scenario_of(share=0.5)
+
+    async def story() -> None:
+        async with coordinator(kits, tmp_path, scenario) as process, everybody(process, kits, scenario) as cast:
+            await until_assigned(cast)
+            cast.c2.phase = "on air"
+            await CLOCK.sleep(IDLE_S / 2)
+            cast.c2.drop()
+            await CLOCK.sleep(IDLE_S)
+            await cast.c1.complete(C1)
+            await cast.owner.settle(C1)
+            await cast.c1.wait_for(DirectiveKind.ROUND_CLOSED)
+            assert sum(d.kind is DirectiveKind.ASSIGNED for d in cast.c1.heard) == 1
+            process.stop.set()
+
+    run(story)
+    assert record_of(tmp_path)["withdrawn"] == []
 
 
 def test_a_reconnected_client_lives_on_and_misses_nothing(kits: Kits, tmp_path: Path) -> None:
