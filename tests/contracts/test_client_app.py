@@ -509,11 +509,11 @@ async def taking_part(stage: Stage, newer: Assignment, *, epochs: int) -> list[d
 
 @pytest.mark.slow
 def test_a_newer_assignment_changes_clock_band_and_power_and_training_goes_on(stage: Stage) -> None:
-    newer = replace(GRANTED, bandwidth=Hertz(3e6), power=Watt(0.05), clock=FlopPerSecond(1.9e12))
+    newer = replace(GRANTED, bandwidth=Hertz(3e6), power=Watt(6e-5), clock=FlopPerSecond(1.9e12))
     told = run(taking_part(stage, newer, epochs=600))
     assert [e["event"] for e in told].count("training_finished") == 1
     assert [e["clock_flops"] for e in told if e["event"] == "clock_changed"] == [1.9e12]
-    assert {(sent.bandwidth, sent.power) for sent, _ in stage.world.sent.values()} == {(3e6, 0.05)}
+    assert {(sent.bandwidth, sent.power) for sent, _ in stage.world.sent.values()} == {(3e6, 6e-5)}
     assert received(stage).tensors
 
 
