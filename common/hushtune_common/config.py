@@ -98,6 +98,12 @@ class GateConfig(Section, frozen=True):
 class OwnerConfig(Section, frozen=True):
     """The owner."""
 
+    clock_max_flops: Positive = 2.0e13
+    """Its machine, shared among the plug-ins of a round; modelled."""
+    energy_w_per_flops3: Positive = 2.0e-38
+    """kappa of ``power = kappa * clock**3``; 2e-38 gives 160 W at 20 TFLOP/s."""
+    plug_in_flops: Positive = 4.0e12
+    """Work of judging one update: passes over the public text; modelled."""
     emulator: EmulatorConfig = EmulatorConfig()
     gate: GateConfig = GateConfig()
 
@@ -196,10 +202,32 @@ class SecrecyConfig(Section, frozen=True):
     codewords: Annotated[int, Meta(ge=1, le=16)] = 4
 
 
+class UtilityConfig(Section, frozen=True):
+    """What an update is taken to be worth, by the share phi of its bits; assumed, not measured."""
+
+    kind: Literal["log", "exponential", "power", "scaling"] = "log"
+    """``log``: weight * ln(1 + shape * phi); ``exponential``: weight * (1 - exp(-shape * phi)); ``power``: weight * phi**shape;
+    ``scaling``: weight * (1 - (phi / share_min)**-shape / 2)."""
+    weight: Positive = 1.0
+    shape: Positive = 20.0
+
+
 class AllocatorConfig(Section, frozen=True):
     """How resources are shared."""
 
-    kind: Literal["equal_share"] = "equal_share"
+    kind: Literal["global", "conic", "alternating", "equal_share", "random", "communication_only", "computation_only"] = (
+        "equal_share"
+    )
+    """``global`` maximises utility over cost, with a certificate; ``alternating`` is the published method, ``conic`` a generic
+    solver, the others are baselines."""
+    rate_model: Literal["coded", "gaussian"] = "coded"
+    """Secret rate that is planned with: what the wiretap code's designs deliver, or the difference of Gaussian capacities,
+    which no code delivers, for comparison."""
+    time_weight_per_s: Positive = 1.0
+    energy_weight_per_j: Positive = 0.01
+    share_min: Share = 0.25
+    """Least share of the codec's bits per weight that an update may have."""
+    utility: UtilityConfig = UtilityConfig()
     clock_share: Share = 0.7
     """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""
     reallocate: bool = True

@@ -9,16 +9,25 @@ from hypothesis import strategies as st
 
 from hushtune_common.link.mcs import point_of
 from hushtune_common.link.wiretap import design
-from hushtune_common.messages import Assignment, GateDecision, Protection
+from hushtune_common.messages import Assignment, ClientReport, GateDecision, Protection
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
 from hushtune_server.coordinator.allocators.allocator import VIOLATION_MAX, Allocation, Allocator
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
+from hushtune_server.coordinator.allocators.optimised import Optimised
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
 from tests.radio import report, scenario
 
-ALLOCATORS: list[Allocator] = [EqualShare(clock_share=0.7)]
-allocators = pytest.mark.parametrize("allocator", ALLOCATORS, ids=lambda a: type(a).__name__)
+EQUAL, GLOBAL = EqualShare(clock_share=0.7), Optimised("global")
+ALLOCATORS: list[Allocator] = [EQUAL, GLOBAL, Optimised("random")]
+SLOW: list[Allocator] = [
+    Optimised("conic"),
+    Optimised("alternating"),
+    Optimised("communication_only"),
+    Optimised("computation_only"),
+]
+allocators = pytest.mark.parametrize("allocator", ALLOCATORS, ids=["equal_share", "global", "random"])
+slow_ones = pytest.mark.parametrize("allocator", SLOW, ids=["conic", "alternating", "communication_only", "computation_only"])
 
 
 orders = st.lists(st.sampled_from([p.value for p in Protection]), min_size=1, unique=True)
@@ -52,7 +61,10 @@ def solve(allocator: Allocator, problem: AllocationProblem) -> Allocation:
 @allocators
 @given(problem=problems())
 def test_an_allocation_is_feasible_and_answers_every_report_in_order(allocator: Allocator, problem: AllocationProblem) -> None:
-    found = solve(allocator, problem)
+    check_feasible(problem, solve(allocator, problem))
+
+
+def check_feasible(problem: AllocationProblem, found: Allocation) -> None:
     assert found.violation <= VIOLATION_MAX
     assert problem.residuals(found.assignments).worst == found.violation
     assert [(a.client, a.round_id) for a in found.assignments] == [(r.client, r.round_id) for r in problem.reports]
@@ -95,10 +107,43 @@ def test_when_everybody_is_excluded_everybody_is_told_why(allocator: Allocator) 
 
 
 @pytest.mark.slow
-@allocators
-@given(problem=problems(protections=st.just(["payload"])))
-def test_more_margin_for_the_tap_never_grants_more(allocator: Allocator, problem: AllocationProblem) -> None:
-    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 10**0.6)) for r in problem.reports)
+@slow_ones
+def test_the_methods_for_comparison_are_feasible_and_no_better_than_the_bound(allocator: Allocator) -> None:
+    problem = AllocationProblem.of(scenario(), trio())
+    found, best = solve(allocator, problem), solve(GLOBAL, problem)
+    check_feasible(problem, found)
+    assert not any("split evenly" in note for note in found.notes)
+    assert found.objective is not None
+    assert best.upper_bound is not None
+    assert 0.0 < found.objective <= best.upper_bound
+
+
+@pytest.mark.slow
+@given(problem=problems())
+def test_global_is_never_worse_than_equal_share_for_the_same_clients(problem: AllocationProblem) -> None:
+    even, best = solve(EQUAL, problem), solve(GLOBAL, problem)
+    in_time = all(a.planned is None or a.planned.total_s <= problem.round_s for a in even.assignments)
+    same = [a.protection for a in even.assignments] == [a.protection for a in best.assignments]
+    if same and in_time and even.objective is not None and best.objective is not None:
+        assert even.objective <= best.objective * (1.0 + 1e-6)
+        assert best.objective <= (best.upper_bound or 0.0)
+
+
+@pytest.mark.slow
+@given(problem=problems())
+def test_a_better_tap_never_raises_the_ratio_above_the_bound_of_before(problem: AllocationProblem) -> None:
+    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 4.0)) for r in problem.reports)
+    before, after = solve(GLOBAL, problem), solve(GLOBAL, replace(problem, reports=worse))
+    same = [a.protection for a in before.assignments] == [a.protection for a in after.assignments]
+    if same and after.objective is not None:
+        assert after.objective <= (before.upper_bound or 0.0) * (1.0 + 1e-6)
+
+
+@pytest.mark.slow
+@given(problem=problems())
+def test_more_margin_for_the_tap_never_grants_more(problem: AllocationProblem) -> None:
+    allocator = EQUAL
+    worse = tuple(replace(r, gain_tap=PowerRatio(r.gain_tap * 4.0)) for r in problem.reports)
     changed = AllocationProblem(reports=worse, air=problem.air, secrecy=problem.secrecy, round_s=problem.round_s)
     # The share of band depends on who is excluded, so compare the rates per symbol that power does not limit.
     rich = [r for r in problem.reports if r.power_max == 0.2]
@@ -107,6 +152,15 @@ def test_more_margin_for_the_tap_never_grants_more(allocator: Allocator, problem
     excluded = sum(problem.hopeless(r) for r in problem.reports) != sum(changed.hopeless(r) for r in worse)
     if not excluded:
         assert all(after.get(r.client, 0.0) <= before.get(r.client, 0.0) for r in rich)
+
+
+def trio() -> list[ClientReport]:
+    """Three clients that everybody can serve."""
+    return [
+        report("c1", main_db=-90.0, tap_db=-120.0, update_bits=80_000_000),
+        report("c2", main_db=-100.0, tap_db=-125.0, update_bits=40_000_000),
+        report("c3", main_db=-95.0, tap_db=-112.0, update_bits=120_000_000),
+    ]
 
 
 @pytest.mark.slow

@@ -19,12 +19,13 @@ from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Second
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
-from hushtune_server.coordinator.allocators.allocator import Allocator
+from hushtune_server.coordinator.allocators.allocator import Allocation, Allocator
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
+from hushtune_server.coordinator.allocators.optimised import METHODS, Method, Optimised
 from hushtune_server.coordinator.events import OWNER, Died, Event, Solution, Solved, from_body
 from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
 from hushtune_server.coordinator.ports import Solver
-from hushtune_server.coordinator.problems.secrecy import AllocationProblem
+from hushtune_server.coordinator.problems.secrecy import AllocationProblem, believed
 from hushtune_server.coordinator.record import record
 from hushtune_server.coordinator.rounds import fold
 from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Desk, register_coordinator
@@ -34,8 +35,14 @@ _SCHEMA = "coordinator/1"
 _STARTED = "started"
 _GRACE_S = 2.0
 
+
+def _optimised(method: Method) -> Callable[[AllocatorConfig], Allocator]:
+    return lambda config: Optimised(method, clock_share=config.clock_share)
+
+
 ALLOCATORS: Mapping[str, Callable[[AllocatorConfig], Allocator]] = {
     "equal_share": lambda config: EqualShare(clock_share=config.clock_share),
+    **{method: _optimised(method) for method in METHODS},
 }
 """The allocators by the name they have in a scenario."""
 
@@ -152,17 +159,27 @@ class AllocatorSolver:
         self._scenario = scenario
         self._clock = clock
         self._seeds = seeds
+        self._last: Allocation | None = None
 
     def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
         """Return the assignments of the round, with ``band`` in all, or with the scenario's."""
         began_at = self._clock.monotonic()
-        problem = AllocationProblem.of(self._within(band), reports)
-        allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)))
+        problem = AllocationProblem.of(self._within(band), believed(self._scenario, reports))
+        # A re-allocation starts from the answer before it, if this process still has it: for speed only.
+        before = None if band is None else self._last
+        allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)), before=before)
+        self._last = allocation
         return Solution(
             assignments=allocation.assignments,
             method=allocation.method,
             violation=allocation.violation,
             gap=allocation.gap,
+            objective=allocation.objective,
+            upper_bound=allocation.upper_bound,
+            claim=allocation.claim,
+            tier=allocation.tier,
+            sweeps=allocation.sweeps,
+            notes=allocation.notes,
             solve_s=Second(self._clock.monotonic() - began_at),
         )
 
@@ -218,7 +235,16 @@ def _log_solution(event: Solved) -> None:
     for assignment in solution.assignments:
         log_event(_log, "gate_decided", round_id=event.round_id, client=assignment.client, **asdict(assignment.gate))
     log_event(
-        _log, "assignments_solved", round_id=event.round_id, method=solution.method, seconds=solution.solve_s, order=event.order
+        _log,
+        "assignments_solved",
+        round_id=event.round_id,
+        method=solution.method,
+        seconds=solution.solve_s,
+        objective=solution.objective,
+        gap=solution.gap,
+        claim=solution.claim,
+        notes=list(solution.notes),
+        order=event.order,
     )
 
 

@@ -30,6 +30,13 @@ class Solution:
     violation: float
     gap: float | None
     solve_s: Second
+    objective: float | None = None
+    """Utility over cost of what is planned; ``upper_bound`` is what no choice for the same clients exceeds."""
+    upper_bound: float | None = None
+    claim: str = "none"
+    tier: int = 0
+    sweeps: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse two answers for one client."""

@@ -41,7 +41,18 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
 
 
 def _allocation(solution: Solution) -> dict[str, object]:
-    return {"method": solution.method, "violation": solution.violation, "gap": solution.gap, "solve_s": solution.solve_s}
+    return {
+        "method": solution.method,
+        "violation": solution.violation,
+        "objective": solution.objective,
+        "upper_bound": solution.upper_bound,
+        "gap": solution.gap,
+        "claim": solution.claim,
+        "tier": solution.tier,
+        "sweeps": solution.sweeps,
+        "notes": list(solution.notes),
+        "solve_s": solution.solve_s,
+    }
 
 
 def _assignment(assignment: Assignment) -> dict[str, object]:

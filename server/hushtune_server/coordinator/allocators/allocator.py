@@ -1,10 +1,12 @@
 """Who gets which resources: the interface of every allocator."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from hushtune_common.messages import Assignment
+from hushtune_common.messages import Assignment, ClientId
 from hushtune_common.seeding import SeedTree
+from hushtune_server.coordinator.allocators.solution import Claim
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
 
 VIOLATION_MAX = 1e-9
@@ -12,17 +14,36 @@ VIOLATION_MAX = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPrices:
+    """What the limits of a round are worth, in units of its cost: where the next allocation starts."""
+
+    time_per_s: Mapping[ClientId, float]
+    bandwidth_per_mhz: float
+    server_per_tflops: float
+    utility: float
+    """Cost per unit of utility."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
     """One assignment per report, in their order, with its certificate.
 
-    ``violation`` is the worst relative residual as the problem computes it; ``gap`` bounds the distance to the optimum, if the
-    method proves one.
+    ``violation`` is the worst relative residual as the problem computes it. ``objective`` is utility over cost of what is planned
+    for those who may send, and ``upper_bound`` what no choice of points, levels, bands and clocks *for the same clients* exceeds;
+    ``gap`` is their relative distance. ``claim``, ``tier`` and ``sweeps`` as in ``solution.Solution``.
     """
 
     assignments: tuple[Assignment, ...]
     method: str
     violation: float
     gap: float | None
+    objective: float | None = None
+    upper_bound: float | None = None
+    claim: Claim = "none"
+    tier: int = 0
+    sweeps: int = 0
+    notes: tuple[str, ...] = ()
+    prices: RoundPrices | None = field(default=None, repr=False)
 
 
 class Allocator(Protocol):
@@ -33,6 +54,9 @@ class Allocator(Protocol):
     answered, with every gate's reason.
     """
 
-    def allocate(self, problem: AllocationProblem, *, seeds: SeedTree) -> Allocation:
-        """Return the allocation; ``Infeasible`` or ``SolverFailed`` when there is none."""
+    def allocate(self, problem: AllocationProblem, *, seeds: SeedTree, before: Allocation | None = None) -> Allocation:
+        """Return the allocation; ``Infeasible`` or ``SolverFailed`` when there is none.
+
+        ``before``: the answer to a similar problem, some of whose clients may be gone; for speed only.
+        """
         ...

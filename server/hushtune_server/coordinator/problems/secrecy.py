@@ -6,11 +6,11 @@ plus ``main_margin_db``: more helps the tap as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, inf, isfinite
 
-from hushtune_common.config import AirConfig, Scenario, SecrecyConfig
+from hushtune_common.config import AirConfig, AllocatorConfig, OwnerConfig, Scenario, SecrecyConfig
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import secrecy as link
 from hushtune_common.link import wiretap
@@ -80,6 +80,8 @@ class AllocationProblem:
     round_s: Second
     code_bits: int = 8
     """Most bits per weight that the codec may spend."""
+    allocator: AllocatorConfig = field(default_factory=AllocatorConfig)
+    owner: OwnerConfig = field(default_factory=OwnerConfig)
 
     def __post_init__(self) -> None:
         """A client reports once."""
@@ -92,7 +94,13 @@ class AllocationProblem:
         """Return the problem of a scenario's round."""
         round_s = Second(scenario.timing.round_s)
         return AllocationProblem(
-            reports=tuple(reports), air=scenario.air, secrecy=scenario.secrecy, round_s=round_s, code_bits=scenario.codec.bits
+            reports=tuple(reports),
+            air=scenario.air,
+            secrecy=scenario.secrecy,
+            round_s=round_s,
+            code_bits=scenario.codec.bits,
+            allocator=scenario.coordinator.allocator,
+            owner=scenario.owner,
         )
 
     def permuted(self, order: Sequence[int]) -> "AllocationProblem":
@@ -263,6 +271,12 @@ class AllocationProblem:
                 found.append(bound / from_db(design.snr_tap_design_db) - 1.0)
                 found.append(self._message_bits_min(assignment.protection) / design.message_bits - 1.0)
         return [*found, airtime / self.round_s - 1.0]
+
+
+def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:
+    """Return the reports with no tap gain below the scenario's own bound: a client has no say in what the tap hears."""
+    bounds = {c.id: link.tap_gain_bound(scenario, c) for c in scenario.clients}
+    return tuple(replace(r, gain_tap=PowerRatio(max(r.gain_tap, bounds.get(r.client, 0.0)))) for r in reports)
 
 
 _ADVICE = "move the client closer to the owner or the eavesdropper away, or lower secrecy.tap_margin_db"
