@@ -215,9 +215,7 @@ class UtilityConfig(Section, frozen=True):
 class AllocatorConfig(Section, frozen=True):
     """How resources are shared."""
 
-    kind: Literal["global", "conic", "alternating", "equal_share", "random", "communication_only", "computation_only"] = (
-        "equal_share"
-    )
+    kind: Literal["global", "conic", "alternating", "equal_share", "random", "communication_only", "computation_only"] = "global"
     """``global`` maximises utility over cost, with a certificate; ``alternating`` is the published method, ``conic`` a generic
     solver, the others are baselines."""
     rate_model: Literal["coded", "gaussian"] = "coded"

@@ -231,7 +231,7 @@ def test_two_clients_and_the_owner_finish_a_round(kits: Kits, tmp_path: Path) ->
     run(story)
     record = record_of(tmp_path)
     assert (record["state"], record["accepted"], record["missing"]) == ("closed", [C1, C2], [])
-    assert record["allocation"]["method"] == "equal_share"
+    assert record["allocation"]["method"] == "global"
     assert {a["gate"]["decision"] for a in record["assignments"]} == {GateDecision.GRANTED}
     assert [(c["client"], c["bytes_uploaded"], c["train_s"]) for c in record["completions"]] == [(C1, 500, 3.0), (C2, 500, 3.0)]
 

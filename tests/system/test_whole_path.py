@@ -132,7 +132,7 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
     report = report_of(scenario)
     assert report["fidelity"] == "bit_exact"
     assert report["seed"] == 3
-    assert report["allocation"]["method"] == "equal_share"
+    assert report["allocation"]["method"] == "global"
     scores = {name: report["settings"][name]["perplexity"] for name in ("full_zero_shot", "emulator_zero_shot")}
     tuned = {name: report["settings"][name]["perplexity"] for name in ("emulator_fine_tuned", "plug_in")}
     assert tuned["emulator_fine_tuned"] < scores["emulator_zero_shot"]

@@ -137,10 +137,8 @@ class _Search:
         """Return every client's best option at the prices, at one level or at any."""
         gains = ell * self._c.utility - self._c.radio_costs(prices)
         if level is not None:
-            gains = np.where(self._c.level_of == level, gains, -np.inf)
-            gains = np.where(
-                np.isfinite(gains.max(axis=1, keepdims=True)), gains, ell * self._c.utility - self._c.radio_costs(prices)
-            )
+            there = np.where(self._c.level_of == level, gains, -np.inf)
+            gains = np.where(np.isfinite(there).any(axis=1, keepdims=True), there, gains)
         return gains.argmax(axis=1)
 
     def follow(self, at: Chosen, level: int | None = None) -> None:
