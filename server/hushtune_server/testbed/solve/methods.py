@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from hushtune_common.errors import MissingPackage
@@ -57,8 +58,9 @@ def _imported(method: Method, seeds: "SeedTree") -> Solve:
         return partial(solve_alternating, variant="free" if method == "alternating" else "strict")
     from hushtune_server.coordinator.allocators import baselines
 
-    if method in ("communication_only", "computation_only"):
-        import cvxpy as _  # noqa: F401  # these two import it while they solve, which is too late to say so
+    if method in ("communication_only", "computation_only") and find_spec("cvxpy") is None:
+        # They need it while they solve, which is too late to say so.
+        raise MissingPackage("cvxpy", f"the allocator {method} needs it; run: pip install 'hushtune-server[coordinator]'")
 
     return {
         "equal_share": baselines.solve_equal_share,
