@@ -32,7 +32,7 @@ try:
     from cvxpy.error import SolverError
 except ModuleNotFoundError as error:
     raise MissingPackage(
-        "cvxpy", "the package cvxpy is not installed; run: pip install 'hushtune-server[coordinator]'"
+        "cvxpy", "the package is not installed; run: pip install 'hushtune-server[coordinator]'"
     ) from error
 
 Held = Literal["share", "radio", "compute"]
