@@ -31,9 +31,7 @@ try:
     import cvxpy as cp
     from cvxpy.error import SolverError
 except ModuleNotFoundError as error:
-    raise MissingPackage(
-        "cvxpy", "the package is not installed; run: pip install 'hushtune-server[coordinator]'"
-    ) from error
+    raise MissingPackage("cvxpy", "the package is not installed; run: pip install 'hushtune-server[coordinator]'") from error
 
 Held = Literal["share", "radio", "compute"]
 """What a program leaves as it is: the shares; bands and powers; the clocks of both sides."""
