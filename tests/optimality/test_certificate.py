@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from hushtune_common.seeding import SeedTree
 from hushtune_server.coordinator.allocators.balance import balance, least_time
 from hushtune_server.coordinator.allocators.certificate import certify, least_costs, responses, upper_bound
-from hushtune_server.coordinator.allocators.continuous import choice_of
+from hushtune_server.coordinator.allocators.continuous import outcome_of
 from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
 from hushtune_server.coordinator.allocators.structured import solve
@@ -152,7 +152,7 @@ def test_the_bound_covers_every_combination_of_levels() -> None:
         tried = [balance(model.with_shares(np.array(levels)[k]).priced(1.0)) for k in every(3, 3)]
         found = certify(i, solve(i))
         assert found.upper_bound is not None
-        assert found.upper_bound >= max(evaluate(i, choice_of(i, b)).objective for b in tried)
+        assert found.upper_bound >= max(outcome_of(i, b)[1].objective for b in tried)
 
 
 def test_a_bound_for_chosen_clients_says_so_and_claims_nothing_about_others() -> None:

@@ -11,7 +11,7 @@ from hushtune_common.errors import Infeasible
 from hushtune_common.seeding import SeedTree
 from hushtune_server.coordinator.allocators.balance import balance
 from hushtune_server.coordinator.allocators.certificate import certify
-from hushtune_server.coordinator.allocators.continuous import choice_of
+from hushtune_server.coordinator.allocators.continuous import outcome_of
 from hushtune_server.coordinator.allocators.extensions import tap_quantile, with_statistical_tap
 from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.structured import solve
@@ -39,7 +39,7 @@ def with_levels(i: Instance, *, table: bool, seed: int = 0) -> Instance:
 
 
 def at_shares(i: Instance, share: Floats) -> Evaluation:
-    return evaluate(i, choice_of(i, balance(model_of(i).with_shares(share).priced(1.0))))
+    return outcome_of(i, balance(model_of(i).with_shares(share).priced(1.0)))[1]
 
 
 def best_of_all_levels(i: Instance) -> float:

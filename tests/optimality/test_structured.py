@@ -12,7 +12,7 @@ from hushtune_common.errors import Infeasible
 from hushtune_common.seeding import SeedTree
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
 from hushtune_server.coordinator.allocators.balance import balance, cold, least_time
-from hushtune_server.coordinator.allocators.continuous import choice_of
+from hushtune_server.coordinator.allocators.continuous import outcome_of
 from hushtune_server.coordinator.allocators.model import model_of
 from hushtune_server.coordinator.allocators.solution import Solution
 from hushtune_server.coordinator.allocators.structured import solve
@@ -60,7 +60,7 @@ def test_slower_ways_end_at_the_same_answer(tier: int) -> None:
         i = drawn(1 + seed % 6, seed, SCALES[seed % 2])
         found = balance(model_of(i), first_tier=tier)
         assert found.tier == tier
-        value = evaluate(i, choice_of(i, found)).objective
+        value = outcome_of(i, found)[1].objective
         assert value == pytest.approx(solve(i).evaluation.objective, rel=1e-9)
 
 

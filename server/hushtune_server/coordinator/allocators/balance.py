@@ -7,12 +7,13 @@ region below; tier 2 nests monotone searches instead and cannot fail to converge
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import expm1, inf, log, log1p
+from math import exp, expm1, inf, log, log1p
 from typing import Final
 
 import numpy as np
 
 from hushtune_common.errors import Infeasible, SolverFailed
+from hushtune_common.link.kernels import kernel
 from hushtune_server.coordinator.allocators import structured_kernels as client
 from hushtune_server.coordinator.allocators import structured_newton as shared_by
 from hushtune_server.coordinator.allocators.model import MARGIN, Model, time_low
@@ -54,8 +55,15 @@ class Balance:
 
 def cold(model: Model) -> Start:
     """Return a start from nothing: equal airtimes and plug-in times, shares in the middle, prices that fit these."""
-    rows, shared = model.rows, model.shared
-    we, kaps = shared[shared_by.ENERGY_WEIGHT], shared[shared_by.SERVER_ENERGY]
+    states = np.zeros((model.rows.shape[0], client.STATES))
+    time, band, server, utility = _from_nothing(model.rows, model.kind, model.shared, states)
+    return Start(time_s=time, band=band, server=server, utility=utility, states=states)
+
+
+@kernel
+def _from_nothing(rows: Floats, kind: int, shared: Floats, states: Floats) -> tuple[float, float, float, float]:
+    """Write the states of a start from nothing; return its time and its prices of band, machine and utility."""
+    we, kaps, n = shared[shared_by.ENERGY_WEIGHT], shared[shared_by.SERVER_ENERGY], rows.shape[0]
     main, tap, top = rows[:, client.GAIN_MAIN], rows[:, client.GAIN_TAP], rows[:, client.POWER_MAX]
     share = np.exp(0.5 * (rows[:, client.LOG_SHARE_MIN] + rows[:, client.LOG_SHARE_MAX]))
     sent, plugged = share * rows[:, client.SENT], share * rows[:, client.PLUGGED]
@@ -69,43 +77,60 @@ def cold(model: Model) -> Start:
     server = plugged * shared[shared_by.MACHINE] / plugged.sum()
     clock = 0.6 * rows[:, client.CLOCK_MAX]
     energy = rows[:, client.CLOCK_ENERGY] * work * clock**2 + x * band * airtime + kaps * plugged * server**2
-    time = float(np.max(rows[:, client.START] + work / clock + airtime + plugged / server))
-    time = max(time, 1.2 * shared[shared_by.TIME_LOW])
-    theta = shared[shared_by.TIME_WEIGHT] / share.size
+    time = max((rows[:, client.START] + work / clock + airtime + plugged / server).max(), 1.2 * shared[shared_by.TIME_LOW])
+    theta = shared[shared_by.TIME_WEIGHT] / n
     mu = shared[shared_by.TIME_WEIGHT] * airtime.mean() / shared[shared_by.BANDWIDTH]
-    nu = max(float(np.mean(theta * plugged / server**2 - 2.0 * we * kaps * plugged * server)), 0.0)
-    cost = shared[shared_by.TIME_WEIGHT] * time + we * energy.sum()
-    left = time - rows[:, client.START]
-    thetas = np.maximum(  # enough for each of the three stages to end within a third of the time
-        2.0 * we * rows[:, client.CLOCK_ENERGY] * np.minimum(3.0 * work / left, rows[:, client.CLOCK_MAX]) ** 3,
-        np.maximum(
-            mu * band / np.minimum(airtime, left / 3.0),
-            2.0 * we * kaps * (3.0 * plugged / left) ** 3 + nu * 9.0 * plugged / left**2,
-        ),
-    )
-    states = np.zeros((share.size, client.STATES))
-    states[:, client.LOG_THETA], states[:, client.LOG_SHARE] = np.log(thetas), np.log(share)
-    states[:, client.LOG_X], states[:, client.SERVER] = np.log(x), server
-    worth = model.worth(share)
-    return Start(time_s=time, band=mu, server=nu, utility=cost / worth if worth > 0.0 else cost, states=states)
+    nu = max((theta * plugged / server**2 - 2.0 * we * kaps * plugged * server).mean(), 0.0)
+    cost, utility = shared[shared_by.TIME_WEIGHT] * time + we * energy.sum(), shared[shared_by.OFFSET]
+    for k in range(n):
+        row, left = rows[k], time - rows[k, client.START]
+        states[k, client.LOG_THETA] = log(  # enough for each of the three stages to end within a third of the time
+            max(
+                2.0 * we * row[client.CLOCK_ENERGY] * min(3.0 * work[k] / left, row[client.CLOCK_MAX]) ** 3,
+                mu * band[k] / min(airtime[k], left / 3.0),
+                2.0 * we * kaps * (3.0 * plugged[k] / left) ** 3 + nu * 9.0 * plugged[k] / left**2,
+            )
+        )
+        states[k, client.LOG_SHARE], states[k, client.LOG_X], states[k, client.SERVER] = log(share[k]), log(x[k]), server[k]
+        utility += client.worth(kind, row[client.WEIGHT], row[client.SHAPE], share[k])[0]
+    return time, mu, nu, cost / utility if utility > 0.0 else cost
 
 
 def _numbers(model: Model, start: Start) -> tuple[Floats, Floats]:
     """Return the unknowns ``y`` of a start, and the model's constants with scales that fit it."""
-    shared = model.shared.copy()
-    low, deadline = shared[shared_by.TIME_LOW], model.deadline_s
-    time = max(start.time_s, low * (1.0 + 1e-9) + 1e-300)
+    y, shared = np.zeros(4), model.shared.copy()
+    _scaled(model.rows, model.deadline_s, start.time_s, start.band, start.server, start.utility, start.states, shared, y)
+    return y, shared
+
+
+@kernel
+def _scaled(
+    rows: Floats,
+    deadline: float,
+    time: float,
+    band: float,
+    server: float,
+    utility: float,
+    states: Floats,
+    shared: Floats,
+    y: Floats,
+) -> None:
+    """Write the scales of a start into ``shared`` and its unknowns into ``y``."""
+    low = shared[shared_by.TIME_LOW]
+    time = max(time, low * (1.0 + 1e-9) + 1e-300)
     if deadline < inf:
         time = min(time, low + 0.9 * (deadline - low))
     shared[shared_by.TIME_SCALE] = time - low
     shared[shared_by.Z_DEADLINE] = log((deadline - low) / (time - low)) if deadline < inf else inf
-    served = start.states[:, client.SERVER]
-    plugged = np.exp(start.states[:, client.LOG_SHARE]) * model.rows[:, client.PLUGGED]
-    drawn = 2.0 * shared[shared_by.ENERGY_WEIGHT] * shared[shared_by.SERVER_ENERGY] * plugged * served
-    shared[shared_by.SERVER_PRICE_SCALE] = scale = float(drawn.mean())
-    load = float(served.sum()) / shared[shared_by.MACHINE]
-    z = log1p(start.server / scale) if start.server > 0.0 else min(log(load), -1e-9)
-    return np.array([0.0, log(start.band), z, log(start.utility)]), shared
+    load, drawn = 0.0, 0.0
+    for k in range(rows.shape[0]):
+        served = states[k, client.SERVER]
+        load += served / shared[shared_by.MACHINE]
+        drawn += exp(states[k, client.LOG_SHARE]) * rows[k, client.PLUGGED] * served / rows.shape[0]
+    scale = 2.0 * shared[shared_by.ENERGY_WEIGHT] * shared[shared_by.SERVER_ENERGY] * drawn
+    shared[shared_by.SERVER_PRICE_SCALE] = scale
+    y[0], y[1], y[3] = 0.0, log(band), log(utility)
+    y[2] = log1p(server / scale) if server > 0.0 else min(log(load), -1e-9)
 
 
 def balance(model: Model, start: Start | None = None, *, tolerance: float = 1e-10, first_tier: int = 0) -> Balance:
@@ -142,6 +167,8 @@ def _balance(model: Model, start: Start | None, *, tolerance: float, first_tier:
 
 
 def _check_deadline(model: Model) -> None:
+    if model.deadline_s == inf:
+        return
     low, deadline = time_low(model.rows), model.deadline_s
     if deadline <= low.max() * (1.0 + 1e-12):
         n = int(low.argmax())

@@ -18,7 +18,7 @@ from hushtune_server.coordinator.allocators import structured_newton as shared_b
 from hushtune_server.coordinator.allocators.balance import Balance, Start, balance, cold, near
 from hushtune_server.coordinator.allocators.model import Model, model_of
 from hushtune_server.coordinator.allocators.solution import Prices, Solution
-from hushtune_server.coordinator.problems.instance import Choice, Instance, evaluate
+from hushtune_server.coordinator.problems.instance import Choice, Evaluation, Instance, client_times_s, evaluate
 from hushtune_server.coordinator.problems.utility import RISK_AVERSION_MIN, Floats, Objective, Utility
 
 _TURNS: Final = 80
@@ -60,8 +60,7 @@ def _begin(instance: Instance, model: Model, start: Start | None) -> Start | Non
 
 def solution_of(instance: Instance, found: Balance, *, method: str) -> Solution:
     """Return a balance as a solution, with the shared resources exactly within their limits."""
-    choice = choice_of(instance, found)
-    evaluation = evaluate(instance, choice)
+    choice, evaluation = outcome_of(instance, found)
     prices = Prices(
         time_per_s=found.chosen[:, 5].copy(),
         bandwidth_per_mhz=found.start.band,
@@ -72,29 +71,30 @@ def solution_of(instance: Instance, found: Balance, *, method: str) -> Solution:
     return Solution(choice=choice, evaluation=evaluation, method=method, tier=found.tier, sweeps=found.sweeps, prices=prices)
 
 
-def choice_of(instance: Instance, found: Balance) -> Choice:
-    """Return what the clients do at a balance; the time is when the last of them ends."""
+def outcome_of(instance: Instance, found: Balance) -> tuple[Choice, Evaluation]:
+    """Return what the clients do at a balance, and what that is worth; the time is when the last of them ends."""
     share, band, power, clock, server, _, _ = found.chosen.T
     i = instance
     draft = Choice(
-        share=np.clip(share, i.share_min, i.share_max),
+        share=np.minimum(np.maximum(share, i.share_min), i.share_max),
         bandwidth_mhz=band * min(1.0, i.bandwidth_mhz / band.sum()),
         power_w=np.minimum(power, i.power_max_w),
         clock_tflops=np.minimum(clock, i.clock_max_tflops),
         server_tflops=server * min(1.0, i.server_tflops / server.sum()),
-        time_s=found.start.time_s,
+        time_s=inf,
     )
     if i.clock_levels is not None:  # time between two levels is shared so that the update is there just in time
-        draft = replace(draft, clock_tflops=_just_in_time(i, draft))
-    return replace(draft, time_s=evaluate(i, draft).time_s)
+        draft = replace(draft, clock_tflops=_just_in_time(i, draft, time_s=found.start.time_s))
+    evaluation = evaluate(i, draft)
+    return replace(draft, time_s=evaluation.time_s), evaluation
 
 
-def _just_in_time(instance: Instance, draft: Choice) -> Floats:
+def _just_in_time(instance: Instance, draft: Choice, *, time_s: float) -> Floats:
     """Return the clocks with which training ends exactly when the round's time leaves no more, where the devices can."""
     i = instance
     work = i.train_tflop * (i.train_fixed_share + (1.0 - i.train_fixed_share) * draft.share)
-    others = evaluate(i, draft).client_time_s - work / draft.clock_tflops
-    clock = work / np.maximum(draft.time_s - others, 1e-300)
+    others = client_times_s(i, draft) - work / draft.clock_tflops
+    clock = work / np.maximum(time_s - others, 1e-300)
     return np.where(np.abs(clock / draft.clock_tflops - 1.0) < 1e-3, np.minimum(clock, i.clock_max_tflops), draft.clock_tflops)
 
 
@@ -167,7 +167,7 @@ def _outside(instance: Instance, model: Model, start: Start | None, *, warm: boo
         except SolverFailed as problem:
             failure = problem
             continue
-        value = evaluate(instance, choice_of(instance, found)).objective
+        value = outcome_of(instance, found)[1].objective
         if value > best_value:
             best, best_value = found, value
     if best is None and instance.objective.utility_min is not None:
@@ -223,14 +223,14 @@ def _climb(instance: Instance, model: Model, start: Start, *, tolerance: float) 
         raise SolverFailed("no surrogate could be solved")
     exact = near(model, found.start, tolerance=tolerance)
     if exact is not None:
-        ended = evaluate(instance, choice_of(instance, exact))
+        ended = outcome_of(instance, exact)[1]
         if ended.worst < 1e-9 and ended.objective >= value - 1e-9 * abs(value):
             found = exact
     return replace(found, sweeps=sweeps)
 
 
 def _value(instance: Instance, found: Balance) -> float:
-    return evaluate(instance, choice_of(instance, found)).objective
+    return outcome_of(instance, found)[1].objective
 
 
 def surrogate(instance: Instance, share: Floats) -> Utility:

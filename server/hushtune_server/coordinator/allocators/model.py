@@ -20,7 +20,6 @@ _KINDS: Final[dict[UtilityKind, int]] = {
     "log_share": client.LOG_RATIO,
     "linear": client.LINEAR,
 }
-_NAMES: Final[dict[int, UtilityKind]] = {code: name for name, code in _KINDS.items()}
 _LN2: Final = log(2.0)
 MARGIN: Final = 1.0 + 1e-6
 """What a message advises is this much more than the least, so that the solver has room."""
@@ -61,12 +60,6 @@ class Model:
         shared = self.shared.copy()
         shared[shared_by.MODE], shared[shared_by.TARGET] = mode, target
         return replace(self, shared=shared)
-
-    def worth(self, share: Floats) -> float:
-        """Return the sum of the utilities at these shares, (N,)."""
-        weight, shape = self.rows[:, client.WEIGHT], self.rows[:, client.SHAPE]
-        each = Utility(kind=_NAMES[self.kind], weight=weight, shape=shape).value(share)
-        return float(each.sum() + self.shared[shared_by.OFFSET])
 
     def softened(self, softness: float) -> "Model":
         """Return the model with the price steps between clock levels spread over this much of ln theta."""
@@ -124,6 +117,8 @@ def model_of(instance: Instance) -> Model:
 def _fit_rates(i: Instance, rows: Floats) -> None:
     """Find the least band for each least rate; refuse rates that no band, or not this band, can carry."""
     asked = i.rate_min_mbps > 0.0
+    if not asked.any():
+        return
     limit = i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w) / _LN2
     hopeless = asked & (i.rate_min_mbps >= limit * (1.0 - 1e-12))
     if hopeless.any():

@@ -9,6 +9,7 @@ public, the forms here are a reconstruction. Units throughout: MHz, Mbit, W, J, 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import inf, isfinite, log
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,45 +273,63 @@ def secret_rate_mbps(instance: Instance, *, bandwidth_mhz: Floats, power_w: Floa
     Leung-Yan-Cheong and Hellman (1978).
     """
     a, e = instance.gain_main_mhz_per_w, instance.gain_tap_mhz_per_w
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = np.where(bandwidth_mhz > 0.0, power_w / bandwidth_mhz, 0.0)
+    x = _over(power_w, bandwidth_mhz, none=bandwidth_mhz <= 0.0)
     return bandwidth_mhz * np.maximum(np.log1p((a - e) * x / (1.0 + e * x)), 0.0) / log(2.0)
+
+
+def client_times_s(instance: Instance, choice: Choice) -> Floats:
+    """Return when each client is plugged in, (N,); 0 for those that take no part, infinity for what has no speed."""
+    return _stages(instance, choice).end_s
 
 
 def evaluate(instance: Instance, choice: Choice) -> Evaluation:
     """Return what ``choice`` is worth and how far it violates each constraint; independent of every solver."""
-    i, takes_part = instance, choice.share > 0.0
-    rate = secret_rate_mbps(i, bandwidth_mhz=choice.bandwidth_mhz, power_w=choice.power_w)
-    work = np.where(takes_part, i.train_tflop * (i.train_fixed_share + (1.0 - i.train_fixed_share) * choice.share), 0.0)
-    sent, plugged = i.update_mbit * choice.share, i.plug_in_tflop * choice.share
-    air_s = _over(sent, rate)
-    compute_s = _over(work, choice.clock_tflops)
-    client_time = np.where(takes_part, i.start_s + compute_s + air_s + _over(plugged, choice.server_tflops), 0.0)
-    compute = _compute_power(i, choice.clock_tflops) * compute_s
-    radio = choice.power_w * air_s
-    server = i.server_energy_w_per_tflops3 * plugged * choice.server_tflops**2
-    time = float(client_time.max())
-    each = np.where(takes_part, i.utility.value(np.where(takes_part, choice.share, i.share_min)), 0.0)
+    i, stages = instance, _stages(instance, choice)
+    part = choice.share > 0.0
+    compute = _compute_power(i, choice.clock_tflops) * stages.compute_s
+    radio = choice.power_w * stages.air_s
+    server = i.server_energy_w_per_tflops3 * i.plug_in_tflop * choice.share * choice.server_tflops**2
+    time = float(stages.end_s.max())
+    each = np.where(part, i.utility.value(np.where(part, choice.share, i.share_min)), 0.0)
     utility = float(each.sum())
     cost = i.time_weight_per_s * time + i.energy_weight_per_j * float(compute.sum() + radio.sum() + server.sum())
     return Evaluation(
         utility=utility,
         cost=cost,
-        objective=_objective(i, each[takes_part], utility, cost),
+        objective=_objective(i, each[part], utility, cost),
         time_s=time,
-        client_time_s=client_time,
+        client_time_s=stages.end_s,
         compute_energy_j=compute,
         radio_energy_j=radio,
         server_energy_j=server,
-        secret_rate_mbps=rate,
-        residuals=_residuals(i, choice, rate=rate, client_time=client_time, utility=utility),
+        secret_rate_mbps=stages.rate_mbps,
+        residuals=_residuals(i, choice, rate=stages.rate_mbps, client_time=stages.end_s, utility=utility),
     )
 
 
-def _over(amount: Floats, speed: Floats) -> Floats:
+class _Stages(NamedTuple):
+    """How long each client trains and sends, at which secret rate, and when it is plugged in; (N,) each."""
+
+    compute_s: Floats
+    air_s: Floats
+    rate_mbps: Floats
+    end_s: Floats
+
+
+def _stages(i: Instance, choice: Choice) -> _Stages:
+    out = ~(choice.share > 0.0)
+    rate = secret_rate_mbps(i, bandwidth_mhz=choice.bandwidth_mhz, power_w=choice.power_w)
+    work = i.train_tflop * (i.train_fixed_share + (1.0 - i.train_fixed_share) * choice.share)
+    compute_s = _over(work, choice.clock_tflops, none=out)
+    air_s = _over(i.update_mbit * choice.share, rate, none=out)
+    plug_in_s = _over(i.plug_in_tflop * choice.share, choice.server_tflops, none=out)
+    return _Stages(compute_s, air_s, rate, np.where(out, 0.0, i.start_s + compute_s + air_s + plug_in_s))
+
+
+def _over(amount: Floats, speed: Floats, *, none: NDArray[np.bool_]) -> Floats:
     """Return amount / speed; nothing takes no time, and something at no speed takes forever."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(amount > 0.0, amount / speed, 0.0)
+        return np.where(none, 0.0, amount / speed)
 
 
 def _compute_power(instance: Instance, clock: Floats) -> Floats:
