@@ -109,11 +109,11 @@ def test_a_file_is_solved_like_the_draw_it_was_written_from(solve: Solve, tmp_pa
     [
         ("bandwidth_mhz", float("nan"), "bandwidth_mhz"),
         ("bandwidth_mhz", 20e6, "not Hz"),
-        ("bandwidth_mhz", 10**400, "INSTANCE"),
+        ("bandwidth_mhz", 10**400, "bandwidth_mhz"),
         ("bandwith_mhz", 1.0, "bandwith_mhz"),
         ("clients.1.power_max_w", -1, "clients.client-2.power_max_w"),
         ("clients.2.update_mbit", "much", "clients.client-3.update_mbit"),
-        ("objective", {"kind": "difference", "price": "much"}, ""),
+        ("objective", {"kind": "difference", "price": "much"}, "objective.price"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: str, value: Any, said: str) -> None:

@@ -10,10 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from hushtune_common.errors import ConfigError
 from hushtune_common.seeding import SeedTree
 from hushtune_server.coordinator.problems.draws import random_instance
-from hushtune_server.coordinator.problems.forms import from_tree, to_tree
+from hushtune_server.coordinator.problems.forms import to_tree
 from hushtune_server.coordinator.problems.instance import Choice, ClockLevels, Instance, evaluate, secret_rate_mbps
 from hushtune_server.coordinator.problems.utility import UTILITY_KINDS, Objective, Utility, UtilityKind
 
@@ -201,62 +200,6 @@ def test_a_ratio_of_nothing_worth_is_refused() -> None:
     worthless = Utility(kind="scaling", weight=np.ones(4), shape=np.ones(4))
     with pytest.raises(ValueError, match=r"utility\.offset"):
         replace(some(), utility=worthless)
-
-
-def full() -> Instance:
-    i = replace(some(), deadline_s=500.0, share_levels=(0.1, 0.5, 1.0), objective=Objective(kind="difference", price=0.01))
-    values = np.linspace(0.1, 1.2, 12).reshape(4, 3)
-    levels = tuple(ClockLevels(clock_tflops=(0.5 * f, float(f)), power_w=(0.2 * f, 1.0 * f)) for f in i.clock_max_tflops)
-    table = Utility(kind="table", weight=np.ones(4), shape=np.ones(4), levels=(0.1, 0.5, 1.0), values=values)
-    return replace(i, utility=table, clock_levels=levels)
-
-
-@pytest.mark.parametrize("make", [some, full])
-def test_a_problem_survives_its_file_form(make: Callable[[], Instance]) -> None:
-    tree = to_tree(make())
-    again = from_tree(tree)
-    assert to_tree(again) == tree
-    assert evaluate(again, halves(again)).objective == evaluate(make(), halves(make())).objective
-
-
-def spoil(tree: dict[str, Any], field: str, value: Any) -> None:
-    where = tree["clients"][1] if field.startswith("clients.") else tree
-    where[field.rpartition(".")[2]] = value
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "remedy"),
-    [
-        ("bandwidth_mhz", 20e6, "MHz, not Hz"),
-        ("clients.clock_max_tflops", 1e12, "TFLOP/s, not FLOP/s"),
-        ("clients.gain_main_mhz_per_w", float("nan"), "finite"),
-        ("clients.power_max_w", -0.2, "1e-09"),
-        ("clients.update_mbit", 0, "Mbit"),
-        ("clients.share_max", 1.5, "to 1"),
-        ("clients.train_tflop", "many", "finite number"),
-        ("clients.color", "red", "not known"),
-        ("utility", "cubic", "log, exponential"),
-        ("objective", {"kind": "profit"}, "ratio"),
-        ("clients", [], "at least one"),
-        ("clients.clock_levels", [[2.0, 1.0]], "every client or for none"),
-        ("share_levels", "all", "list"),
-    ],
-)
-def test_wrong_files_are_refused_with_field_client_and_remedy(field: str, value: Any, remedy: str) -> None:
-    tree = to_tree(some())
-    spoil(tree, field, value)
-    with pytest.raises(ConfigError, match=remedy) as caught:
-        from_tree(tree)
-    assert field.rpartition(".")[2] in str(caught.value)
-    if field.startswith("clients.") and field != "clients.clock_levels":
-        assert "client-2" in str(caught.value)
-
-
-def test_a_missing_number_is_asked_for() -> None:
-    tree = to_tree(some())
-    del tree["clients"][2]["train_tflop"]
-    with pytest.raises(ConfigError, match=r"clients\.client-3\.train_tflop: is missing"):
-        from_tree(tree)
 
 
 @pytest.mark.parametrize("scale", ["default", "extreme"])

@@ -34,6 +34,7 @@
     clock_levels = [[1.0, 0.6], [2.0, 4.0]]   # optional: pairs of TFLOP/s and W, for every client or for none
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, Final, cast
@@ -42,7 +43,7 @@ import numpy as np
 
 from hushtune_common.errors import ConfigError
 from hushtune_server.coordinator.problems.instance import ClockLevels, Instance
-from hushtune_server.coordinator.problems.utility import OBJECTIVE_KINDS, UTILITY_KINDS, Floats, Objective, Utility
+from hushtune_server.coordinator.problems.utility import OBJECTIVE_KINDS, UTILITY_KINDS, Floats, Objective, ObjectiveKind, Utility
 
 _REQUIRED: Final[dict[str, tuple[float, float]]] = {
     "gain_main_mhz_per_w": (1e-6, 1e15),
@@ -71,6 +72,15 @@ _SHARED: Final[dict[str, tuple[float, float]]] = {
     "time_weight_per_s": (1e-12, 1e12),
     "energy_weight_per_j": (1e-12, 1e12),
 }
+_VALUES: Final = (-1e12, 1e12)
+"""Of utilities in a table."""
+_CLOCKS: Final = ((1e-6, 1e5), (1e-12, 1e9))
+"""TFLOP/s and W of a clock level."""
+_GOALS: Final[dict[ObjectiveKind, tuple[str, float, float]]] = {
+    "difference": ("price", 1e-30, 1e30),
+    "cost": ("utility_min", -1e30, 1e30),
+}
+"""The one field that an objective has beside its kind."""
 _UTILITY_FIELDS: Final = ("utility_weight", "utility_shape", "utility_offset")
 _HINTS: Final = {
     "mhz": "the unit is MHz, not Hz",
@@ -94,7 +104,7 @@ def from_tree(tree: Mapping[str, Any]) -> Instance:
     levels = _levels(tree)
     kind = tree.get("utility", "log")
     if kind not in UTILITY_KINDS:
-        raise ConfigError("utility", f"expected one of {', '.join(UTILITY_KINDS)}, got {kind!r}")
+        raise ConfigError("utility", f"expected one of {', '.join(UTILITY_KINDS)}, got {_shown(kind)}")
     columns: dict[str, Any] = dict(_columns(clients))
     shared: dict[str, Any] = {name: _number(tree, name, low, high, at="") for name, (low, high) in _SHARED.items()}
     deadline = _number(tree, "deadline_s", 1e-9, 1e9, at="") if "deadline_s" in tree else None
@@ -151,7 +161,7 @@ def _client(i: Instance, k: int) -> dict[str, Any]:
 
 def _clients(tree: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     rows = tree.get("clients")
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+    if not isinstance(rows, Sequence) or isinstance(rows, (str, bytes)) or not rows:
         raise ConfigError("clients", "expected at least one table [[clients]]")
     known = {"name", *_REQUIRED, *_OPTIONAL, "utility_values", "clock_levels"}
     for k, row in enumerate(cast(Sequence[Any], rows)):
@@ -174,12 +184,34 @@ def _columns(clients: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
 def _number(tree: Mapping[str, Any], name: str, low: float, high: float, *, at: str) -> float:
     if name not in tree:
         raise ConfigError(at + name, f"is missing; give a number from {low:g} to {high:g}")
-    value = tree[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-        raise ConfigError(at + name, f"is {value!r}; give a finite number from {low:g} to {high:g}")
-    if not low <= value <= high:
-        raise ConfigError(at + name, f"is {value:g}; give a number from {low:g} to {high:g}{_hint(name)}")
-    return float(value)
+    return _within(tree[name], low, high, at=at + name, hint=_hint(name))
+
+
+def _within(value: object, low: float, high: float, *, at: str, hint: str = "") -> float:
+    number = _finite(value)
+    if number is None:
+        raise ConfigError(at, f"is {_shown(value)}; give a finite number from {low:g} to {high:g}")
+    if not low <= number <= high:
+        raise ConfigError(at, f"is {number:g}; give a number from {low:g} to {high:g}{hint}")
+    return number
+
+
+def _finite(value: object) -> float | None:
+    """Return a number as a finite float; None for everything else, integers that no float holds among it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _shown(value: object) -> str:
+    """Return how a message shows a value: a few characters, whatever it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "an integer of thousands of digits"
 
 
 def _hint(name: str) -> str:
@@ -196,43 +228,64 @@ def _refuse_unknown(tree: Mapping[str, Any], known: set[str], *, at: str) -> Non
 def _levels(tree: Mapping[str, Any]) -> tuple[float, ...] | None:
     if "share_levels" not in tree:
         return None
-    found = tree["share_levels"]
-    if not isinstance(found, Sequence) or not all(isinstance(x, (int, float)) for x in cast(Sequence[Any], found)):
-        raise ConfigError("share_levels", f"is {found!r}; give a list of increasing shares within (0, 1]")
-    return tuple(float(x) for x in cast(Sequence[float], found))
+    found = _list(tree["share_levels"], at="share_levels", expected="a list of increasing shares within (0, 1]")
+    return tuple(_within(x, 1e-6, 1.0, at=f"share_levels[{k}]") for k, x in enumerate(found))
 
 
-def _objective(tree: Mapping[str, Any]) -> Objective:
-    if not isinstance(tree, Mapping) or tree.get("kind") not in OBJECTIVE_KINDS:  # pyright: ignore[reportUnnecessaryIsInstance] # file
+def _list(value: object, *, at: str, expected: str) -> Sequence[object]:
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+        raise ConfigError(at, f"is {_shown(value)}; give {expected}")
+    return cast(Sequence[object], value)
+
+
+def _objective(tree: object) -> Objective:
+    goal = cast(Mapping[str, Any], tree) if isinstance(tree, Mapping) else dict[str, Any]()
+    kind = goal.get("kind")
+    if kind not in OBJECTIVE_KINDS:
         raise ConfigError("objective", f'expected {{ kind = "..." }} with one of {", ".join(OBJECTIVE_KINDS)}')
-    _refuse_unknown(tree, {"kind", "price", "utility_min"}, at="objective.")
-    return Objective(**tree)
+    _refuse_unknown(goal, {"kind", *(name for name, _, _ in _GOALS.values())}, at="objective.")
+    for owner, (name, _, _) in _GOALS.items():
+        if name in goal and owner != kind:
+            raise ConfigError(f"objective.{name}", f"belongs to the kind {owner}; leave it out with {kind}")
+    own: dict[str, float] = {}
+    if kind in _GOALS:
+        name, low, high = _GOALS[kind]
+        own[name] = _number(goal, name, low, high, at="objective.")
+    return Objective(kind=kind, **own)
 
 
 def _table(clients: Sequence[Mapping[str, Any]], levels: tuple[float, ...] | None) -> Floats:
     if levels is None:
         raise ConfigError("share_levels", "is missing; a table of utilities is given at these shares")
-    for c in clients:
-        values = c.get("utility_values")
-        if not isinstance(values, Sequence) or len(cast(Sequence[Any], values)) != len(levels):
-            raise ConfigError(f"clients.{c['name']}.utility_values", f"give one value for each of the {len(levels)} share_levels")
-    return np.array([c["utility_values"] for c in clients], dtype=np.float64)
+    return np.array([_row(c.get("utility_values"), len(levels), at=f"clients.{c['name']}.utility_values") for c in clients])
+
+
+def _row(values: object, count: int, *, at: str) -> list[float]:
+    expected = f"one value for each of the {count} share_levels"
+    found = _list(values, at=at, expected=expected)
+    if len(found) != count:
+        raise ConfigError(at, f"has {len(found)} values; give {expected}")
+    return [_within(x, *_VALUES, at=f"{at}[{k}]") for k, x in enumerate(found)]
 
 
 def _clock_levels(clients: Sequence[Mapping[str, Any]]) -> tuple[ClockLevels, ...] | None:
-    have = [c for c in clients if "clock_levels" in c]
-    if not have:
+    missing = [c["name"] for c in clients if "clock_levels" not in c]
+    if len(missing) == len(clients):
         return None
-    if len(have) != len(clients):
-        missing = next(c["name"] for c in clients if "clock_levels" not in c)
-        raise ConfigError(f"clients.{missing}.clock_levels", "is missing; give clock levels for every client or for none")
-    found: list[ClockLevels] = []
-    for c in clients:
-        try:
-            clocks, powers = zip(*c["clock_levels"], strict=True)
-            found.append(ClockLevels(clock_tflops=tuple(map(float, clocks)), power_w=tuple(map(float, powers))))
-        except (TypeError, ValueError) as problem:
-            raise ConfigError(
-                f"clients.{c['name']}.clock_levels", f"give pairs of TFLOP/s and W that increase: {problem}"
-            ) from problem
-    return tuple(found)
+    if missing:
+        raise ConfigError(f"clients.{missing[0]}.clock_levels", "is missing; give clock levels for every client or for none")
+    return tuple(_device(c["clock_levels"], at=f"clients.{c['name']}.clock_levels") for c in clients)
+
+
+def _device(levels: object, *, at: str) -> ClockLevels:
+    pairs: list[list[float]] = []
+    for k, level in enumerate(_list(levels, at=at, expected="pairs of TFLOP/s and W that increase")):
+        pair = _list(level, at=f"{at}[{k}]", expected="a pair of TFLOP/s and W")
+        if len(pair) != 2:
+            raise ConfigError(f"{at}[{k}]", f"is {_shown(pair)}; give a pair of TFLOP/s and W")
+        pairs.append([_within(x, *_CLOCKS[j], at=f"{at}[{k}][{j}]") for j, x in enumerate(pair)])
+    clocks, powers = zip(*pairs, strict=True)
+    try:
+        return ClockLevels(clock_tflops=clocks, power_w=powers)
+    except ValueError as problem:
+        raise ConfigError(at, str(problem)) from problem

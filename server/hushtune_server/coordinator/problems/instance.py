@@ -170,7 +170,8 @@ class Instance:
             self._check("clock_max_tflops", lambda x: np.isclose(x, tops, rtol=1e-12), "the top one of clock_levels")
 
     def _worth_something(self) -> bool:
-        best = self.utility.value(self.share_max)
+        with np.errstate(over="ignore"):  # a utility of minus infinity is worth nothing
+            best = self.utility.value(self.share_max)
         if self.utility.values is not None:
             best = np.where(self.allowed_levels(), self.utility.value(self.level_grid()), -inf).max(axis=1)
         return bool(best.sum() > 0.0) if self.objective.kind == "ratio" else bool((best > 0.0).all())

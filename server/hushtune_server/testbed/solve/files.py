@@ -32,10 +32,7 @@ def read_instance(path: Path) -> Instance:
         raise ConfigError("INSTANCE", f"{path} is not {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(tree, Mapping):
         raise ConfigError("INSTANCE", f"{path} holds no table of fields; docs/SOLVE.md shows the form")
-    try:
-        return from_tree(tree)
-    except (TypeError, OverflowError) as error:  # a text, a list or a number beyond all bounds where a number belongs
-        raise ConfigError("INSTANCE", f"{path} holds a value of the wrong kind: {error}") from error
+    return from_tree(tree)
 
 
 def instance_text(instance: Instance, *, suffix: str) -> str:
