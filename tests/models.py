@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from hushtune_common.model.bundle import write_bundle
-from hushtune_common.model.plan import Drop, Keep, Plan
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.slots import Drop, Keep
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.seeding import SeedTree

@@ -22,14 +22,7 @@ class Emulator:
     @property
     def path_size(self) -> PathSize:
         """How many parameters a token passes, and how many of them are trained."""
-        weights = self.bundle.file
-        sizes = {name: _count(weights.shape(name)) for name in weights.names()}
-        # A token's embedding is looked up, not multiplied; only where it doubles as the head does it count.
-        lookup = sum(n for name, n in sizes.items() if name.endswith("embed_tokens.weight"))
-        head = any(name.endswith("lm_head.weight") for name in sizes)
-        return PathSize(
-            matmul=sum(sizes.values()) - (lookup if head else 0), adapter=sum(spec.count for spec in self.manifest.adapter)
-        )
+        return PathSize(matmul=self.bundle.parameters_per_token, adapter=sum(spec.count for spec in self.manifest.adapter))
 
 
 def require_acceptable(manifest: EmulatorManifest, *, scenario: Scenario) -> None:
@@ -68,10 +61,3 @@ def _require_equal(what: str, *, promised: Digest, found: Digest) -> None:
             f"wrong {what}: the manifest promises {promised.short}, the emulator holds {found.short}; "
             "the owner must publish manifest and emulator again"
         )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

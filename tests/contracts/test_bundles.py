@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from hushtune_common.errors import DigestMismatch, MalformedUpdate
 from hushtune_common.messages import Digest
 from hushtune_common.model.bundle import read_bundle, write_bundle
-from hushtune_common.model.plan import Drop, Keep, Plan
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.slots import Drop, Keep
 from hushtune_common.model.random_model import RandomSpec, RandomWeights
 from hushtune_common.model.weights import TensorFile, Weights, write_tensors
 from tests.models import ADAPTER, plan_dropping, tiny_bundle, tiny_source
@@ -77,7 +78,7 @@ def test_a_bundle_whose_blocks_differ_from_its_plan_is_malformed(tmp_path: Path)
     shapes = {name: honest.shape(name) for name in honest.names()}
     metadata = {**honest.metadata, "plan": plan_dropping(source, 3).to_json()}
     write_tensors(tmp_path / "x", shapes=shapes, tensor=honest.tensor, metadata=metadata)
-    with pytest.raises(MalformedUpdate, match="its plan keeps"):
+    with pytest.raises(MalformedUpdate, match="its plan stores"):
         read_bundle(tmp_path / "x")
 
 

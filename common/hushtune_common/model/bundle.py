@@ -1,8 +1,10 @@
 """An emulator as one file: plan, configuration, tokenizer and the tensors of the blocks that stay, by original index."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +15,18 @@ from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 from hushtune_common.model.adapter import adapter_specs
+from hushtune_common.model.materialise import EmulatorTensors, refinement_digest
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.plan import Plan
+from hushtune_common.model.slots import Share
 from hushtune_common.model.tokens import Tokens, require_fitting
-from hushtune_common.model.weights import TensorFile, write_tensors
+from hushtune_common.model.weights import DType, TensorFile, write_tensors
 
 if TYPE_CHECKING:  # torch is imported by `Bundle.load` only
     from hushtune_common.model.language import LanguageModel
     from hushtune_common.model.sources import ModelSource
 
-FORMAT = "hushtune-bundle/1"
+FORMAT = "hushtune-bundle/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,17 @@ class Bundle:
         """The tensors that a client trains and returns."""
         return adapter_specs(self.file, self.plan.adapter)
 
+    @property
+    def parameters_per_token(self) -> int:
+        """Weights that a token is multiplied with: shared blocks count every time, a looked-up embedding does not count."""
+        shapes = {name: self.file.shape(name) for name in self.file.names()}
+        sizes = {name: prod(shape) * _weights_per_entry(name, self.file.dtype(name)) for name, shape in shapes.items()}
+        blocks = Counter(s.source if isinstance(s, Share) else s.index for s in self.plan.slots)
+        inside = sum(size * blocks[b] for name, size in sizes.items() if (b := block_of(name)) is not None)
+        outside = {name: size for name, size in sizes.items() if block_of(name) is None and len(shapes[name]) == 2}
+        head = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in outside)
+        return inside + (max(outside.values(), default=0) if head or self.config.get("tie_word_embeddings", True) else 0)
+
     def adapter_numpy(self) -> dict[str, Float32]:
         """Return the adapter tensors as shipped, in the order of the schema; the caller's own."""
         return {spec.name: self.file.tensor(spec.name) for spec in self.schema}
@@ -52,29 +67,57 @@ class Bundle:
         """Return the emulator, ready to run; each call gives an independent one. By default exact, on the CPU."""
         from hushtune_common.model.language import EXACT, LanguageModel
 
-        model = LanguageModel.build(self.config, self.file, blocks=self.plan.kept, compute=compute or EXACT)
+        model = LanguageModel.build(self.config, self.file, slots=self.plan.slots, compute=compute or EXACT)
         require_fitting(self.tokens, embedding_rows=model.vocabulary)
         return model
 
 
-def write_bundle(path: Path, *, source: "ModelSource", plan: Plan) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinement:
+    """What training on public text made of an emulator: its settings as JSON, and the tensors that it changed."""
+
+    settings: str
+    trained: Mapping[str, Float32]
+
+    @property
+    def digest(self) -> Digest:
+        """What identifies it; the plan's digest does not depend on it."""
+        return refinement_digest(self.trained, settings=self.settings)
+
+
+def write_bundle(path: Path, *, source: "ModelSource", plan: Plan, refinement: Refinement | None = None) -> None:
     """Write the emulator of ``plan``, one tensor in memory at a time; equal inputs give equal bytes.
 
-    Raises `DigestMismatch` when the plan was made for another model.
+    Raises `DigestMismatch` when the plan was made for another model, `MalformedUpdate` when it does not fit it.
     """
-    if plan.base != source.base_digest:
-        raise DigestMismatch(f"the plan is for model {plan.base.short}, this is {source.base_digest.short}; make a new plan")
-    if len(plan.slots) != source.block_count:
-        raise MalformedUpdate(f"the plan has {len(plan.slots)} slots, the model {source.block_count} blocks")
-    kept = set(plan.kept)
-    shapes = {n: source.weights.shape(n) for n in source.names() if (b := block_of(n)) is None or b in kept}
+    tensors = emulator_tensors(source, plan=plan, refinement=refinement)
     metadata = {
         "format": FORMAT,
         "plan": plan.to_json(),
         "config": json.dumps(dict(source.config), sort_keys=True, separators=(",", ":")),
         "tokenizer": source.tokens.json,
     }
-    write_tensors(path, shapes=shapes, tensor=source.weights.tensor, metadata=metadata)
+    if refinement is not None:
+        metadata |= {"refinement": refinement.settings, "refinement_digest": refinement.digest.hex}
+    shapes = {name: tensors.shape(name) for name in tensors.names()}
+    write_tensors(path, shapes=shapes, tensor=tensors.tensor, metadata=metadata, dtype=tensors.dtype)
+
+
+def emulator_tensors(source: "ModelSource", *, plan: Plan, refinement: Refinement | None = None) -> EmulatorTensors:
+    """Return the tensors that a bundle of ``plan`` holds; errors as `write_bundle`."""
+    if plan.base != source.base_digest:
+        raise DigestMismatch(f"the plan is for model {plan.base.short}, this is {source.base_digest.short}; make a new plan")
+    if len(plan.slots) != source.block_count:
+        raise MalformedUpdate(f"the plan has {len(plan.slots)} slots, the model {source.block_count} blocks")
+    try:
+        return EmulatorTensors(source.weights, plan, trained=None if refinement is None else refinement.trained)
+    except ValueError as error:
+        raise MalformedUpdate(f"the plan does not fit the model: {error}") from error
+
+
+def _weights_per_entry(name: str, dtype: DType) -> int:
+    # Four-bit codes lie in pairs; the scales beside codes are no weights.
+    return 0 if name.endswith(".scales") else 2 if dtype == "U8" else 1
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -89,6 +132,6 @@ def read_bundle(path: Path) -> Bundle:
     except (KeyError, ValueError, ConfigError) as error:
         raise MalformedUpdate(f"{path.name}: {error}") from error
     held = {b for n in file.names() if (b := block_of(n)) is not None}
-    if held != set(plan.kept):
-        raise MalformedUpdate(f"{path.name}: holds blocks {sorted(held)}, its plan keeps {list(plan.kept)}")
+    if held != set(plan.stored):
+        raise MalformedUpdate(f"{path.name}: holds blocks {sorted(held)}, its plan stores {list(plan.stored)}")
     return Bundle(plan=plan, config=config, tokens=tokens, file=file)

@@ -4,66 +4,52 @@ Letters in shapes: N windows, B of them at a time, T tokens, V vocabulary. Weigh
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hushtune_common.adapter import Float32
 from hushtune_common.config import ComputeConfig
-from hushtune_common.errors import ConfigError, MalformedUpdate
+from hushtune_common.errors import ConfigError
+from hushtune_common.model.assembly import ENCODERS, assembled
 from hushtune_common.model.naming import block_of, renumbered
-from hushtune_common.model.resolve import resolve
+from hushtune_common.model.resolve import BlockModel
+from hushtune_common.model.slots import Drop, Slot
 from hushtune_common.model.weights import Weights
-
-FAMILIES = ("llama",)
 
 EXACT = ComputeConfig(device="cpu", precision="fp32")
 """On the CPU in float32: equal inputs give equal bits."""
 
 
 class LanguageModel:
-    """The full model or an emulator of it; ``blocks`` are the original indices of the blocks it has, in order."""
+    """The full model or an emulator of it; ``blocks`` are the original indices at which it computes something, in order."""
 
-    def __init__(self, module: nn.Module, *, blocks: Sequence[int], compute: ComputeConfig = EXACT) -> None:
-        """Take a transformers module in which the k-th block is the original block ``blocks[k]``."""
-        self.module = module
+    def __init__(self, parts: BlockModel, *, blocks: Sequence[int], compute: ComputeConfig = EXACT) -> None:
+        """Take a model whose k-th block stands at the original index ``blocks[k]``."""
+        self.parts = parts
+        self.module = parts.module
         self.blocks = tuple(blocks)
         self.device = device_of(compute)
         self._half = compute.precision == "bf16"
-        self.parts = resolve(module)
-        if len(self.parts.blocks) != len(self.blocks):
-            raise ValueError(f"{len(self.blocks)} indices for {len(self.parts.blocks)} blocks")
+        if len(parts.blocks) != len(self.blocks):
+            raise ValueError(f"{len(self.blocks)} indices for {len(parts.blocks)} blocks")
+        self.module.to(self.device)
 
     @staticmethod
     def build(
-        config: Mapping[str, Any], weights: Weights, *, blocks: Sequence[int], compute: ComputeConfig = EXACT
+        config: Mapping[str, Any], weights: Weights, *, slots: Sequence[Slot], compute: ComputeConfig = EXACT
     ) -> "LanguageModel":
-        """Assemble a model from ``weights`` named by original index; other blocks in ``weights`` are not read.
+        """Assemble a model from ``weights`` named by original index; what no slot needs is not read.
 
-        Nothing is initialised first, so memory holds the weights once. `ConfigError` for another family, `MalformedUpdate` naming
-        the tensor for a missing or misshapen one.
+        `ConfigError` for another family, `MalformedUpdate` naming the tensor for a missing or misshapen one.
         """
-        module = _empty(config, block_count=len(blocks))
-        state: dict[str, Tensor] = {}
-        tied = bool(module.config.tie_word_embeddings)
-        for local, parameter in module.state_dict().items():
-            if tied and local == "lm_head.weight":
-                continue
-            name = renumbered(local, to=blocks)
-            if name not in weights.names():
-                raise MalformedUpdate(f"{name}: missing from the model")
-            if weights.shape(name) != tuple(parameter.shape):
-                raise MalformedUpdate(f"{name}: shape {weights.shape(name)}, expected {tuple(parameter.shape)}")
-            state[local] = torch.from_numpy(weights.tensor(name))
-        module.load_state_dict(state, strict=False, assign=True)
-        module.tie_weights()
-        module.requires_grad_(False)
-        nn.Module.to(module.eval(), device_of(compute))
-        return LanguageModel(module, blocks=blocks, compute=compute)
+        if config.get("model_type") in ENCODERS:
+            raise ConfigError("model.source", f"{config['model_type']} is an encoder; this needs a causal language model")
+        running = [slot.index for slot in slots if not isinstance(slot, Drop)]
+        return LanguageModel(assembled(config, weights, slots=slots), blocks=running, compute=compute)
 
     @property
     def vocabulary(self) -> int:
@@ -72,8 +58,7 @@ class LanguageModel:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return (B, T, V) for token ids (B, T)."""
-        parts = self.parts
-        return parts.predict(parts.run(parts.embed(tokens), blocks=range(len(self.blocks))))
+        return cast(Any, self.module)(input_ids=tokens).logits
 
     def batch_loss(self, tokens: Tensor) -> Tensor:
         """Return the mean next-token loss in nats of a batch (B, T), differentiable."""
@@ -126,16 +111,3 @@ def device_of(compute: ComputeConfig) -> torch.device:
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return the mean loss in nats of predicting ``tokens[:, 1:]`` from ``logits`` (B, T-1, V)."""
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))
-
-
-def _empty(config: Mapping[str, Any], *, block_count: int) -> LlamaForCausalLM:
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ConfigError("model.source", f"model type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-    plain = {k: v for k, v in config.items() if k not in {"torch_dtype", "dtype", "architectures"}}
-    made = LlamaConfig.from_dict({**plain, "num_hidden_layers": block_count, "use_cache": False, "attn_implementation": "sdpa"})
-    with torch.device("meta"):
-        module = LlamaForCausalLM(made)
-    # Positions are computed, not stored, so they are the one thing that must not stay empty.
-    module.model.rotary_emb = type(module.model.rotary_emb)(made)
-    return module

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-_BLOCK = re.compile(r"^(.*?\blayers\.)(\d{1,4})(\..+)$")
+# The first number in a name counts the repeated blocks: model.layers.27..., transformer.h.3..., encoder.layer.0...
+_BLOCK = re.compile(r"^((?:[^.]+\.)*?)(\d{1,4})\.(.+)$")
 
 
 def block_of(name: str) -> int | None:
@@ -12,7 +13,23 @@ def block_of(name: str) -> int | None:
     return None if match is None else int(match[2])
 
 
+def inner_of(name: str) -> str:
+    """Return the part of a tensor's name inside its block, ``mlp.up_proj.weight``; ``ValueError`` when it is in none."""
+    match = _BLOCK.match(name)
+    if match is None:
+        raise ValueError(f"{name} is in no block")
+    return match[3]
+
+
+def moved(name: str, *, to: int, inner: str | None = None) -> str:
+    """Return the name of the same tensor, or of ``inner``, in block ``to``; ``ValueError`` when it is in none."""
+    match = _BLOCK.match(name)
+    if match is None:
+        raise ValueError(f"{name} is in no block")
+    return f"{match[1]}{to}.{match[3] if inner is None else inner}"
+
+
 def renumbered(name: str, *, to: Sequence[int]) -> str:
     """Return the name with block position k replaced by original index ``to[k]``; names outside the blocks stay."""
-    match = _BLOCK.match(name)
-    return name if match is None else f"{match[1]}{to[int(match[2])]}{match[3]}"
+    block = block_of(name)
+    return name if block is None else moved(name, to=to[block])

@@ -1,34 +1,19 @@
-"""An emulator as data: which original blocks stay and which are left out."""
+"""An emulator as data: what stands at each original position."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.messages import Digest
+from hushtune_common.model.slots import Compress, Drop, Harmonize, Keep, Share, Slot, SlotBody, slot_body, slot_of
 
-FORMAT = "hushtune-plan/1"
+FORMAT = "hushtune-plan/2"
 BLOCKS_MAX = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """The block of this original index stands in the emulator as it is."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """The block of this original index is left out; its neighbours are joined."""
-
-    index: int
-
-
-Slot = Keep | Drop
 
 
 class BaseModel(Protocol):
@@ -72,6 +57,11 @@ class Plan:
         strangers = set(self.adapter) - set(self.kept)
         if strangers:
             raise ValueError(f"adapter blocks stay as they are, but the plan has no Keep for {sorted(strangers)}")
+        for slot in self.slots:
+            if isinstance(slot, Share) and not (
+                0 <= slot.source < len(self.slots) and isinstance(self.slots[slot.source], Keep | Compress)
+            ):
+                raise ValueError(f"block {slot.index} shares block {slot.source}, which is not in the emulator")
 
     @staticmethod
     def keep_all(model: BaseModel, *, adapter: tuple[int, ...]) -> "Plan":
@@ -81,13 +71,26 @@ class Plan:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Original indices of the blocks that stand in the emulator, in order."""
-        return tuple(s.index for s in self.slots if isinstance(s, Keep))
+        """Original indices of the blocks that stand in the emulator as they are, in order."""
+        return self._of(Keep)
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """Original indices of the blocks left out."""
-        return tuple(s.index for s in self.slots if isinstance(s, Drop))
+        """Original indices of the blocks left out without anything in their place."""
+        return self._of(Drop)
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Original indices that have tensors of their own in the emulator, in order."""
+        return self._of(Keep, Harmonize, Compress)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Original indices at which the emulator computes something, in order."""
+        return self._of(Keep, Share, Harmonize, Compress)
+
+    def _of(self, *kinds: type[Slot]) -> tuple[int, ...]:
+        return tuple(s.index for s in self.slots if isinstance(s, kinds))
 
     @property
     def digest(self) -> Digest:
@@ -110,7 +113,7 @@ class Plan:
             return Plan(
                 base=Digest.from_hex(body.base),
                 adapter=body.adapter,
-                slots=tuple(Keep(s.block) if s.kind == "keep" else Drop(s.block) for s in body.slots),
+                slots=tuple(slot_of(s) for s in body.slots),
                 method=body.method,
                 parameters=body.parameters,
                 seed=body.seed,
@@ -124,7 +127,7 @@ class Plan:
             "format": FORMAT,
             "base": self.base.hex,
             "adapter": list(self.adapter),
-            "slots": [{"kind": "keep" if isinstance(s, Keep) else "drop", "block": s.index} for s in self.slots],
+            "slots": [slot_body(s) for s in self.slots],
             "method": self.method,
             "parameters": dict(self.parameters),
             "seed": self.seed,
@@ -132,30 +135,39 @@ class Plan:
         }
 
 
-class _SlotBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    kind: Literal["keep", "drop"]
-    block: int
-
-
 class _PlanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: Literal["hushtune-plan/1"]
+    format: Literal["hushtune-plan/2"]
     base: str
     adapter: tuple[int, ...]
-    slots: tuple[_SlotBody, ...]
+    slots: tuple[SlotBody, ...]
     method: str
     parameters: dict[str, Any]
     seed: int
     corpus: str | None
 
 
-def kept_positions(keep_count: int, *, of: int) -> tuple[int, ...]:
-    """Return ``keep_count`` evenly spaced positions below ``of``, first and last included; halves round up.
+Rounding = Literal["half_up", "half_even", "floor"]
 
-    The index rule of the whole project, in exact integers. One position alone is the middle one; none is allowed.
+
+def kept_positions(keep_count: int, *, of: int, rounding: Rounding = "half_up") -> tuple[int, ...]:
+    """Return ``keep_count`` evenly spaced positions below ``of``, first and last included.
+
+    The index rule of the whole project, in exact integers: ``k (of - 1) / (keep_count - 1)``, rounded. Published code bases round
+    halves to even or take the floor. One position alone is the middle one; none is allowed.
     """
     if not 0 <= keep_count <= of:
         raise ValueError(f"cannot keep {keep_count} of {of} blocks")
     if keep_count == 1:
         return ((of - 1) // 2,)
     gaps = keep_count - 1
-    return tuple((2 * k * (of - 1) + gaps) // (2 * gaps) for k in range(keep_count))
+    return tuple(_rounded(k * (of - 1), gaps, rounding=rounding) for k in range(keep_count))
+
+
+def _rounded(top: int, bottom: int, *, rounding: Rounding) -> int:
+    match rounding:
+        case "half_up":
+            return (2 * top + bottom) // (2 * bottom)
+        case "half_even":
+            return round(Fraction(top, bottom))
+        case "floor":
+            return top // bottom

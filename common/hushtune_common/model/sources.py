@@ -17,6 +17,7 @@ from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, MalformedUpdate, MissingPackage
 from hushtune_common.messages import Digest
 from hushtune_common.model.random_model import RandomSpec, RandomWeights, byte_tokenizer_json
+from hushtune_common.model.slots import Keep
 from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
 
@@ -58,7 +59,8 @@ class ModelSource:
         from hushtune_common.model.language import EXACT, LanguageModel
 
         try:
-            model = LanguageModel.build(self.config, self.weights, blocks=range(self.block_count), compute=compute or EXACT)
+            slots = [Keep(b) for b in range(self.block_count)]
+            model = LanguageModel.build(self.config, self.weights, slots=slots, compute=compute or EXACT)
         except MalformedUpdate as error:
             raise ConfigError("model.source", f"weights and configuration do not fit: {error}") from error
         require_fitting(self.tokens, embedding_rows=model.vocabulary)

@@ -17,7 +17,9 @@ from hushtune_common.errors import MalformedUpdate
 
 HEADER_MAX = 64 * 1024 * 1024
 ALIGNMENT = 64
-_ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+DType = Literal["F32", "F16", "BF16", "I8", "U8"]
+_ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+_WRITTEN: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
 
 
 class Weights(Protocol):
@@ -41,7 +43,7 @@ class Weights(Protocol):
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    dtype: Literal["F32", "F16", "BF16"]
+    dtype: DType
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
 
@@ -84,8 +86,12 @@ class TensorFile:
         """Return the shape of one tensor."""
         return self.entries[name].shape
 
+    def dtype(self, name: str) -> DType:
+        """Return how one tensor is stored."""
+        return self.entries[name].dtype
+
     def tensor(self, name: str) -> Float32:
-        """Return one tensor as float32, the caller's own."""
+        """Return one tensor as float32, the caller's own; integers are whole numbers."""
         entry = self.entries[name]
         offset = self.data_start + entry.data_offsets[0]
         if entry.dtype == "F32" and offset % 4 == 0:
@@ -99,6 +105,10 @@ class TensorFile:
             case "BF16":
                 # bfloat16 is the upper half of a float32.
                 flat = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+            case "I8":
+                flat = raw.view("i1").astype(np.float32)
+            case "U8":
+                flat = raw.astype(np.float32)
         return flat.reshape(entry.shape)
 
 
@@ -122,19 +132,26 @@ class TensorFiles:
 
 
 def write_tensors(
-    path: Path, *, shapes: Mapping[str, tuple[int, ...]], tensor: Callable[[str], Float32], metadata: Mapping[str, str]
+    path: Path,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensor: Callable[[str], Float32],
+    metadata: Mapping[str, str],
+    dtype: Callable[[str], DType] = lambda _: "F32",
 ) -> None:
     """Write a safetensors file with one tensor in memory at a time; equal content gives equal bytes.
 
     Names and metadata are sorted and data starts at a multiple of 64. The file appears under ``path`` only when it is complete.
+    Values that ``dtype`` cannot hold exactly are a mistake of the caller, except that float16 rounds.
     """
+    kinds: Mapping[str, DType] = {name: dtype(name) for name in shapes}
     # Two processes may convert the same model at once; each completes its own file, and the last one to finish wins.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(_header(shapes, metadata))
+            file.write(_header(shapes, kinds, metadata))
             for name in sorted(shapes):
-                data = np.ascontiguousarray(tensor(name), dtype="<f4")
+                data = np.ascontiguousarray(tensor(name).astype(_WRITTEN[kinds[name]], copy=False))
                 if data.shape != shapes[name]:
                     raise ValueError(f"{name}: shape {data.shape}, announced {shapes[name]}")
                 file.write(data.data)
@@ -145,12 +162,12 @@ def write_tensors(
         partial.unlink(missing_ok=True)
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bytes:
+def _header(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, DType], metadata: Mapping[str, str]) -> bytes:
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name in sorted(shapes):
-        begin, end = end, end + 4 * prod(shapes[name])
-        entries[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [begin, end]}
+        begin, end = end, end + _ITEM_BYTES[kinds[name]] * prod(shapes[name])
+        entries[name] = {"dtype": kinds[name], "shape": list(shapes[name]), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

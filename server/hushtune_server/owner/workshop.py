@@ -1,6 +1,6 @@
 """What does the owner do with weights, one thing at a time? Loads, plans, judges updates, merges them. Blocks while it works."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -23,21 +23,16 @@ from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.book import Judgement, refusal
-from hushtune_server.owner.emulators.planning import fresh_plan, request_of, shipped_plan
+from hushtune_server.owner.emulators.engine import Telling, Workplace, build
+from hushtune_server.owner.emulators.method import EmulatorRequest
+from hushtune_server.owner.emulators.planning import request_of, shipped_plan
+from hushtune_server.owner.emulators.text import public_text
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake
 from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench
 
 AGGREGATE = "aggregate"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Telling:
-    """Whom to tell what is being done: a phase in words, and steps done and in all."""
-
-    phase: Callable[[str], None]
-    progress: Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,30 +53,26 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     torch.set_num_threads(scenario.compute.threads)
     telling.phase("loading the model")
     source = open_source(scenario.model.source, cache=cache)
-    plan = _shipped(scenario, source)
+    request = request_of(scenario.model, source=source)
+    plan = _shipped(scenario, request)
     public = load_records(scenario.data.public)
     windows = source.tokens.spread_windows(public, length=scenario.data.window_tokens, count=scenario.data.public_windows)
     if not len(windows):
         raise ConfigError("data.public", f"holds fewer than {scenario.data.window_tokens} tokens; give more public text")
-    model = source.load(scenario.compute)
-    if plan is None:
-        telling.phase("profiling blocks on public text")
-        plan = fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
+    place = Workplace(
+        source=source,
+        model=source.load(scenario.compute),
+        text=public_text(public, tokens=source.tokens, length=scenario.data.window_tokens),
+        compute=scenario.compute,
+        seeds=seeds,
+        work=cache / "emulators",
+        telling=telling,
+    )
+    built = build(scenario.owner.emulator, request, at=place, plan=plan)
     telling.phase("writing the emulator")
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(bundle, source=source, plan=plan)
-    return Prepared(source=source, model=model, plan=plan, windows=windows)
-
-
-def compute_plan(scenario: Scenario, *, cache: Path, seeds: SeedTree, telling: Telling) -> Plan:
-    """Return the plan that the scenario's method makes on its public text, whatever plan file the scenario names."""
-    torch.set_num_threads(scenario.compute.threads)
-    telling.phase("loading the model")
-    source = open_source(scenario.model.source, cache=cache)
-    public = load_records(scenario.data.public)
-    model = source.load(scenario.compute)
-    telling.phase("profiling blocks on public text")
-    return fresh_plan(scenario, source=source, model=model, public=public, seeds=seeds, progress=telling.progress)
+    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement)
+    return Prepared(source=source, model=place.model, plan=built.plan, windows=windows)
 
 
 class Workshop:
@@ -160,21 +151,14 @@ class Workshop:
         return self._adapters / f"{name}.safetensors"
 
 
-def _shipped(scenario: Scenario, source: ModelSource) -> Plan | None:
+def _shipped(scenario: Scenario, request: EmulatorRequest) -> Plan | None:
     try:
-        return shipped_plan(scenario.owner.emulator, request=request_of(scenario, source=source))
+        return shipped_plan(scenario.owner.emulator, request=request)
     except ConfigError as error:
         if error.field != "owner.emulator.plan":
             raise
-        raise ConfigError(error.field, f"{error.problem}; recompute it with: {_recompute(scenario)}") from error
-
-
-def _recompute(scenario: Scenario) -> str:
-    model, emulator = scenario.model, scenario.owner.emulator
-    return (
-        f"hushtune emulator plan --model {model.source} --public {scenario.data.public} --adapter-bottom {model.adapter_bottom} "
-        f"--adapter-top {model.adapter_top} --drop {emulator.drop} --method {emulator.method} --out {emulator.plan}"
-    )
+        advice = "recompute it with: hushtune emulator plan SCENARIO --out PLAN"
+        raise ConfigError(error.field, f"{error.problem}; {advice}") from error
 
 
 def _finite(value: float) -> float | None:

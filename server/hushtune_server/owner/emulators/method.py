@@ -1,57 +1,90 @@
 """What an emulator method is asked, what it may look at, and what it answers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hushtune_common.adapter import Float32
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
-from hushtune_common.model.plan import Drop, Keep, Plan, Slot
+from hushtune_common.methods import EmulatorOptions
+from hushtune_common.model.layout import BlockLayout
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.slots import Drop, Keep, Slot
 from hushtune_common.seeding import SeedTree
+
+Floats = NDArray[np.float64]
 
 
 class Statistic(StrEnum):
-    """What can be measured on public text before planning."""
+    """What can be measured before planning, on public text or on the weights."""
 
     ABLATION_LOSS = "ablation_loss"
+    GREEDY_ORDER = "greedy_order"
+    INFLUENCE = "influence"
+    SIMILARITY = "similarity"
+    NEURON_NORMS = "neuron_norms"
+    GRADIENT_SCORES = "gradient_scores"
+    REPLACEMENT_SCORES = "replacement_scores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """Statistics of the full model on public text; empty for methods that need none.
 
-    ``loss`` is the full model's loss in nats per token; ``ablation_losses`` are its losses with one middle block left out, by
-    original index. ``corpus`` and ``tokens`` say on what they were measured.
+    ``loss`` is the full model's loss in nats per token. By original index of the middle blocks: ``ablation_losses``, the loss
+    with one block left out; ``influences``, one minus the mean cosine of a block's input and output; ``neuron_norms`` (F,);
+    ``channel_scores`` (F,) and, by module path too, ``component_scores`` (rank,) of GradOT; ``replacement_scores``, learned.
+    ``greedy_order`` are middle blocks in the order in which they go. ``similarity`` (L, L) is the CKA of the blocks' outputs.
+    ``trained`` are tensors that profiling trained (harmonizers). ``corpus`` and ``tokens`` say on what was measured.
     """
 
     corpus: Digest | None = None
     tokens: int = 0
     loss: float = 0.0
     ablation_losses: Mapping[int, float] = field(default_factory=dict[int, float])
+    influences: Mapping[int, float] = field(default_factory=dict[int, float])
+    greedy_order: tuple[int, ...] = ()
+    similarity: Floats | None = None
+    neuron_norms: Mapping[int, Floats] = field(default_factory=dict[int, Floats])
+    channel_scores: Mapping[int, "Scores"] = field(default_factory=dict[int, "Scores"])
+    component_scores: Mapping[tuple[int, str], "Scores"] = field(default_factory=dict[tuple[int, str], "Scores"])
+    replacement_scores: Mapping[int, float] = field(default_factory=dict[int, float])
+    trained: Mapping[str, Float32] = field(default_factory=dict[str, Float32])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """GradOT's two scores of every part: what removing it costs the adapter's gradients, and by how much it raises the loss."""
+
+    preserve: Floats
+    private: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatorRequest:
-    """The model's size, the blocks that clients train, and how many of the others to leave out."""
+    """The model's size and the blocks that clients train."""
 
     base: Digest
     block_count: int
-    adapter_bottom: int
-    adapter_top: int
-    drop: int
+    adapter: tuple[int, ...]
+    layout: BlockLayout | None = None
+    """What a block consists of; methods that cut blocks need it."""
 
     def __post_init__(self) -> None:
         """Refuse what no plan can meet; `ConfigError` names the setting."""
-        if self.adapter_bottom < 0 or self.adapter_top < 0 or self.adapter_bottom + self.adapter_top < 1:
+        if not self.adapter:
             raise ConfigError("model.adapter_bottom", "there must be at least one adapter block")
-        if self.adapter_bottom + self.adapter_top > self.block_count:
+        if list(self.adapter) != sorted(set(self.adapter)):
+            raise ConfigError("model.adapter_blocks", f"name each block once, in order; got {list(self.adapter)}")
+        if self.adapter[-1] >= self.block_count:
             raise ConfigError(
-                "model.adapter_bottom",
-                f"{self.adapter_bottom} + {self.adapter_top} adapter blocks, but the model has {self.block_count} blocks",
+                "model.adapter_blocks", f"block {self.adapter[-1]} does not exist; the model has {self.block_count} blocks"
             )
-        if not 0 <= self.drop <= len(self.middle):
-            raise ConfigError("owner.emulator.drop", f"{self.drop} of {len(self.middle)} middle blocks cannot be dropped")
 
     @property
     def blocks(self) -> range:
@@ -59,30 +92,49 @@ class EmulatorRequest:
         return range(self.block_count)
 
     @property
-    def middle(self) -> range:
-        """Original indices between the adapter blocks."""
-        return range(self.adapter_bottom, self.block_count - self.adapter_top)
-
-    @property
-    def adapter(self) -> tuple[int, ...]:
-        """Original indices of the blocks that clients train, bottom and top."""
-        return tuple(b for b in self.blocks if b not in self.middle)
+    def middle(self) -> tuple[int, ...]:
+        """Original indices of the blocks that clients do not train, in order."""
+        return tuple(b for b in self.blocks if b not in self.adapter)
 
     def slots(self, *, dropped: frozenset[int]) -> tuple[Slot, ...]:
         """Return the slots in which exactly ``dropped`` are left out."""
         return tuple(Drop(b) if b in dropped else Keep(b) for b in self.blocks)
 
+    def require_droppable(self, count: int, *, option: str) -> None:
+        """Raise `ConfigError` naming the ``option`` when the middle has fewer than ``count`` blocks."""
+        if count > len(self.middle):
+            raise ConfigError(f"owner.emulator.{option}", f"{count} of {len(self.middle)} middle blocks cannot go")
+
+
+def both_ends(block_count: int, *, bottom: int, top: int) -> tuple[int, ...]:
+    """Return adapter blocks at both ends of a model; `ConfigError` when they are more than it has."""
+    if bottom + top > block_count:
+        raise ConfigError("model.adapter_bottom", f"{bottom} + {top} adapter blocks, but the model has {block_count} blocks")
+    return (*range(bottom), *range(block_count - top, block_count))
+
 
 class EmulatorMethod(Protocol):
     """Chooses what stands in for the middle of the model.
 
-    Laws: the adapter blocks are `Keep`; a request to drop nothing keeps everything; exactly ``request.drop`` blocks are dropped;
-    the plan depends on the arguments only. A method sees statistics of public text and nothing of any client.
+    Laws: the adapter blocks are `Keep`; the plan depends on the arguments only, and its parameters hold the options and the
+    statistics that decided; a method sees statistics of public text and nothing of any client. ``sizes`` are the same method at
+    every size that it has, the largest emulator first; the first keeps everything that the method can keep.
     """
 
-    name: ClassVar[str]
-    needs: ClassVar[frozenset[Statistic]]
+    @property
+    def options(self) -> EmulatorOptions:
+        """Its settings."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """What the profile must hold."""
+        ...
 
     def plan(self, profile: Profile, request: EmulatorRequest, *, seeds: SeedTree) -> Plan:
-        """Return the plan; ``ValueError`` when the profile lacks a statistic that the method needs."""
+        """Return the plan; ``ValueError`` when the profile lacks a statistic, `ConfigError` when an option does not fit."""
+        ...
+
+    def sizes(self, request: EmulatorRequest) -> Iterator[Self]:
+        """Yield the method at every size, the largest emulator first."""
         ...

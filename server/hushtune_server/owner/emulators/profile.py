@@ -3,35 +3,47 @@
 Letters in shapes: N windows, B of them at a time, T tokens, H hidden size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hushtune_common.messages import Digest
 from hushtune_common.model.language import LanguageModel, next_token_loss
-from hushtune_server.owner.emulators.method import EmulatorRequest, Profile, Statistic
+from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic
+from hushtune_server.owner.emulators.text import PublicText
 
 BATCH = 12
 
 
 def profile(
     model: LanguageModel,
-    windows: NDArray[np.int64],
+    text: PublicText,
     *,
     request: EmulatorRequest,
-    wanted: frozenset[Statistic],
-    corpus: Digest,
+    method: EmulatorMethod,
+    seeds: SeedTree,
+    work: Path,
     progress: Callable[[int, int], None],
 ) -> Profile:
-    """Measure the ``wanted`` statistics of the full ``model`` on ``windows`` (N, T) of public text.
+    """Measure what ``method`` needs of the full ``model`` on public ``text``.
 
-    ``progress`` is called with passes done and passes in all. Only middle blocks are measured; adapter blocks are never dropped.
+    ``progress`` is called with passes done and passes in all; ``work`` is a folder for intermediate results of long measurements.
     """
-    if Statistic.ABLATION_LOSS not in wanted:
+    windows = text.spread(tokens=method.options.profile_tokens)
+    if Statistic.ABLATION_LOSS not in method.needs:
         return Profile()
+    full, losses = ablation_losses(model, windows, request=request, progress=progress)
+    return Profile(corpus=text.corpus, tokens=int(windows.size), loss=full, ablation_losses=losses)
+
+
+def ablation_losses(
+    model: LanguageModel, windows: NDArray[np.int64], *, request: EmulatorRequest, progress: Callable[[int, int], None]
+) -> tuple[float, dict[int, float]]:
+    """Return the loss on ``windows`` (N, T) of the whole model, and with each middle block left out, in nats per token."""
     parts = torch.from_numpy(windows).to(model.device).split(BATCH)
     passes = len(parts) * (1 + len(request.middle))
     totals = dict.fromkeys([None, *request.middle], 0.0)
@@ -43,19 +55,17 @@ def profile(
                 done += 1
                 progress(done, passes)
     full = totals.pop(None)
-    losses = {block: loss for block, loss in totals.items() if block is not None}
-    return Profile(corpus=corpus, tokens=int(windows.size), loss=full, ablation_losses=losses)
+    return full, {block: loss for block, loss in totals.items() if block is not None}
 
 
-def _losses_without_each(model: LanguageModel, tokens: Tensor, *, middle: range) -> Iterator[tuple[int | None, Tensor]]:
+def _losses_without_each(model: LanguageModel, tokens: Tensor, *, middle: Sequence[int]) -> Iterator[tuple[int | None, Tensor]]:
     """Yield the loss with each middle block left out, then of the whole model, keyed by none.
 
     What comes before the missing block is computed once: on average that halves the work.
     """
     parts, count = model.parts, len(model.blocks)
-    hidden = parts.run(parts.embed(tokens[:, :-1]), blocks=range(middle.start))  # (B, T, H)
+    state, done = parts.embed(tokens[:, :-1]), 0
     for block in middle:
-        rest = parts.run(hidden, blocks=range(block + 1, count))
-        yield block, next_token_loss(parts.predict(rest), tokens)
-        hidden = parts.run(hidden, blocks=[block])
-    yield None, next_token_loss(parts.predict(parts.run(hidden, blocks=range(middle.stop, count))), tokens)
+        state, done = parts.run(state, blocks=range(done, block)), block
+        yield block, next_token_loss(parts.predict(parts.run(state, blocks=range(block + 1, count))), tokens)
+    yield None, next_token_loss(parts.predict(parts.run(state, blocks=range(done, count))), tokens)

@@ -1,31 +1,43 @@
 """Uniform layer drop: an emulator of evenly spaced middle blocks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
+import msgspec
+
+from hushtune_common.methods import UniformOptions
 from hushtune_common.model.plan import Plan, kept_positions
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Uniform:
     """Keeps evenly spaced middle blocks and drops the rest. Measures nothing, draws nothing."""
 
-    name: ClassVar[str] = "uniform"
-    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    options: UniformOptions
+
+    @property
+    def needs(self) -> frozenset[Statistic]:
+        """Nothing."""
+        return frozenset()
 
     def plan(self, profile: Profile, request: EmulatorRequest, *, seeds: SeedTree) -> Plan:
         """Return the plan; ``profile`` and ``seeds`` are not looked at."""
-        middle = request.middle
-        kept = {middle[k] for k in kept_positions(len(middle) - request.drop, of=len(middle))}
+        drop, rounding, middle = self.options.drop, self.options.rounding, request.middle
+        request.require_droppable(drop, option="drop")
+        kept = {middle[k] for k in kept_positions(len(middle) - drop, of=len(middle), rounding=rounding)}
         return Plan(
             base=request.base,
             adapter=request.adapter,
             slots=request.slots(dropped=frozenset(middle) - kept),
-            method=self.name,
-            parameters={"drop": request.drop, "rounding": "half_up"},
+            method="uniform",
+            parameters={"drop": drop, "rounding": rounding},
         )
+
+    def sizes(self, request: EmulatorRequest) -> Iterator["Uniform"]:
+        """Drop nothing, then one block more each time."""
+        return (Uniform(msgspec.structs.replace(self.options, drop=drop)) for drop in range(len(request.middle) + 1))
 
 
 _conforms: type[EmulatorMethod] = Uniform

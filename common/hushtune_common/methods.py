@@ -1,0 +1,174 @@
+"""Which methods make an emulator, and what can be set of each?
+
+One table, ``[owner.emulator]``; its key ``method`` says which of these it is, so that an option of another method is refused
+where the scenario is read. "Reconstructed" marks what a publication leaves open and we chose.
+"""
+
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta
+
+from hushtune_common.schema import Count, NotNegative, Positive, Section, Share, Whole
+
+Ranking = Literal["uniform", "influence", "ablation", "greedy"]
+"""How the blocks to leave out are chosen where a method does something else with the rest."""
+
+OpenShare = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class EmulatorOptions(Section, frozen=True, tag_field="method"):
+    """What every method has."""
+
+    plan: str | None = None
+    """A plan file beside the scenario; without one the owner profiles its public text first."""
+    profile_tokens: Count = 768
+    """Tokens of public text that are looked at before planning."""
+    quantise_bits: Literal[0, 4, 8] = 0
+    """Ship the matrices of frozen blocks as integers of this many bits, 0 for as they are; the last step of any method."""
+    quantise_block: Annotated[int, Meta(ge=16, le=1024)] = 64
+    """Weights that share one scale."""
+
+
+class Refining(EmulatorOptions, frozen=True):
+    """Training of the emulator's own parts on public text; the adapter blocks are never touched."""
+
+    steps: Whole = 300
+    batch_windows: Count = 8
+    learning_rate: Positive = 3e-4
+    warmup_share: OpenShare = 0.1
+    plateau_share: NotNegative = 0.0
+    """Stop early when the loss of the last tenth of the steps improved on the tenth before by less than this share; 0 never."""
+
+
+class UniformOptions(EmulatorOptions, frozen=True, tag="uniform"):
+    """Evenly spaced layer drop."""
+
+    drop: Whole = 8
+    rounding: Literal["half_up", "half_even", "floor"] = "half_up"
+    """Published code bases differ here; it decides which blocks stay."""
+
+
+class InfluenceOptions(EmulatorOptions, frozen=True, tag="influence"):
+    """Drops the blocks that turn the hidden state least: one pass over public text."""
+
+    drop: Whole = 8
+    adjacent_max: Count = 4
+    """Never drop more than this many neighbours."""
+
+
+class AblationOptions(EmulatorOptions, frozen=True, tag="ablation"):
+    """Drops the blocks whose loss public text misses least, each by itself."""
+
+    drop: Whole = 8
+
+
+class GreedyOptions(EmulatorOptions, frozen=True, tag="greedy"):
+    """Ablation, measured again after every drop: sees how blocks interact, at ``drop`` times the cost."""
+
+    drop: Whole = 8
+
+
+class DistillOptions(Refining, frozen=True, tag="distill"):
+    """Drops blocks, then trains those that stay to give the whole middle's output (offsite-tuning)."""
+
+    drop: Whole = 8
+    ranking: Ranking = "ablation"
+    language_weight: NotNegative = 1.0
+    hidden_weight: NotNegative = 30.0
+    layerwise_weight: NotNegative = 0.0
+    logits_weight: NotNegative = 0.0
+    harmonizer_rank: Whole = 0
+    """Put a harmonizer of this rank where blocks were dropped and train it too; 0 leaves the gap."""
+
+
+class CrashOptions(EmulatorOptions, frozen=True, tag="crash"):
+    """Clusters neighbours by similarity, keeps one of each cluster, and lets it stand in for the rest."""
+
+    drop: Whole = 8
+    share: bool = True
+    """Let kept blocks stand in for removed ones; without it clustering alone decides what is dropped."""
+    prefer_frozen: bool = False
+    """At equal distance take a block that is not trained."""
+
+
+class ScaleotOptions(Refining, frozen=True, tag="scaleot"):
+    """Learns which blocks matter and harmonizers that replace the others, then cuts the rank of what stays."""
+
+    replace: Whole = 8
+    """Blocks that a harmonizer replaces."""
+    rank: Count = 64
+    group: Annotated[int, Meta(ge=2)] = 4
+    candidates: Annotated[int, Meta(ge=2)] = 3
+    reward_rate: Positive = 0.1
+    reward: Literal["centred", "standardised"] = "standardised"
+    """Divide rewards by their spread as well; reconstructed."""
+    sampler: Literal["threshold", "gumbel_topk"] = "threshold"
+    """Reconstructed."""
+    chosen: Literal["global", "group"] = "global"
+    """Replace the lowest scores of all, or the lowest of each group; reconstructed."""
+    hidden_weight: NotNegative = 0.0
+    """Weight of the error of the middle's output beside the language loss; reconstructed."""
+    rank_keep: Share = 1.0
+    """Share of singular values kept in the attention matrices of blocks that stay; 1 leaves them as they are."""
+
+
+class GradotOptions(EmulatorOptions, frozen=True, tag="gradot"):
+    """Cuts ranks of attention and channels of MLPs where the adapter blocks' gradients stay and the loss goes up."""
+
+    attention_keep: Share = 0.6
+    channel_keep: Share = 0.6
+    top_keep: OpenShare = 0.05
+    """Share of the largest singular values of a matrix that always stay."""
+    attention_lambda: NotNegative = 1.0
+    """Reconstructed: weight of raising the loss against keeping gradients, both scaled to their medians."""
+    channel_lambda: NotNegative = 1.0
+    damping: Positive = 1e-3
+
+
+class WidthOptions(Refining, frozen=True, tag="width"):
+    """Keeps the feed-forward neurons of largest norm in every middle block (FedPFT); attention stays whole."""
+
+    channel_keep: Share = 0.25
+    hidden_weight: NotNegative = 30.0
+    language_weight: NotNegative = 0.0
+
+
+class MarginOptions(Refining, frozen=True, tag="margin"):
+    """Trains the emulator to be worse than the model by a margin while its adapter gradients point the same way.
+
+    Reconstructed from an abstract: the terms and their weights are ours.
+    """
+
+    drop: Whole = 8
+    ranking: Ranking = "ablation"
+    margin_nats: NotNegative = 1.0
+    gradient_weight: NotNegative = 1.0
+    hidden_weight: NotNegative = 0.0
+    one_sided: bool = False
+    """Punish only a loss below the margin."""
+    harmonizer_rank: Whole = 0
+
+
+MethodOptions = (
+    AblationOptions
+    | UniformOptions
+    | InfluenceOptions
+    | GreedyOptions
+    | DistillOptions
+    | CrashOptions
+    | ScaleotOptions
+    | GradotOptions
+    | WidthOptions
+    | MarginOptions
+)
+
+METHOD_DEFAULT = "ablation"
+
+
+def method_of(options: type[EmulatorOptions] | EmulatorOptions) -> str:
+    """Return the name of a method by its options."""
+    return str(options.__struct_config__.tag)
+
+
+OPTIONS: dict[str, type[EmulatorOptions]] = {method_of(options): options for options in get_args(MethodOptions)}
+"""Options by name of the method."""

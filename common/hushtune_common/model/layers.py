@@ -1,0 +1,84 @@
+"""What stands in for a block or for a matrix: harmonizers, low-rank maps and quantised maps.
+
+Letters in shapes: B sequences, T tokens, H hidden size, R rank.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from hushtune_common.model.quantise import code_columns, scale_columns
+from hushtune_common.model.slots import Quant
+
+
+class Harmonizer(nn.Module):
+    """``x + W2 relu(W1 x + b1) + b2`` in place of a block (ScaleOT, arXiv 2412.09812). Law: W2 and b2 zero is no block."""
+
+    def __init__(self, hidden: int, rank: int) -> None:
+        """Make one without values; ``down`` is W1 (R, H), ``up`` is W2 (H, R)."""
+        super().__init__()
+        self.down = nn.Linear(hidden, rank)
+        self.up = nn.Linear(rank, hidden)
+
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Return (B, T, H); what a block is told of masks and positions is not needed."""
+        return hidden + self.up(torch.relu(self.down(hidden)))
+
+
+class LowRank(nn.Module):
+    """A linear map as two thin ones: ``left (right x) + bias``."""
+
+    def __init__(self, rows: int, columns: int, rank: int, *, biased: bool) -> None:
+        """Make one without values."""
+        super().__init__()
+        self.right: nn.Module = nn.Linear(columns, rank, bias=False)
+        self.left: nn.Module = nn.Linear(rank, rows, bias=biased)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., rows) for (..., columns)."""
+        return self.left(self.right(x))
+
+
+class Quantised(nn.Module):
+    """A frozen linear map whose weights stay integers in memory; they are expanded for the time of one product."""
+
+    def __init__(self, rows: int, columns: int, *, biased: bool, quant: Quant) -> None:
+        """Make one without values."""
+        super().__init__()
+        self.columns, self.quant = columns, quant
+        width = code_columns(columns, quant=quant)
+        kind = torch.int8 if quant.bits == 8 else torch.uint8
+        self.register_buffer("codes", torch.empty(rows, width, dtype=kind))
+        self.register_buffer("scales", torch.empty(rows, scale_columns(columns, quant=quant), dtype=torch.float16))
+        self.bias = nn.Parameter(torch.empty(rows)) if biased else None
+
+    def weight(self) -> Tensor:
+        """Return the expanded matrix (rows, columns), float32."""
+        codes, scales = cast(Tensor, self.codes), cast(Tensor, self.scales)
+        if self.quant.bits == 4:
+            codes = torch.stack([(codes & 15).to(torch.int8) - 8, (codes >> 4).to(torch.int8) - 8], dim=2).flatten(1)
+            codes = codes[:, : self.columns]
+        spread = scales.float().repeat_interleave(self.quant.block, dim=1)[:, : self.columns]
+        return codes.float() * spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., rows) for (..., columns)."""
+        return cast(Tensor, _Expanded.apply(x, self, self.bias))
+
+
+class _Expanded(torch.autograd.Function):
+    """A product with an expanded matrix that is expanded again for the gradient, so that no copy of it is kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Quantised, bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        weight = layer.weight().to(x.dtype if not torch.is_autocast_enabled(x.device.type) else torch.bfloat16)
+        ctx.cast = weight.dtype
+        return nn.functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor | None, None, None]:
+        holder = cast(Any, ctx)
+        return (grads[0] @ holder.layer.weight().to(grads[0].dtype)), None, None

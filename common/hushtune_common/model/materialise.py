@@ -1,0 +1,248 @@
+"""Which tensors does an emulator consist of? Each is worked out from the plan when it is asked for, one at a time.
+
+Names are those of the full model by original index. What a slot changes has names of its own: ``X.left.weight`` and
+``X.right.weight`` for a matrix ``X.weight`` of lower rank, ``X.codes`` and ``X.scales`` for a quantised one, and ``down`` and
+``up`` of a harmonizer in place of all tensors of its block.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hushtune_common.adapter import Float32
+from hushtune_common.messages import Digest
+from hushtune_common.model.layout import BlockLayout, Matrix, layout_of
+from hushtune_common.model.naming import block_of, inner_of, moved
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.quantise import code_columns, quantised, scale_columns
+from hushtune_common.model.slots import Compress, Harmonize, Keep, Quant
+from hushtune_common.model.weights import DType, Weights
+from hushtune_common.seeding import SeedTree
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A tensor of the emulator: shape, storage, and what it is made of."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    kind: Literal["base", "rows", "columns", "left", "right", "product", "codes", "scales", "harmonizer"]
+    source: str
+    slot: Keep | Compress | Harmonize | None
+
+
+class EmulatorTensors:
+    """The tensors of the emulator of ``plan``; a `Weights` whose tensors also have a storage type.
+
+    ``trained`` are tensors that training on public text put in the place of what the plan alone gives, by their names before
+    quantising. Laws: a kept block has its tensors bit for bit; a compressed block with all ranks, all channels and no quantiser
+    computes the same up to rounding; the same arguments give the same bits.
+    """
+
+    def __init__(self, base: Weights, plan: Plan, *, trained: Mapping[str, Float32] | None = None) -> None:
+        """Take the full model's weights; ``ValueError`` when the plan or ``trained`` do not fit them."""
+        self._base = base
+        self._plan = plan
+        self._trained = dict(trained or {})
+        self._plain = self._plan_tensors()
+        strangers = sorted(n for n, t in self._trained.items() if n not in self._plain or self._plain[n].shape != t.shape)
+        if strangers:
+            raise ValueError(f"{strangers[0]}: the plan has no such tensor of shape {self._trained[strangers[0]].shape}")
+        touched = sorted({b for n in self._trained if (b := block_of(n)) in plan.adapter})
+        if touched:
+            raise ValueError(f"block {touched[0]} is an adapter block; training the emulator never touches those")
+        self._made = self._plan_storage()
+        self._factors: tuple[str, Float32, Float32] | None = None
+
+    def names(self) -> Sequence[str]:
+        """Return every name, sorted."""
+        return sorted(self._made)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor as it is stored."""
+        return self._made[name].shape
+
+    def dtype(self, name: str) -> DType:
+        """Return how one tensor is stored."""
+        return self._made[name].dtype
+
+    def tensor(self, name: str) -> Float32:
+        """Return one tensor as float32, the caller's own; integer codes are whole numbers."""
+        made = self._made[name]
+        if made.kind in ("codes", "scales"):
+            slot = made.slot
+            if not isinstance(slot, Compress) or slot.quant is None:
+                raise ValueError(f"{name}: not quantised")
+            codes, scales = quantised(self._upright(made.source), quant=slot.quant)
+            return (codes if made.kind == "codes" else scales).astype(np.float32)
+        return self._value(name)
+
+    @cached_property
+    def layout(self) -> BlockLayout:
+        """The matrices of a block."""
+        blocks: dict[str, tuple[int, ...]] = {}
+        first = min(b for n in self._base.names() if (b := block_of(n)) is not None)
+        for name in self._base.names():
+            if block_of(name) == first:
+                blocks[inner_of(name)] = self._base.shape(name)
+        return layout_of(blocks)
+
+    def _upright(self, name: str) -> Float32:
+        """Return a matrix before quantising, as a map from columns to rows however the model stores it."""
+        matrix = self._stored_matrix(name)
+        return self._value(name) if matrix is None else _turned(self._value(name), matrix)
+
+    def _value(self, name: str) -> Float32:
+        """Return a tensor before quantising."""
+        if name in self._trained:
+            return self._trained[name].copy()
+        made = self._plain[name]
+        match made.kind, made.slot:
+            case "harmonizer", Harmonize():
+                return _untrained_harmonizer(name, made.shape)
+            case "rows" | "columns", Compress(channels=tuple() as chosen):
+                axis = 0 if made.kind == "rows" else 1
+                return np.ascontiguousarray(np.take(self._base.tensor(made.source), chosen, axis=axis))
+            case "left" | "right", Compress() as slot:
+                left, right = self._factored(made.source, slot)
+                return left if made.kind == "left" else right
+            case "product", Compress() as slot:
+                left, right = self._factored(made.source, slot)
+                return _turned(left @ right, self.layout.matrix(inner_of(name).removesuffix(".weight")))
+            case _:
+                return self._base.tensor(made.source)
+
+    def _factored(self, source: str, slot: Compress) -> tuple[Float32, Float32]:
+        # Both factors of a matrix are asked for one after the other; its decomposition is kept in between.
+        if self._factors is None or self._factors[0] != source:
+            matrix = self.layout.matrix(inner_of(source).removesuffix(".weight"))
+            left, right = factors(_turned(self._base.tensor(source), matrix), components=slot.ranks[matrix.path])
+            self._factors = (source, left, right)
+        return self._factors[1].copy(), self._factors[2].copy()
+
+    def _plan_tensors(self) -> dict[str, _Made]:
+        """Return the tensors before quantising."""
+        made: dict[str, _Made] = {}
+        for name in self._base.names():
+            block = block_of(name)
+            slot = None if block is None else self._plan.slots[block]
+            if slot is None or isinstance(slot, Keep):
+                made[name] = _Made(self._base.shape(name), "F32", "base", name, slot)
+            elif isinstance(slot, Compress):
+                made |= self._compressed(name, slot)
+            elif isinstance(slot, Harmonize):
+                made |= self._harmonized(name, slot)
+        return made
+
+    def _compressed(self, name: str, slot: Compress) -> dict[str, _Made]:
+        inner, shape = inner_of(name), self._base.shape(name)
+        path, _, kind = inner.rpartition(".")
+        matrix = next((m for m in self.layout.matrices if m.path == path), None)
+        if matrix is None:
+            return {name: _Made(shape, "F32", "base", name, slot)}
+        if path in slot.ranks and kind == "weight":
+            rank = len(slot.ranks[path])
+            if not matrix.thinner(rank):
+                return {name: _Made(shape, "F32", "product", name, slot)}
+            left, right = (moved(name, to=slot.index, inner=f"{path}.{side}.weight") for side in ("left", "right"))
+            return {
+                left: _Made((matrix.rows, rank), "F32", "left", name, slot),
+                right: _Made((rank, matrix.columns), "F32", "right", name, slot),
+            }
+        if path in slot.ranks and matrix.thinner(len(slot.ranks[path])):
+            return {moved(name, to=slot.index, inner=f"{path}.left.bias"): _Made(shape, "F32", "base", name, slot)}
+        if slot.channels is not None and (axis := _channel_axis(matrix, kind, layout=self.layout)) is not None:
+            smaller = tuple(len(slot.channels) if a == axis else extent for a, extent in enumerate(shape))
+            return {name: _Made(smaller, "F32", "rows" if axis == 0 else "columns", name, slot)}
+        return {name: _Made(shape, "F32", "base", name, slot)}
+
+    def _harmonized(self, name: str, slot: Harmonize) -> dict[str, _Made]:
+        hidden, rank = self.layout.hidden, slot.rank
+        shapes = {"down.weight": (rank, hidden), "down.bias": (rank,), "up.weight": (hidden, rank), "up.bias": (hidden,)}
+        named = {moved(name, to=slot.index, inner=inner): shape for inner, shape in shapes.items()}
+        return {n: _Made(shape, "F32", "harmonizer", n, slot) for n, shape in named.items()}
+
+    def _plan_storage(self) -> dict[str, _Made]:
+        """Return the tensors as they are stored, with quantised matrices in two parts."""
+        stored: dict[str, _Made] = {}
+        for name, made in self._plain.items():
+            quant = made.slot.quant if isinstance(made.slot, Compress) else None
+            matrix = None if quant is None else self._stored_matrix(name)
+            if quant is None or (matrix is None and not _is_factor(name)):
+                stored[name] = made
+            else:
+                shape = made.shape[::-1] if matrix is not None and matrix.transposed else made.shape
+                stored |= _quantised_parts(name, made, shape=shape, quant=quant)
+        return stored
+
+    def _stored_matrix(self, name: str) -> Matrix | None:
+        """Return the matrix whose weights, as the model stores them, a tensor of a block holds; none for every other tensor."""
+        path, _, kind = inner_of(name).rpartition(".")
+        return next((m for m in self.layout.matrices if kind == "weight" and m.path == path), None)
+
+
+def factors(matrix: Float32, *, components: Sequence[int]) -> tuple[Float32, Float32]:
+    """Return (rows, R) and (R, columns) whose product holds the singular ``components`` of a matrix, counted from the largest.
+
+    The singular values are shared evenly between the factors. Signs are fixed by the largest entry of each left vector.
+    """
+    u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    chosen = np.asarray(components)
+    if chosen[-1] >= len(s):
+        raise ValueError(f"component {chosen[-1]} of a matrix that has {len(s)}")
+    u, s, vt = u[:, chosen], s[chosen], vt[chosen]
+    signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(len(chosen))])
+    root = np.sqrt(s) * np.where(signs == 0, 1.0, signs)
+    return (u * root).astype(np.float32), (root[:, None] * vt).astype(np.float32)
+
+
+def refinement_digest(trained: Mapping[str, Float32], *, settings: str) -> Digest:
+    """Return what identifies the training of an emulator: its settings, and the names and values it gave."""
+    total = hashlib.sha256(b"hushtune/refinement/1" + settings.encode())
+    for name in sorted(trained):
+        total.update(f"\0{name}\0{','.join(map(str, trained[name].shape))}\0".encode())
+        total.update(np.ascontiguousarray(trained[name], dtype="<f4").tobytes())
+    return Digest(total.digest())
+
+
+def _turned(stored: Float32, matrix: Matrix) -> Float32:
+    return np.ascontiguousarray(stored.T) if matrix.transposed else stored
+
+
+def _channel_axis(matrix: Matrix, kind: str, *, layout: BlockLayout) -> int | None:
+    """Return the axis of a tensor that counts feed-forward neurons, none when it has none."""
+    if matrix in layout.up:
+        return 1 if kind == "weight" and matrix.transposed else 0
+    if matrix == layout.down and kind == "weight":
+        return 0 if matrix.transposed else 1
+    return None
+
+
+def _is_factor(name: str) -> bool:
+    return name.endswith((".left.weight", ".right.weight"))
+
+
+def _quantised_parts(name: str, made: _Made, *, shape: tuple[int, ...], quant: Quant) -> dict[str, _Made]:
+    rows, columns = shape
+    path = name.removesuffix(".weight")
+    integers: DType = "I8" if quant.bits == 8 else "U8"
+    return {
+        f"{path}.codes": _Made((rows, code_columns(columns, quant=quant)), integers, "codes", name, made.slot),
+        f"{path}.scales": _Made((rows, scale_columns(columns, quant=quant)), "F16", "scales", name, made.slot),
+    }
+
+
+def _untrained_harmonizer(name: str, shape: tuple[int, ...]) -> Float32:
+    """Return the start of a harmonizer's tensor: W1 normal with variance 1/H, everything else zero, so that it is no block yet.
+
+    Never all zero: then nothing but the last bias could learn. (The published code starts so.)
+    """
+    if not name.endswith(".down.weight"):
+        return np.zeros(shape, dtype=np.float32)
+    draws: NDArray[np.float64] = SeedTree(0).child("harmonizer", name).generator().standard_normal(shape)
+    return (draws / np.sqrt(shape[1])).astype(np.float32)

@@ -1,0 +1,91 @@
+"""From a model, public text and options to an emulator: profile, plan, refine.
+
+What was worked out is kept in a folder under the digest of everything that it depends on, so that a repeated or interrupted build
+goes on where it was.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hushtune_common.config import ComputeConfig
+from hushtune_common.methods import EmulatorOptions
+from hushtune_common.model.bundle import Refinement
+from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.plan import Plan
+from hushtune_common.model.sources import ModelSource
+from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.emulators.method import EmulatorRequest, Profile
+from hushtune_server.owner.emulators.planning import method_for
+from hushtune_server.owner.emulators.profile import profile
+from hushtune_server.owner.emulators.refine import refined
+from hushtune_server.owner.emulators.text import PublicText
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """Whom to tell what is being done: a phase in words, and steps done and in all."""
+
+    phase: Callable[[str], None]
+    progress: Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """The full model in memory and all that making an emulator of it takes; ``work`` is a folder for intermediate results."""
+
+    source: ModelSource
+    model: LanguageModel
+    text: PublicText
+    compute: ComputeConfig
+    seeds: SeedTree
+    work: Path
+    telling: Telling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An emulator as decided: its plan, what training on public text changed, and what was measured for it."""
+
+    plan: Plan
+    refinement: Refinement | None
+    profile: Profile
+
+
+def build(options: EmulatorOptions, request: EmulatorRequest, *, at: Workplace, plan: Plan | None = None) -> Built:
+    """Make the emulator that the ``options`` ask for; a ``plan`` that is there already is taken as it is.
+
+    The same arguments give the same emulator bit for bit on a CPU.
+    """
+    method = method_for(options)
+    found = Profile()
+    if plan is None:
+        if method.needs:
+            at.telling.phase("profiling blocks on public text")
+            found = profile(
+                at.model,
+                at.text,
+                request=request,
+                method=method,
+                seeds=at.seeds.child("profile"),
+                work=at.work,
+                progress=at.telling.progress,
+            )
+        plan = method.plan(found, request, seeds=at.seeds.child("plan"))
+    return Built(plan=plan, refinement=refine(options, plan, at=at, profile=found), profile=found)
+
+
+def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Profile) -> Refinement | None:
+    """Train what the method trains of the emulator of ``plan``; none when it trains nothing."""
+    return refined(
+        options,
+        source=at.source,
+        teacher=at.model,
+        plan=plan,
+        profile=profile,
+        text=at.text,
+        compute=at.compute,
+        seeds=at.seeds.child("refine"),
+        work=at.work,
+        progress=at.telling.progress,
+    )
