@@ -5,16 +5,17 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError, DeadlineExceeded, Infeasible, MissingPackage
 from hushtune_common.seeding import SeedTree
 from hushtune_server.cli import main
+from hushtune_server.coordinator.allocators import structured
 from hushtune_server.coordinator.problems.draws import random_instance
 from hushtune_server.coordinator.problems.forms import from_tree, to_tree
 from hushtune_server.testbed.solve.compare import Bench
@@ -186,7 +187,7 @@ def test_a_missing_package_costs_its_rows_only(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_allocator_that_takes_too_long_is_stopped() -> None:
-    bench = Bench(clock=SystemClock(), seeds=SeedTree(1), limit_s=0.1, tell=lambda _: None)
+    bench = Bench(seeds=SeedTree(1), limit_s=0.1, tell=lambda _: None)
     instance = random_instance(clients=30, seeds=SeedTree(1))
     solver_of("conic", seeds=SeedTree(1))  # imported now: the limit is for solving
     row = bench.run(instance, "conic")
@@ -195,9 +196,39 @@ def test_an_allocator_that_takes_too_long_is_stopped() -> None:
     assert bench.run(instance, "equal_share").solution is not None  # no alarm is left over
 
 
+def test_what_is_measured_is_processor_time_and_the_best_of_five_short_runs() -> None:
+    instance, steps = random_instance(clients=3, seeds=SeedTree(1)), iter([9.0, 0.09, 0.05, 0.02, 0.07, 0.03])
+    ticks = (at for k, took in enumerate(steps) for at in (100.0 * k, 100.0 * k + took))
+    bench = Bench(seeds=SeedTree(1), limit_s=60.0, tell=lambda _: None, cpu_time=lambda: next(ticks))
+    assert bench.run(instance, "equal_share").cpu_ms == pytest.approx(9000.0)  # too long to be repeated
+    assert bench.run(instance, "equal_share").cpu_ms == pytest.approx(20.0)
+
+
+def test_admission_finds_the_best_set_of_clients_and_compares_on_it(solve: Solve, tmp_path: Path) -> None:
+    path = tmp_path / "i.json"
+    document = solve("--random", "4", "--seed", "3", "--compare", "--admission", "--write", str(path))
+    whole = from_tree(json.loads(path.read_text(encoding="utf-8")))
+    sets = [np.array(mask) for mask in product([False, True], repeat=4) if any(mask)]
+    values = [structured.solve(whole.select(mask)).evaluation.objective for mask in sets]
+    best, rows = sets[int(np.argmax(values))], document["allocators"]
+    assert not best.all()  # or nothing would be shown
+    assert rows["global"]["objective"] == pytest.approx(max(values), rel=1e-9)
+    assert document["admitted"] == best.sum()
+    for row in (row for row in rows.values() if row["objective"] is not None):
+        assert row["excluded"] == [name for name, taken in zip(whole.names, best, strict=True) if not taken]
+        assert row["objective"] <= document["upper_bound"] * (1.0 + 1e-6)
+        assert (row["status"], row["claim"]) == ("feasible", "none")
+
+
+def test_admission_has_no_meaning_for_the_worst_off_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = edited(tmp_path, lambda t: t.update(objective={"kind": "max_min"}))
+    assert main(["solve", path, "--admission"]) == ConfigError.exit_code
+    assert "--admission" in capsys.readouterr().err
+
+
 def test_costs_are_compared_the_right_way_round() -> None:
     instance = random_instance(clients=3, seeds=SeedTree(6))
-    bench = Bench(clock=SystemClock(), seeds=SeedTree(6), limit_s=60.0, tell=lambda _: None)
+    bench = Bench(seeds=SeedTree(6), limit_s=60.0, tell=lambda _: None)
     tree = to_tree(instance) | {"objective": {"kind": "cost", "utility_min": 3.0}}
     rows = list(bench.compare(from_tree(tree), ["global", "equal_share"]).rows.values())
     assert [row.status for row in rows] == ["optimal", "feasible"]

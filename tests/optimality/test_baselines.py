@@ -16,9 +16,11 @@ from hushtune_server.coordinator.allocators.baselines import (
     solve_computation_only,
     solve_equal_share,
     solve_random,
+    solve_secrecy_blind,
 )
 from hushtune_server.coordinator.allocators.conic import solve_conic
 from hushtune_server.coordinator.allocators.solution import Solution
+from hushtune_server.coordinator.allocators.structured import solve
 from hushtune_server.coordinator.problems.draws import random_instance
 from hushtune_server.coordinator.problems.instance import Instance, evaluate
 from hushtune_server.coordinator.problems.utility import Objective
@@ -46,6 +48,25 @@ def test_an_even_split_gives_everyone_the_same(share: float) -> None:
     assert found.choice.power_w == pytest.approx([0.2, 0.0, 0.2, 0.2])
     taking = np.array([0, 2, 3])
     assert found.choice.clock_tflops[taking] == pytest.approx(0.7 * small(1).clock_max_tflops[taking])
+
+
+def test_who_forgets_the_eavesdropper_chooses_what_is_best_without_and_is_judged_with() -> None:
+    for seed in range(5):
+        tapped = with_one_tapped(small(seed))
+        found, alone = solve_secrecy_blind(tapped), tapped.select(tapped.usable)
+        unheard = solve(replace(alone, gain_tap_mhz_per_w=np.zeros(3)))
+        assert found.choice.bandwidth_mhz[tapped.usable] == pytest.approx(unheard.choice.bandwidth_mhz, rel=1e-12)
+        assert found.excluded == ("client-2",)
+        assert found.evaluation.objective < unheard.evaluation.objective
+        assert found.evaluation.objective <= solve(tapped).evaluation.objective * (1.0 + 1e-9)
+        assert found.evaluation.objective == pytest.approx(evaluate(tapped, found.choice).objective, rel=1e-12)
+
+
+def test_a_deadline_that_only_the_unheard_meet_is_a_failure_of_the_forgetful() -> None:
+    i = small(1)
+    both = (solve_secrecy_blind(i).choice.time_s, solve(replace(i, gain_tap_mhz_per_w=np.zeros(4))).choice.time_s)
+    with pytest.raises(SolverFailed, match="deadline by"):
+        solve_secrecy_blind(replace(i, deadline_s=0.5 * sum(both)))
 
 
 def test_an_even_split_takes_the_nearest_level_there_is() -> None:

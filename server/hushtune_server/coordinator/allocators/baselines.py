@@ -1,4 +1,4 @@
-"""How good is an allocation that optimises little or nothing: even, random, communication only, computation only."""
+"""How good is an allocation that optimises little, or forgets the eavesdropper: even, random, one half only, secrecy-blind."""
 
 from dataclasses import replace
 from typing import Final
@@ -92,6 +92,18 @@ def _levelled(instance: Instance, uniform: Floats) -> Floats:
     rank = np.floor(uniform * allowed.sum(axis=1)).astype(np.intp)
     at = (allowed.cumsum(axis=1) == rank[:, None] + 1).argmax(axis=1)
     return instance.level_grid()[np.arange(instance.clients), at]
+
+
+def solve_secrecy_blind(instance: Instance) -> Solution:
+    """Return the best choice by the owner's rates alone, as if nobody listened; what it is worth, it is with the eavesdropper.
+
+    Errors as with the method ``global``, which solves it; `SolverFailed` also where the secret rates are too low for a limit.
+    """
+    from hushtune_server.coordinator.allocators.structured import solve  # needs numba
+
+    who = Participants.of(instance)
+    choice = solve(replace(who.problem, gain_tap_mhz_per_w=np.zeros(who.problem.clients))).choice
+    return who.answer(replace(choice, time_s=evaluate(who.problem, choice).time_s), method="secrecy_blind")
 
 
 def solve_communication_only(instance: Instance, *, seeds: SeedTree | None = None, tolerance: float = 1e-9) -> Solution:

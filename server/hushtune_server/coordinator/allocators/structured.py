@@ -22,7 +22,7 @@ def solve(instance: Instance, *, start: Solution | None = None, tolerance: float
     """Return the best choice found.
 
     ``start``: the solution of a similar instance with the same clients, for speed only. ``tolerance``: of the relative balance of
-    every shared resource. ``admission``: clients may be left out where that raises the objective (ratio and difference only).
+    every shared resource. ``admission``: clients may be left out where that raises the objective (any but max_min).
     Raises ``Infeasible`` that names client, constraint and the least change that helps, or ``SolverFailed`` with the residual.
     """
     usable = instance.usable

@@ -29,6 +29,12 @@ def solve(
     *,
     allocator: Annotated[Method, Parameter(help="Whose choice is shown, client by client.")] = "global",
     compare: Annotated[bool, Parameter(help="Ask every allocator and print them side by side.", negative=())] = False,
+    admission: Annotated[
+        bool,
+        Parameter(
+            help="Let `global` leave clients out where that raises the objective; all share out among the rest.", negative=()
+        ),
+    ] = False,
     random: Annotated[
         int | None, Parameter(help="Draw a problem of this many clients instead of reading one.", validator=_CLIENTS)
     ] = None,
@@ -52,7 +58,8 @@ def solve(
     `global` solves it by its structure and proves its answer: no choice whatsoever is above the bound it prints. `conic` asks
     general convex solvers. `alternating` takes turns between shares and resources as published (arXiv 2407.00347, rebuilt from
     its public text); in `alternating-strict` the time stays with the resources, so that shares can never grow. `equal_share`,
-    `random`, `communication_only` and `computation_only` are baselines. Those that need cvxpy are left out where it is missing.
+    `random`, `communication_only` and `computation_only` are baselines, and `secrecy_blind` is what an optimum is worth that does
+    not know of the eavesdropper. Those that need cvxpy are left out where it is missing.
 
     Try `hushtune solve --random 10 --write cell.toml`, which draws a problem, keeps it and solves it; then `hushtune solve
     cell.toml --compare`, which puts all allocators side by side; or `hushtune solve --random 100 --seed 7 --compare --json`,
@@ -63,7 +70,6 @@ def solve(
     """
     from rich.console import Console
 
-    from hushtune_common.clock import SystemClock
     from hushtune_common.seeding import SeedTree
     from hushtune_server.testbed.solve import report
     from hushtune_server.testbed.solve.compare import Bench
@@ -78,7 +84,7 @@ def solve(
     asked: set[Method] = set(METHODS) if compare else {allocator}
     if figures is not None:
         asked.add("equal_share")  # what the figure of the choice is drawn beside
-    found = Bench(clock=SystemClock(), seeds=seeds, limit_s=limit_s, tell=_tell).compare(problem, asked)
+    found = Bench(seeds=seeds, limit_s=limit_s, tell=_tell, admission=admission).compare(problem, asked)
     document = report.to_json(problem, found, chosen=allocator, source=source)
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     if out is not None:

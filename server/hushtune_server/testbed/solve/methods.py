@@ -21,6 +21,7 @@ Method = Literal[
     "random",
     "communication_only",
     "computation_only",
+    "secrecy_blind",
 ]
 Solve = Callable[["Instance"], "Solution"]
 
@@ -31,23 +32,24 @@ SLOW: Final[frozenset[Method]] = frozenset(
 """Those that build convex programs; seconds from some tens of clients on."""
 
 
-def solver_of(method: Method, *, seeds: "SeedTree") -> Solve:
+def solver_of(method: Method, *, seeds: "SeedTree", admission: bool = False) -> Solve:
     """Return the allocator, everything it needs imported; the same seeds give the same answers.
 
-    `MissingPackage` where a package, or the allocator itself, is not installed here.
+    ``admission``: `global` may leave clients out; no other allocator can. `MissingPackage` where a package, or the allocator
+    itself, is not installed here.
     """
     try:
-        return _imported(method, seeds)
+        return _imported(method, seeds, admission)
     except ImportError as error:
         what = error.name or method
         raise MissingPackage(what.partition(".")[0], f"the allocator {method} is not available here: {error}") from error
 
 
-def _imported(method: Method, seeds: "SeedTree") -> Solve:
+def _imported(method: Method, seeds: "SeedTree", admission: bool) -> Solve:
     if method == "global":
         from hushtune_server.coordinator.allocators.structured import solve
 
-        return solve
+        return partial(solve, admission=admission)
     if method == "conic":
         from hushtune_server.coordinator.allocators.conic import solve_conic
 
@@ -67,4 +69,5 @@ def _imported(method: Method, seeds: "SeedTree") -> Solve:
         "random": partial(baselines.solve_random, seeds=seeds),
         "communication_only": baselines.solve_communication_only,
         "computation_only": baselines.solve_computation_only,
+        "secrecy_blind": baselines.solve_secrecy_blind,
     }[method]

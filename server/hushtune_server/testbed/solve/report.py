@@ -41,8 +41,9 @@ def to_json(instance: Instance, compared: Comparison, *, chosen: Method, source:
             "in_theorem": instance.in_theorem,
         },
         "upper_bound": compared.upper_bound,
-        "upper_bound_cpu_ms": compared.bound_ms,
+        "upper_bound_cpu_ms": compared.bound_cpu_ms,
         "upper_bound_problem": compared.bound_problem or None,
+        "admitted": compared.admitted,
         "cpu_ms_is": TIMING,
         "allocators": {method: _row(row) for method, row in compared.rows.items()},
         "allocator": chosen,
@@ -61,7 +62,7 @@ def _row(row: Row) -> dict[str, Any]:
         "upper_bound": row.upper_bound,
         "gap": row.gap,
         "ratio": row.ratio,
-        "cpu_ms": row.time_ms,
+        "cpu_ms": row.cpu_ms,
         "claim": row.claim,
         "tier": None if s is None else s.tier,
         "sweeps": None if s is None else s.sweeps,
@@ -107,7 +108,7 @@ def print_comparison(instance: Instance, compared: Comparison, *, console: Conso
     goal = {"ratio": "U/S", "difference": "U - price S", "cost": "-S", "max_min": "least u/S"}[instance.objective.kind]
     table = Table(box=None, pad_edge=False)
     table.add_column("allocator", no_wrap=True)
-    for heading in (goal, "of bound", "gap", "ms", "sweeps"):
+    for heading in (goal, "of bound", "gap", "CPU ms", "sweeps"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for row in compared.rows.values():
@@ -116,9 +117,9 @@ def print_comparison(instance: Instance, compared: Comparison, *, console: Conso
     if compared.upper_bound is None:
         console.print(f"no certified bound: {compared.bound_problem}", highlight=False)
     else:
-        console.print(
-            f"{goal} <= {compared.upper_bound:.9g} whatever one chooses (certified; times are wall clock)", highlight=False
-        )
+        admitted = f"with {compared.admitted} of {instance.clients} clients, those admitted"
+        whatever = "whatever one chooses" if compared.admitted is None else admitted
+        console.print(f"{goal} <= {compared.upper_bound:.9g} {whatever} (certified)", highlight=False)
     for row in compared.rows.values():
         if row.error is not None:
             console.print(f"{row.method}: {row.error}", highlight=False, markup=False)
@@ -129,7 +130,7 @@ def _numbers(row: Row) -> Sequence[str]:
         return ["-"] * 5
     ratio = "-" if row.ratio is None else f"{row.ratio:.4f}"
     gap = "-" if row.gap is None else f"{row.gap:.1e}"
-    return f"{row.solution.evaluation.objective:.6g}", ratio, gap, f"{row.time_ms or 0.0:.4g}", str(row.solution.sweeps)
+    return f"{row.solution.evaluation.objective:.6g}", ratio, gap, f"{row.cpu_ms or 0.0:.4g}", str(row.solution.sweeps)
 
 
 def print_choice(instance: Instance, row: Row, *, console: Console) -> None:
