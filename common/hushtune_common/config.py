@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -339,6 +339,11 @@ def load(path: Path, *, overrides: Sequence[str] = ()) -> Scenario:
 
     Paths inside the scenario (plans, text files) are resolved against the file's directory. Raises ``ConfigError``.
     """
+    return _resolve_paths(parse(read_tree(path, overrides=overrides)), base=path.resolve().parent)
+
+
+def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a TOML file as it stands, with ``overrides`` as in `load` applied. Raises ``ConfigError``."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -349,7 +354,7 @@ def load(path: Path, *, overrides: Sequence[str] = ()) -> Scenario:
         raise ConfigError(str(path), f"not valid TOML: {error}") from error
     for override in overrides:
         _apply(tree, override)
-    return _resolve_paths(parse(tree), base=path.resolve().parent)
+    return tree
 
 
 def parse(tree: Mapping[str, Any]) -> Scenario:
@@ -361,6 +366,18 @@ def parse(tree: Mapping[str, Any]) -> Scenario:
         raise _invalid(error) from error
     _check_meaning(scenario)
     return scenario
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_section(tree: Mapping[str, Any], section: type[S]) -> S:
+    """Turn a decoded document of another kind than a scenario into its ``section``; ``ConfigError`` names what is wrong."""
+    _check_keys(tree, section, path="")
+    try:
+        return msgspec.convert(tree, section)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from error
 
 
 def parse_method(tree: Mapping[str, Any], *, where: str = "owner.emulator") -> MethodOptions:
