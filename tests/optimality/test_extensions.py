@@ -1,5 +1,6 @@
 """Are levels, admission, the worst-off client, clock levels and statistical eavesdroppers handled as well as brute force does?"""
 
+from contextlib import suppress
 from dataclasses import replace
 from math import log
 
@@ -99,6 +100,48 @@ def test_who_takes_part_is_decided_as_well_as_by_trying_all_sets(scale: Scale) -
         assert evaluate(i, found.choice).objective == pytest.approx(best, rel=1e-8)
         left_out += len(found.excluded)
     assert left_out > 0
+
+
+def limited(i: Instance, what: str) -> Instance:
+    found = solve(i)
+    utility, time_s = found.evaluation.utility, found.choice.time_s
+    match what:
+        case "deadline":
+            return replace(i, deadline_s=0.5 * time_s)
+        case "one rate out of reach":
+            return replace(i, rate_min_mbps=np.where(np.arange(i.clients) == 1, 1e6, 0.0))
+        case "rates beyond the band":
+            return replace(i, rate_min_mbps=3.0 * found.evaluation.secret_rate_mbps)
+        case "floor of utility":
+            return replace(i, objective=Objective(kind="cost", utility_min=0.5 * utility))
+        case _:
+            return replace(i, objective=Objective(kind="cost", utility_min=1.1 * utility), deadline_s=0.8 * time_s)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what", ["deadline", "one rate out of reach", "rates beyond the band", "floor of utility", "floor and deadline"]
+)
+def test_limits_that_not_everyone_can_meet_bind_those_who_take_part(what: str) -> None:
+    for seed in range(4):
+        i = limited(drawn(5, seed), what)
+        values: list[float] = []
+        for k in every(2, 5)[1:]:
+            with suppress(Infeasible):
+                values.append(solve(i.select(k.astype(np.bool_))).evaluation.objective)
+        if not values:
+            with pytest.raises(Infeasible):
+                solve(i, admission=True)
+            continue
+        found = solve(i, admission=True)
+        assert found.evaluation.objective == pytest.approx(max(values), rel=1e-8), seed
+        assert found.evaluation.worst < 1e-9
+
+
+def test_where_no_client_can_take_part_at_all_the_reason_is_given() -> None:
+    i = drawn(4, 2)
+    with pytest.raises(Infeasible, match="rate_min_mbps of 1e"):
+        solve(replace(i, rate_min_mbps=np.full(4, 1e6)), admission=True)
 
 
 def test_a_client_that_holds_up_all_others_is_left_out_with_the_reason() -> None:

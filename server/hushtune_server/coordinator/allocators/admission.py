@@ -3,9 +3,11 @@
 The round's time is the one coupling that is not convex here: one slow client holds up all. So sets of clients are tried that meet
 different times, each followed by what its prices say about everyone (a client is worth having at a time and prices if its utility
 at their price exceeds its cost), and then single clients, and pairs, are exchanged. A client whose best response is worth
-something at the present prices need not be tried without (weak duality).
+something at the present prices need not be tried without (weak duality). Where least rates would take more than the band, those
+stay that give most per MHz.
 """
 
+from collections.abc import Generator
 from dataclasses import replace
 from typing import Final
 
@@ -19,7 +21,7 @@ from hushtune_server.coordinator.allocators.certificate import least_costs, resp
 from hushtune_server.coordinator.allocators.continuous import solve_continuous
 from hushtune_server.coordinator.allocators.extensions import spread_out
 from hushtune_server.coordinator.allocators.levels import solve_levels
-from hushtune_server.coordinator.allocators.model import model_of, time_low
+from hushtune_server.coordinator.allocators.model import least_bands_mhz, model_of, time_low
 from hushtune_server.coordinator.allocators.solution import Solution
 from hushtune_server.coordinator.problems.instance import Instance
 from hushtune_server.coordinator.problems.utility import Floats
@@ -49,7 +51,11 @@ def admit(instance: Instance) -> Solution:
 class _Search:
     def __init__(self, instance: Instance) -> None:
         self._i = instance
-        self._low = time_low(model_of(instance).rows)
+        self._low = time_low(model_of(replace(instance, rate_min_mbps=np.zeros(instance.clients))).rows)
+        self._bands = least_bands_mhz(instance)
+        self._low[self._bands > instance.bandwidth_mhz * (1.0 + 1e-12)] = np.inf  # out of reach alone, so in every set
+        if np.isinf(self._low).all():
+            model_of(instance)  # raises, and says what would help
         self._seen: dict[bytes, float] = {}
         self._best: Solution | None = None
         self._taking: Taking = np.ones(instance.clients, dtype=np.bool_)
@@ -76,16 +82,26 @@ class _Search:
 
     def scan(self) -> None:
         """Try sets that meet one time after the other, and follow their prices."""
-        order = np.argsort(self._low, kind="stable")
-        sizes = np.unique(np.linspace(1, order.size, min(order.size, _PREFIXES)).astype(int))[::-1]
-        for size in sizes:
-            taking = np.zeros(order.size, dtype=np.bool_)
-            taking[order[:size]] = True
-            self._follow(taking)
+        for order in self._orders():
+            for size in np.unique(np.linspace(1, order.size, min(order.size, _PREFIXES)).astype(int))[::-1]:
+                taking = np.zeros(self._i.clients, dtype=np.bool_)
+                taking[order[:size]] = True
+                self._follow(taking)
         if self._best is not None:
             best, taking = self._best, self._taking.copy()
             for factor in _TIMES:
                 self._follow(self._worth_having(best, taking, best.choice.time_s * factor))
+
+    def _orders(self) -> Generator[NDArray[np.intp]]:
+        """Yield orders in which to take clients in: the quick first; then, where limits speak against sets, other virtues."""
+        i, some = self._i, np.flatnonzero(np.isfinite(self._low))
+        yield some[np.argsort(self._low[some], kind="stable")]
+        if self._bands.any():
+            yield some[np.argsort(self._bands[some], kind="stable")]
+        if self._best is None or i.objective.kind == "cost":
+            worth = i.utility.value(i.share_max)
+            for virtue in (worth, worth / self._low, worth / (self._low - i.start_s) / i.update_mbit):
+                yield some[np.argsort(-virtue[some], kind="stable")]
 
     def _follow(self, taking: Taking) -> None:
         for _ in range(_TURNS):
@@ -95,7 +111,12 @@ class _Search:
             taking = self._worth_having(found, taking, found.choice.time_s)
 
     def _worth_having(self, found: Solution, taking: Taking, time_s: float) -> Taking:
-        return self._gains(found, time_s) > 0.0
+        gains = self._gains(found, time_s)
+        per_mhz = np.maximum(gains, 0.0) / np.maximum(self._bands, 1e-12 * self._i.bandwidth_mhz)
+        order = np.argsort(-per_mhz, kind="stable")
+        fits = np.empty_like(taking)
+        fits[order] = np.cumsum(np.where(gains > 0.0, self._bands, 0.0)[order]) <= self._i.bandwidth_mhz
+        return (gains > 0.0) & fits
 
     def _gains(self, found: Solution, time_s: float) -> Floats:
         """Return what every client would add at a time and the prices of a solution: ell u - cost; minus infinity if too slow."""
@@ -104,7 +125,8 @@ class _Search:
         able = self._low < time_s * (1.0 - 1e-9)
         if prices is None or not able.any():
             return gains
-        part = replace(i.select(able), deadline_s=None, objective=self._i.objective)
+        wide = max(i.bandwidth_mhz, 2.0 * float(self._bands[able].sum()))  # prices are given, the band's width does not matter
+        part = replace(i.select(able), deadline_s=None, bandwidth_mhz=wide)
         model = model_of(part)
         chosen, states = np.empty((part.clients, 7)), cold(model).states
         three = np.array([prices.bandwidth_per_mhz, prices.server_per_tflops, max(prices.utility, 1e-300)])

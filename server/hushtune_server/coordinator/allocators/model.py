@@ -114,33 +114,44 @@ def model_of(instance: Instance) -> Model:
     return Model(names=i.names, rows=rows, kind=kind, shared=_with_time_low(rows, shared), deadline_s=deadline)
 
 
+def least_bands_mhz(instance: Instance) -> Floats:
+    """Return the narrowest band in which each client's top power reaches its least rate, (N,).
+
+    0 where there is no least rate, infinity where it is out of reach in any band.
+    """
+    i = instance
+    bands, limit = np.zeros(i.clients), _rate_limit(i)
+    for n in np.flatnonzero(i.rate_min_mbps > 0.0):
+        a, e, top = float(i.gain_main_mhz_per_w[n]), float(i.gain_tap_mhz_per_w[n]), float(i.power_max_w[n])
+        reachable = i.rate_min_mbps[n] < limit[n] * (1.0 - 1e-12)
+        bands[n] = top / exp(client.root_both(a, e, _LN2 * float(i.rate_min_mbps[n]) / top)) if reachable else inf
+    return bands
+
+
+def _rate_limit(i: Instance) -> Floats:
+    """Return the secret rates at top power over ever wider bands, (N,)."""
+    return i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w) / _LN2
+
+
 def _fit_rates(i: Instance, rows: Floats) -> None:
     """Find the least band for each least rate; refuse rates that no band, or not this band, can carry."""
     asked = i.rate_min_mbps > 0.0
     if not asked.any():
         return
-    limit = i.power_max_w * (i.gain_main_mhz_per_w - i.gain_tap_mhz_per_w) / _LN2
-    hopeless = asked & (i.rate_min_mbps >= limit * (1.0 - 1e-12))
-    if hopeless.any():
-        n = int(hopeless.argmax())
+    bands = least_bands_mhz(i)
+    if np.isinf(bands).any():
+        n, limit = int(bands.argmax()), _rate_limit(i)
         needed = i.power_max_w[n] * i.rate_min_mbps[n] / limit[n]
         raise Infeasible(
             f"client {i.names[n]}: rate_min_mbps of {i.rate_min_mbps[n]:g} is out of reach at any bandwidth: "
             f"lower it below {limit[n] / MARGIN:.9g}, or raise power_max_w above {MARGIN * needed:.9g}"
         )
-    least = 0.0
-    for row in rows[asked]:
-        least += row[client.POWER_MAX] / exp(_root_both(row))
-    rows[asked, client.X_BOTH] = [_root_both(row) for row in rows[asked]]
-    if least > i.bandwidth_mhz * (1.0 + 1e-12):
+    rows[asked, client.X_BOTH] = np.log(i.power_max_w[asked] / bands[asked])
+    if bands.sum() > i.bandwidth_mhz * (1.0 + 1e-12):
         raise Infeasible(
-            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: raise it to at least {MARGIN * least:.9g}"
+            f"bandwidth_mhz of {i.bandwidth_mhz:g} cannot carry every rate_min_mbps: "
+            f"raise it to at least {MARGIN * bands.sum():.9g}"
         )
-
-
-def _root_both(row: Floats) -> float:
-    target = row[client.RATE_MIN] / row[client.POWER_MAX]
-    return client.root_both(float(row[client.GAIN_MAIN]), float(row[client.GAIN_TAP]), float(target))
 
 
 def time_low(rows: Floats) -> Floats:
