@@ -25,7 +25,7 @@ class EmulatorOptions(Section, frozen=True, tag_field="method"):
     """Tokens of public text that are looked at before planning."""
     quantise_bits: Literal[0, 4, 8] = 0
     """Ship the matrices of frozen blocks as integers of this many bits, 0 for as they are; the last step of any method."""
-    quantise_block: Annotated[int, Meta(ge=16, le=1024)] = 64
+    quantise_block: Annotated[int, Meta(ge=16, le=1024, multiple_of=2)] = 64
     """Weights that share one scale."""
 
 

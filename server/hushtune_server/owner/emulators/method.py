@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hushtune_common.adapter import Float32
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
@@ -16,8 +13,6 @@ from hushtune_common.model.layout import BlockLayout
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.slots import Drop, Keep, Slot
 from hushtune_common.seeding import SeedTree
-
-Floats = NDArray[np.float64]
 
 
 class Statistic(StrEnum):
@@ -33,36 +28,48 @@ class Statistic(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """Statistics of the full model on public text; empty for methods that need none.
-
-    ``loss`` is the full model's loss in nats per token. By original index of the middle blocks: ``ablation_losses``, the loss
-    with one block left out; ``influences``, one minus the mean cosine of a block's input and output; ``neuron_norms`` (F,);
-    ``channel_scores`` (F,) and, by module path too, ``component_scores`` (rank,) of GradOT; ``replacement_scores``, learned.
-    ``greedy_order`` are middle blocks in the order in which they go. ``similarity`` (L, L) is the CKA of the blocks' outputs.
-    ``trained`` are tensors that profiling trained (harmonizers). ``corpus`` and ``tokens`` say on what was measured.
-    """
-
-    corpus: Digest | None = None
-    tokens: int = 0
-    loss: float = 0.0
-    ablation_losses: Mapping[int, float] = field(default_factory=dict[int, float])
-    influences: Mapping[int, float] = field(default_factory=dict[int, float])
-    greedy_order: tuple[int, ...] = ()
-    similarity: Floats | None = None
-    neuron_norms: Mapping[int, Floats] = field(default_factory=dict[int, Floats])
-    channel_scores: Mapping[int, "Scores"] = field(default_factory=dict[int, "Scores"])
-    component_scores: Mapping[tuple[int, str], "Scores"] = field(default_factory=dict[tuple[int, str], "Scores"])
-    replacement_scores: Mapping[int, float] = field(default_factory=dict[int, float])
-    trained: Mapping[str, Float32] = field(default_factory=dict[str, Float32])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """GradOT's two scores of every part: what removing it costs the adapter's gradients, and by how much it raises the loss."""
 
-    preserve: Floats
-    private: Floats
+    preserve: Float32
+    private: Float32
+
+    def __post_init__(self) -> None:
+        """Both are of the same parts."""
+        if self.preserve.ndim != 1 or self.preserve.shape != self.private.shape:
+            raise ValueError(f"two scores of the same parts, got {self.preserve.shape} and {self.private.shape}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Statistics of the full model on public text; empty for methods that need none.
+
+    ``base`` is the model that was measured and ``loss`` its loss in nats per token (0 where nothing asked for it). By original
+    index of the middle blocks: ``ablation_losses``, the loss with one block left out; ``influences``, one minus the mean cosine
+    of a block's input and output; ``neuron_norms`` (F,); ``channel_scores`` (F,) and, by module path too, ``component_scores``
+    (rank,) of GradOT; ``replacement_scores``, learned. ``greedy_order`` are middle blocks in the order in which they go, as many
+    as were asked for, and ``greedy_losses`` the loss after each. ``similarity`` (L, L) is the CKA of the blocks' outputs.
+    ``trained`` are tensors that profiling trained (harmonizers). ``corpus`` and ``tokens`` say on what was measured, ``cpu_s``
+    how much processor time it took; no plan depends on the latter, and it plays no part when profiles are compared.
+
+    Arrays are float32, so that a profile comes back from a file as it was.
+    """
+
+    base: Digest | None = None
+    corpus: Digest | None = None
+    tokens: int = 0
+    loss: float = 0.0
+    cpu_s: float = field(default=0.0, compare=False)
+    ablation_losses: Mapping[int, float] = field(default_factory=dict[int, float])
+    influences: Mapping[int, float] = field(default_factory=dict[int, float])
+    greedy_order: tuple[int, ...] = ()
+    greedy_losses: tuple[float, ...] = ()
+    similarity: Float32 | None = None
+    neuron_norms: Mapping[int, Float32] = field(default_factory=dict[int, Float32])
+    channel_scores: Mapping[int, Scores] = field(default_factory=dict[int, Scores])
+    component_scores: Mapping[tuple[int, str], Scores] = field(default_factory=dict[tuple[int, str], Scores])
+    replacement_scores: Mapping[int, float] = field(default_factory=dict[int, float])
+    trained: Mapping[str, Float32] = field(default_factory=dict[str, Float32])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,24 @@ from hushtune_common.model.naming import block_of, inner_of
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_server.owner.emulators.ablation import Ablation
+from hushtune_server.owner.emulators.greedy import Greedy
+from hushtune_server.owner.emulators.influence import Influence
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, both_ends
+from hushtune_server.owner.emulators.quantising import Quantising
 from hushtune_server.owner.emulators.uniform import Uniform
 
-METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {"ablation": Ablation, "uniform": Uniform}
+METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {
+    "ablation": Ablation,
+    "greedy": Greedy,
+    "influence": Influence,
+    "uniform": Uniform,
+}
 
 
 def method_for(options: EmulatorOptions) -> EmulatorMethod:
-    """Return the method that has these options."""
-    return METHODS[method_of(options)](options)
+    """Return the method that has these options; what it ships is quantised last where they say so."""
+    method = METHODS[method_of(options)](options)
+    return Quantising(method) if options.quantise_bits else method
 
 
 def request_of(model: ModelConfig, *, source: ModelSource) -> EmulatorRequest:
@@ -54,9 +63,8 @@ def shipped_plan(options: EmulatorOptions, *, request: EmulatorRequest) -> Plan 
 
 def _require_same_options(plan: Plan, options: EmulatorOptions) -> None:
     """Every option that the plan records must be the one that the scenario asks for."""
+    recorded = {"quantise_bits": 0, **plan.parameters}
     for name in options.__struct_fields__:
         asked = getattr(options, name)
-        if name in plan.parameters and name not in ("plan", "profile_tokens") and plan.parameters[name] != asked:
-            raise ConfigError(
-                "owner.emulator.plan", f"was made with {name} = {plan.parameters[name]!r}, the scenario asks {asked!r}"
-            )
+        if name in recorded and name not in ("plan", "profile_tokens") and recorded[name] != asked:
+            raise ConfigError("owner.emulator.plan", f"was made with {name} = {recorded[name]!r}, the scenario asks {asked!r}")

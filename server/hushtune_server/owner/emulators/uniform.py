@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import msgspec
 
 from hushtune_common.methods import UniformOptions
-from hushtune_common.model.plan import Plan, kept_positions
+from hushtune_common.model.plan import Plan
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic
+from hushtune_server.owner.emulators.ranking import all_but_evenly_spaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,12 @@ class Uniform:
 
     def plan(self, profile: Profile, request: EmulatorRequest, *, seeds: SeedTree) -> Plan:
         """Return the plan; ``profile`` and ``seeds`` are not looked at."""
-        drop, rounding, middle = self.options.drop, self.options.rounding, request.middle
+        drop, rounding = self.options.drop, self.options.rounding
         request.require_droppable(drop, option="drop")
-        kept = {middle[k] for k in kept_positions(len(middle) - drop, of=len(middle), rounding=rounding)}
         return Plan(
             base=request.base,
             adapter=request.adapter,
-            slots=request.slots(dropped=frozenset(middle) - kept),
+            slots=request.slots(dropped=all_but_evenly_spaced(request, drop=drop, rounding=rounding)),
             method="uniform",
             parameters={"drop": drop, "rounding": rounding},
         )
