@@ -72,8 +72,8 @@ class FixedSolver:
 
     def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
         part = BAND if band is None else Hertz(band / len(reports))
-        fixed = (assignment_of(r.client, round_id, granted=r.client not in self._deferred) for r in reports)
-        assignments = tuple(replace(a, bandwidth=part) for a in fixed)
+        fixed = ((assignment_of(r.client, round_id, granted=r.client not in self._deferred), r.channel) for r in reports)
+        assignments = tuple(replace(a, bandwidth=part, channel=channel) for a, channel in fixed)
         return Solution(assignments=assignments, method="fixed", violation=0.0, gap=None, solve_s=Second(0.0))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
+from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Sounding, Welcome
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
 from hushtune_common.link.frame import FrameReader, checksums
@@ -15,6 +15,7 @@ from hushtune_common.link.modular import BlockCode
 from hushtune_common.messages import (
     Assignment,
     Beat,
+    Channel,
     ClientId,
     ClientReport,
     Completion,
@@ -154,7 +155,8 @@ class World:
     """What the counterparts know, and what they have been told.
 
     ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
-    with ``cuts_streams`` the coordinator ends every stream after one directive; while ``silent`` the owner gives no receipts.
+    with ``cuts_streams`` the coordinator ends every stream after one directive; while ``silent`` the owner gives no receipts;
+    ``sounding`` is what the air says in every round, if given.
     """
 
     emulator: bytes = EMULATOR
@@ -165,10 +167,12 @@ class World:
     lost: Callable[[UpdateKey, tuple[int, ...]], tuple[int, ...]] = nothing_missing
     cuts_streams: bool = False
     silent: bool = False
+    sounding: Sounding | None = None
     open_rounds: set[int] = field(default_factory=lambda: {1})
     directives: list[Directive] = field(default_factory=list[Directive])
     beats: list[Beat] = field(default_factory=list[Beat])
     reports: dict[tuple[ClientId, int], ClientReport] = field(default_factory=dict[tuple[ClientId, int], ClientReport])
+    channels: list[tuple[ClientId, int, Channel]] = field(default_factory=list[tuple[ClientId, int, Channel]])
     completions: dict[UpdateKey, Completion] = field(default_factory=dict[UpdateKey, Completion])
     verdicts: dict[tuple[RunId, int, ClientId], Verdict] = field(default_factory=dict[tuple[RunId, int, ClientId], Verdict])
     frames: dict[Digest, bytes] = field(default_factory=dict[Digest, bytes])
@@ -225,12 +229,22 @@ class World:
         self.beats.append(beat)
         self.ring()
 
+    def sounded(self, round_id: int) -> Sounding:
+        """Return what the air says."""
+        return self.sounding or Sounding(gain_main=PowerRatio(GAIN * round_id), at=Second(0.0))
+
     def report(self, report: ClientReport) -> None:
         """Take a report once."""
         if report.round_id not in self.open_rounds:
             raise StaleRound(f"round {report.round_id} is not open")
         if self.reports.setdefault((report.client, report.round_id), report) != report:
             raise Replayed("another report for the same round")
+        self.ring()
+
+    def change_channel(self, client: ClientId, round_id: int, channel: Channel) -> None:
+        """Take a new channel once."""
+        if (client, round_id, channel) not in self.channels:
+            self.channels.append((client, round_id, channel))
         self.ring()
 
     def complete(self, completion: Completion) -> None:
@@ -320,6 +334,9 @@ class LoopbackCoordinator:
     async def report(self, report: ClientReport) -> None:
         self._world.report(report)
 
+    async def report_channel(self, round_id: int, channel: Channel) -> None:
+        self._world.change_channel(CLIENT, round_id, channel)
+
     async def complete(self, completion: Completion) -> None:
         self._world.complete(completion)
 
@@ -334,8 +351,8 @@ class LoopbackAir:
         self._world = world
         self._written: dict[Digest, bytes] = {}
 
-    async def sound(self, round_id: int) -> PowerRatio:
-        return PowerRatio(GAIN * round_id)
+    async def sound(self, round_id: int) -> Sounding:
+        return self._world.sounded(round_id)
 
     async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:
         data = await asyncio.to_thread(frame.read_bytes)

@@ -28,7 +28,7 @@ from hushtune_common.wire.v1 import (
     owner_pb2_grpc,
 )
 from tests.kits import Kits
-from tests.loopback import CLIENT, GAIN, RUN, SCENARIO, World
+from tests.loopback import CLIENT, RUN, SCENARIO, World
 
 _BLOB_BYTES_MAX = 1 << 26
 
@@ -73,6 +73,12 @@ class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self._world.report(convert.report_from_wire(request, caller=caller_of(context)))
         return coordinator_pb2.ReportResponse()
 
+    async def ReportChannel(
+        self, request: coordinator_pb2.ReportChannelRequest, context: Any
+    ) -> coordinator_pb2.ReportChannelResponse:
+        self._world.change_channel(ClientId(caller_of(context).name), *convert.new_channel_from_wire(request))
+        return coordinator_pb2.ReportChannelResponse()
+
     async def Complete(self, request: coordinator_pb2.CompleteRequest, context: Any) -> coordinator_pb2.CompleteResponse:
         self._world.complete(convert.completion_from_wire(request, caller=caller_of(context)))
         return coordinator_pb2.CompleteResponse()
@@ -101,7 +107,8 @@ class _Air(air_pb2_grpc.AirServicer):
         self._world, self._store = world, store
 
     async def Sound(self, request: air_pb2.SoundRequest, context: Any) -> air_pb2.SoundResponse:
-        return air_pb2.SoundResponse(gain_main=GAIN * request.round_id)
+        sounding = self._world.sounded(request.round_id)
+        return air_pb2.SoundResponse(gain_main=sounding.gain_main, at_s=sounding.at)
 
     async def Transmit(self, request: air_pb2.TransmitRequest, context: Any) -> AsyncIterator[air_pb2.TransmitResponse]:
         wanted = convert.transmission_from_wire(request.transmission)

@@ -30,10 +30,12 @@ from hushtune_client.phases import (
     Stop,
     Train,
     VerdictReached,
+    Watch,
 )
 from hushtune_client.ports import Ports
 from hushtune_client.private import own_records
 from hushtune_client.progress import Status
+from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState
 from hushtune_client.trainer import Trainer
 from hushtune_common.clock import Clock
@@ -52,11 +54,13 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
+from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.kit import Kit, require_valid
 from hushtune_common.wire.lifetime import run_until, stop_signal
 
 _logger = logging.getLogger(__name__)
 
+_Duty = Measure | Train | Watch | Retune | Send | Conclude | AskVerdict
 INTERRUPTED = 130
 _LEAVE_S = 1.5
 """How long a goodbye may take; with the trainer's two seconds it keeps an interrupted process below five."""
@@ -121,6 +125,17 @@ class _Life:
             status.enter("connecting")
             ports = await stack.enter_async_context(self._open_ports(kit))
             conductor = _Conductor(ports, state=state, status=status, clock=self._clock)
+            sounder = Sounder(
+                scenario=scenario,
+                device=device,
+                ports=ports,
+                state=state,
+                status=status,
+                clock=self._clock,
+                note=conductor.note,
+                turn=asyncio.Lock(),
+                bell=Bell(),
+            )
             duties = Duties(
                 scenario=scenario,
                 device=device,
@@ -132,6 +147,7 @@ class _Life:
                 clock=self._clock,
                 seeds=self._seeds,
                 aside=asyncio.to_thread,
+                sounder=sounder,
                 emit=conductor.emit,
             )
             self.code = await conductor.conduct(duties)
@@ -206,6 +222,10 @@ class _Conductor:
         """Take an event that happens in the middle of a job."""
         self._spawn(self._take(event))
 
+    async def note(self, event: Event) -> None:
+        """Take such an event and return once it is durable; shielded, since a half-taken one would be lost."""
+        await asyncio.shield(self._spawn(self._take(event)))
+
     async def _follow(self) -> None:
         try:
             async for directive in self._ports.coordinator.follow(self._beat):
@@ -237,7 +257,7 @@ class _Conductor:
                     self._over.set_result(None)
             case Conclude() | AskVerdict() | Retune():
                 self._spawn(self._perform(command, round_id=_round_of(command)))
-            case Measure() | Train() | Send():
+            case Measure() | Train() | Watch() | Send():
                 task = self._spawn(self._perform(command, round_id=_round_of(command)))
                 self._working[task] = _round_of(command)
                 task.add_done_callback(lambda done: self._working.pop(done, None))
@@ -251,7 +271,7 @@ class _Conductor:
         self._state.forget_private(round_id)
         log_event(_logger, "round_abandoned", round_id=round_id)
 
-    async def _perform(self, command: Measure | Train | Retune | Send | Conclude | AskVerdict, *, round_id: int) -> None:
+    async def _perform(self, command: _Duty, *, round_id: int) -> None:
         if self._duties is None:
             raise RuntimeError("conduct comes first")
         try:
@@ -277,6 +297,10 @@ class _Conductor:
             case AskVerdict():
                 log_event(_logger, "verdict_missed", level=logging.WARNING, **fields)
                 return VerdictReached(round_id=round_id)
+            case Watch():
+                # The channel is measured once more before anything is sealed.
+                log_event(_logger, "sounding_failed", level=logging.WARNING, **fields)
+                return None
             case _:
                 # The coordinator closes the round without this word too; a stale round is closed already.
                 log_event(_logger, "completion_undelivered", level=logging.WARNING, **fields)
@@ -338,9 +362,9 @@ def _event_of(directive: Directive, *, client: ClientId) -> Event:
         raise MalformedUpdate(str(error)) from error
 
 
-def _round_of(command: Measure | Train | Retune | Send | Conclude | AskVerdict) -> int:
+def _round_of(command: _Duty) -> int:
     match command:
-        case Measure() | AskVerdict():
+        case Measure() | Watch() | AskVerdict():
             return command.round_id
         case Train() | Retune() | Send():
             return command.assignment.round_id

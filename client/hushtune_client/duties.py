@@ -23,18 +23,19 @@ from hushtune_client.phases import (
     TrainingStarted,
     UpdateSealed,
     VerdictReached,
+    Watch,
 )
 from hushtune_client.ports import Ports
 from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
+from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState, RoundFiles, seen_through
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
 from hushtune_common.codec.pipeline import DeltaCodec
 from hushtune_common.config import ClientConfig, Scenario
-from hushtune_common.errors import MalformedUpdate, TrainerFailed
-from hushtune_common.link import secrecy
+from hushtune_common.errors import MalformedUpdate, SecrecyUnavailable, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
@@ -76,6 +77,7 @@ class Duties:
         clock: Clock,
         seeds: SeedTree,
         aside: Aside,
+        sounder: Sounder,
         emit: Callable[[Event], None],
     ) -> None:
         """Take everything; ``emit`` receives events that happen in the middle of a command."""
@@ -89,12 +91,13 @@ class Duties:
         self._clock = clock
         self._seeds = seeds
         self._aside = aside
+        self._sounder = sounder
         self._emit = emit
         self._framer = uplink.Framer.of(scenario, seeds=seeds)
         self._material: _Material | None = None
         self._clock_kept = FlopPerSecond(device.clock_max_flops)
 
-    async def perform(self, command: Measure | Train | Retune | Send | Conclude | AskVerdict) -> Event | None:
+    async def perform(self, command: Measure | Train | Watch | Retune | Send | Conclude | AskVerdict) -> Event | None:
         """Carry out ``command``. Raises the typed error of whatever went wrong."""
         match command:
             case Measure():
@@ -102,6 +105,9 @@ class Duties:
                 return None
             case Train():
                 return await self._train(command.assignment)
+            case Watch():
+                await self._sounder.watch(command.round_id)
+                return None
             case Retune():
                 await self._retune(command.assignment)
                 return None
@@ -117,17 +123,18 @@ class Duties:
         self._trainer.start()  # torch is imported while the emulator arrives
         material = await self._prepare(round_id)
         self._status.enter("reporting")
-        gain_main = await self._ports.air.sound(round_id)
+        channel = await self._sounder.measure(round_id)
         manifest = material.emulator.manifest
         report = telemetry.device_report(
             self._device,
             round_id=round_id,
-            gain_main=gain_main,
-            gain_tap=secrecy.tap_gain_bound(self._scenario, self._device),
+            gain_main=channel.gain_main,
+            gain_tap=channel.gain_tap,
             sample_count=material.window_count,
             expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec, bits=self._scenario.codec.bits),
             train_flops=telemetry.training_flops(material.emulator.path_size, tokens=self._tokens(material)),
         )
+        report = report.on(channel)
         await self._ports.coordinator.report(report)
         log_event(
             _logger,
@@ -197,7 +204,7 @@ class Duties:
 
         trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
-        assignment = self._newest(assignment)
+        assignment = await self._sounder.settled(self._newest(assignment))
         await self._require_consent(assignment)
         _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         sealed = await self._seal(emulator, files, assignment=assignment)
@@ -213,7 +220,16 @@ class Duties:
     async def _require_consent(self, assignment: Assignment) -> None:
         """Refuse what cannot be sent or does not protect as the scenario says; what comes later in a round is checked as well."""
         uplink.require_sendable(assignment, bits_max=self._scenario.codec.bits)
-        await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=self._device))
+        device = self._sounder.device(assignment)
+        await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=device))
+
+    async def _require_still_secret(self, assignment: Assignment) -> None:
+        """Measure once more: raise `SecrecyUnavailable` when this device went where its code does not hide the update."""
+        await self._sounder.measure(assignment.round_id)
+        try:
+            await self._require_consent(assignment)
+        except MalformedUpdate as error:
+            raise SecrecyUnavailable(f"this device stands elsewhere since the update was sealed: {error}") from error
 
     def _newest(self, assignment: Assignment) -> Assignment:
         """Return what is assigned now, which may be newer than the ``assignment`` that the work began with."""
@@ -226,6 +242,7 @@ class Duties:
         return min(1.0, assignment.clock / self._device.clock_max_flops)
 
     async def _retune(self, assignment: Assignment) -> None:
+        self._sounder.assigned_anew()
         try:
             await self._trainer.retune(self._clock_share(assignment))
         except TrainerFailed:
@@ -286,6 +303,7 @@ class Duties:
         transfer = TransferLog("frame", clock=self._clock, status=self._status)
         digest = await self._ports.air.write_frame(key, frame.path, progress=transfer)
         transfer.finish(size)
+        await self._require_still_secret(assignment)
         self._status.enter("on air")
         transmission = Transmission(
             key=key,

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import grpc
 
-from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Welcome
+from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Sounding, Welcome
 from hushtune_common.clock import Clock
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import DeadlineExceeded, MalformedUpdate, PeerLost
 from hushtune_common.messages import (
     Beat,
+    Channel,
     ClientId,
     ClientReport,
     Completion,
@@ -209,6 +210,12 @@ class CoordinatorGateway:
         request = convert.report_to_wire(report)
         await self._manners.persist(lambda: self._stub.Report(request, timeout=self._timing.idle_s), of="report")
 
+    async def report_channel(self, round_id: int, channel: Channel) -> None:
+        """Tell that the channel is another one."""
+        request = convert.new_channel_to_wire(channel, round_id=round_id)
+        timeout = self._timing.idle_s
+        await self._manners.persist(lambda: self._stub.ReportChannel(request, timeout=timeout), of="report-channel")
+
     async def complete(self, completion: Completion) -> None:
         """Say how this client's part of the round ended."""
         request = convert.completion_to_wire(completion)
@@ -245,14 +252,16 @@ class AirGateway:
         self._stub: Any = air_pb2_grpc.AirStub(channel)
         self._manners = manners
 
-    async def sound(self, round_id: int) -> PowerRatio:
-        """Return this client's own gain to the owner's receiver (linear)."""
+    async def sound(self, round_id: int) -> Sounding:
+        """Return this client's own gain to the owner's receiver."""
         request = air_pb2.SoundRequest(round_id=round_id)
         timeout = self._manners.timing.idle_s
         response = await self._manners.persist(lambda: self._stub.Sound(request, timeout=timeout), of="sound")
         if not (isfinite(response.gain_main) and response.gain_main > 0.0):
             raise MalformedUpdate(f"gain_main: must be finite and positive, got {response.gain_main}")
-        return PowerRatio(response.gain_main)
+        if not (isfinite(response.at_s) and response.at_s >= 0.0):
+            raise MalformedUpdate(f"at_s: must be finite and not negative, got {response.at_s}")
+        return Sounding(gain_main=PowerRatio(response.gain_main), at=Second(response.at_s))
 
     async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:
         """Upload the frame file of one attempt, part by part from where the air has it."""

@@ -5,7 +5,7 @@ States, events and commands of ``rounds``, as values.
 
 from dataclasses import dataclass
 
-from hushtune_common.messages import Assignment, ClientId, Completion, Part, RunId
+from hushtune_common.messages import Assignment, Channel, ClientId, Completion, Part, RunId
 from hushtune_common.units import Joule, Second
 
 
@@ -55,9 +55,10 @@ class Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assigned:
-    """Granted; the trainer has not started yet."""
+    """Granted; the trainer has not started yet. ``moved`` as in ``Training``."""
 
     assignment: Assignment
+    moved: Channel | None = None
 
     @property
     def round_id(self) -> int:
@@ -67,9 +68,10 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The trainer is at work."""
+    """The trainer is at work. ``moved`` is the channel for which an assignment is still to come; nothing is sent before it."""
 
     assignment: Assignment
+    moved: Channel | None = None
 
     @property
     def round_id(self) -> int:
@@ -150,6 +152,14 @@ class TrainingStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelMoved:
+    """The channel is another one than the assignment was made for, and the coordinator will be told."""
+
+    round_id: int
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSealed:
     """Training is done; the sealed update and all that its transmission needs are safe on disk.
 
@@ -213,6 +223,7 @@ Event = (
     RoundOpened
     | AssignmentReceived
     | TrainingStarted
+    | ChannelMoved
     | UpdateSealed
     | FrameAnswered
     | RoundFailed
@@ -236,6 +247,13 @@ class Train:
     """Fine-tune at the assigned clock, then encode and seal."""
 
     assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Keep an eye on the channel while training."""
+
+    round_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,4 +299,4 @@ class Stop:
     """End the process."""
 
 
-Command = Measure | Train | Retune | Send | Conclude | AskVerdict | Abandon | Stop
+Command = Measure | Train | Watch | Retune | Send | Conclude | AskVerdict | Abandon | Stop

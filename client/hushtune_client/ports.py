@@ -11,6 +11,7 @@ from typing import Protocol
 from hushtune_common.config import TimingConfig
 from hushtune_common.messages import (
     Beat,
+    Channel,
     ClientReport,
     Completion,
     Digest,
@@ -33,6 +34,14 @@ class Welcome:
 
     run: RunId
     timing: TimingConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sounding:
+    """This client's own gain to the owner's receiver (linear), and when it was so, in the air's time."""
+
+    gain_main: PowerRatio
+    at: Second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,8 @@ class CoordinatorPort(Protocol):
     """The coordinator.
 
     Laws: ``follow`` yields directives in rising ``seq``, each above the ``last_seen_seq`` of the beat that opened the stream,
-    and misses none across reconnects; repeating ``report`` or ``complete`` with the same value has no second effect.
+    and misses none across reconnects; repeating ``report``, ``report_channel`` or ``complete`` with the same value has no second
+    effect.
     """
 
     async def join(self) -> Welcome:
@@ -82,6 +92,10 @@ class CoordinatorPort(Protocol):
         """Tell what this device can do; ``StaleRound`` when the round no longer gathers reports."""
         ...
 
+    async def report_channel(self, round_id: int, channel: Channel) -> None:
+        """Tell that the channel is no longer the one assigned for: nothing is sent before an assignment for the new one comes."""
+        ...
+
     async def complete(self, completion: Completion) -> None:
         """Say that the update is out, or that none will come."""
         ...
@@ -94,11 +108,12 @@ class CoordinatorPort(Protocol):
 class AirPort(Protocol):
     """The air.
 
-    Laws: ``write_frame`` returns the digest of the file's bytes; transmitting the same attempt twice gives the same outcome.
+    Laws: ``write_frame`` returns the digest of the file's bytes; transmitting the same attempt twice gives the same outcome; the
+    moment of a sounding is never before that of an earlier one.
     """
 
-    async def sound(self, round_id: int) -> PowerRatio:
-        """Return this client's own channel gain to the owner's receiver in that round (linear)."""
+    async def sound(self, round_id: int) -> Sounding:
+        """Return this client's own channel gain to the owner's receiver in that round, as it is now."""
         ...
 
     async def write_frame(self, key: UpdateKey, frame: Path, *, progress: Progress | None = None) -> Digest:

@@ -7,6 +7,7 @@
     Uploading(part, n) --blocks missing--> Uploading(part, n + 1) --all of it received--> Uploading(next part, n + 2)
     Uploading --last part received, or attempts spent--> Completed
     Assigned, Training --assigned anew--> the same, with what is new --assigned anew, refused--> Completed
+    Assigned, Training --channel moved--> the same, which is sealed only once it was assigned anew for that channel
     Reported ... Uploading --failed--> Completed              any of a round --closed--> Closed --verdict--> Idle | Finished
 
 The assignment says which parts there are and in which order; attempts count through all of them.
@@ -25,6 +26,7 @@ from hushtune_client.phases import (
     AskVerdict,
     Assigned,
     AssignmentReceived,
+    ChannelMoved,
     Closed,
     Command,
     Completed,
@@ -51,9 +53,11 @@ from hushtune_client.phases import (
     UpdateSealed,
     Uploading,
     VerdictReached,
+    Watch,
 )
 from hushtune_common.messages import (
     Assignment,
+    Channel,
     ClientId,
     Completion,
     Directive,
@@ -97,10 +101,12 @@ def advance(state: State, event: Event, *, terms: Terms) -> Step:
             return _assigned(state, event, terms=terms)
         case TrainingStarted():
             if isinstance(state, Assigned) and state.round_id == event.round_id:
-                return Training(assignment=state.assignment), ()
+                return Training(assignment=state.assignment, moved=state.moved), (Watch(round_id=state.round_id),)
             return state, ()
+        case ChannelMoved():
+            return _moved(state, event)
         case UpdateSealed():
-            return _sealed(state, event)
+            return _sealed(state, event, terms=terms)
         case FrameAnswered():
             return _answered(state, event, terms=terms)
         case RoundFailed():
@@ -124,8 +130,10 @@ def resume(state: State) -> tuple[Command, ...]:
             return ()
         case Reported():
             return (Measure(round_id=state.round_id),)
-        case Assigned() | Training():
+        case Assigned():
             return (Train(assignment=state.assignment),)
+        case Training():
+            return (Train(assignment=state.assignment), Watch(round_id=state.round_id))
         case Uploading():
             return (Send(assignment=state.assignment, part=state.part, attempt=state.attempt, only=state.only),)
         case Completed():
@@ -172,9 +180,26 @@ def _assigned_anew(state: Assigned | Training, assignment: Assignment, *, terms:
     if assignment == state.assignment:
         return state, ()
     if assignment.gate.decision is GateDecision.GRANTED:
-        return replace(state, assignment=assignment), (Retune(assignment=assignment),)
+        if not _is_for(assignment, state.assignment.channel):
+            return state, ()
+        moved = None if _is_for(assignment, state.moved) else state.moved
+        return replace(state, assignment=assignment, moved=moved), (Retune(assignment=assignment),)
     completed, commands = _refused(assignment, terms=terms)
     return completed, (Abandon(round_id=state.round_id), *commands)
+
+
+def _is_for(assignment: Assignment, channel: Channel | None) -> bool:
+    """Whether an assignment was made for ``channel`` or a newer one."""
+    return channel is None or (assignment.channel is not None and assignment.channel.at >= channel.at)
+
+
+def _moved(state: State, event: ChannelMoved) -> Step:
+    if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
+        return state, ()
+    known = state.moved or state.assignment.channel
+    if known is not None and event.channel.at <= known.at:
+        return state, ()
+    return replace(state, moved=event.channel), ()
 
 
 def _refused(assignment: Assignment, *, terms: Terms) -> Step:
@@ -182,9 +207,11 @@ def _refused(assignment: Assignment, *, terms: Terms) -> Step:
     return _conclude(terms, round_id=assignment.round_id, attempt=1, uploaded=False, reason=reason, tally=NOTHING)
 
 
-def _sealed(state: State, event: UpdateSealed) -> Step:
+def _sealed(state: State, event: UpdateSealed, *, terms: Terms) -> Step:
     if not isinstance(state, Assigned | Training) or state.round_id != event.round_id:
         return state, ()
+    if not _is_for(event.assignment or state.assignment, state.moved):
+        return _failed(state, RoundFailed(round_id=state.round_id, reason="sealed for a channel that is no more"), terms=terms)
     tally = replace(NOTHING, bytes_raw=event.bytes_raw, train_seconds=event.train_seconds, energy=event.energy)
     assignment = event.assignment or state.assignment
     sending = Uploading(assignment=assignment, part=assignment.parts[0], attempt=1, only=None, tally=tally)

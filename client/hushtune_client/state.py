@@ -31,6 +31,7 @@ _EVENTS: dict[str, type[Any]] = {
         phases.RoundOpened,
         phases.AssignmentReceived,
         phases.TrainingStarted,
+        phases.ChannelMoved,
         phases.UpdateSealed,
         phases.FrameAnswered,
         phases.RoundFailed,

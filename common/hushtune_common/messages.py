@@ -5,7 +5,7 @@ Values are frozen and validated where they are made; whoever holds one may trust
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NewType
 
@@ -23,6 +23,7 @@ BLOCKS_MAX: Final = 2**20
 """Most hash blocks of one part: bounds receipts and bookkeeping whatever a peer announces."""
 _LEAST, _MOST = 1e-60, 1e60
 """No quantity of a device or link is outside; ratios and products of such numbers stay far inside a float."""
+_START: Final = Second(0.0)
 
 
 class Role(StrEnum):
@@ -171,13 +172,34 @@ class EmulatorManifest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """A client's two links at one moment of the air's time, as linear power gains.
+
+    ``gain_tap`` is the *assumed* upper bound on the eavesdropper's gain from where the client then stands, not a measurement.
+    """
+
+    at: Second
+    gain_main: PowerRatio
+    gain_tap: PowerRatio
+
+    def __post_init__(self) -> None:
+        """Refuse what no link can be."""
+        if not _LEAST <= self.gain_main <= _MOST:
+            raise ValueError(f"gain_main: must be from {_LEAST:g} to {_MOST:g}, got {self.gain_main}")
+        if not 0.0 <= self.gain_tap <= _MOST:
+            raise ValueError(f"gain_tap: must be from 0 to {_MOST:g}, got {self.gain_tap}")
+        if not 0.0 <= self.at <= _MOST:
+            raise ValueError(f"at: must be from 0 to {_MOST:g} s, got {self.at}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientReport:
     """What a client tells the coordinator about its device and its links.
 
     ``gain_main`` and ``gain_tap`` are linear power gains; ``gain_tap`` is the *assumed* upper bound on the eavesdropper's gain,
     not a measurement. ``update_bits`` is the size the client expects to upload at most; ``train_flops`` is the work of
     training in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa of
-    power = kappa * clock**3.
+    power = kappa * clock**3. ``sounded_at`` is when the gains were measured, in the air's time.
     """
 
     client: ClientId
@@ -191,6 +213,7 @@ class ClientReport:
     update_bits: int
     train_flops: float
     energy_w_per_flops3: float
+    sounded_at: Second = _START
 
     def __post_init__(self) -> None:
         """Refuse values that no device can have."""
@@ -201,8 +224,19 @@ class ClientReport:
                 raise ValueError(f"{name}: must be from {_LEAST:g} to {_MOST:g}, got {value}")
         if not 0.0 <= self.gain_tap <= _MOST:
             raise ValueError(f"gain_tap: must be from 0 to {_MOST:g}, got {self.gain_tap}")
+        if not 0.0 <= self.sounded_at <= _MOST:
+            raise ValueError(f"sounded_at: must be from 0 to {_MOST:g} s, got {self.sounded_at}")
         if self.sample_count < 1 or self.update_bits < 1 or self.round_id < 1:
             raise ValueError("sample_count, update_bits and round_id count from 1")
+
+    @property
+    def channel(self) -> Channel:
+        """Both links, as this report has them."""
+        return Channel(at=self.sounded_at, gain_main=self.gain_main, gain_tap=self.gain_tap)
+
+    def on(self, channel: Channel) -> "ClientReport":
+        """Return the report of the same device on another channel."""
+        return replace(self, gain_main=channel.gain_main, gain_tap=channel.gain_tap, sounded_at=channel.at)
 
 
 class TapModel(StrEnum):
@@ -377,7 +411,7 @@ class Assignment:
 
     ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all); ``code_bits``, the codec's bits per weight,
     realises it. A granted assignment names its ``protection``: the wiretap ``design`` carries the update or its key, the open
-    ``carrier`` what travels without a hash.
+    ``carrier`` what travels without a hash. ``channel`` is what all of it was made for.
     """
 
     client: ClientId
@@ -394,6 +428,7 @@ class Assignment:
     design: SecrecyDesign | None
     carrier: SecrecyDesign | None
     planned: Planned | None = None
+    channel: Channel | None = None
 
     def __post_init__(self) -> None:
         """A granted assignment has the designs of its protection, any other has none."""

@@ -20,6 +20,7 @@ from hushtune_client.app import ClientOptions
 from hushtune_client.duties import Duties
 from hushtune_client.phases import Send
 from hushtune_client.progress import Status
+from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState
 from hushtune_client.trainer import Trainer
 from hushtune_common import config, logs
@@ -53,6 +54,7 @@ from hushtune_common.messages import (
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, Watt
+from hushtune_common.wire.bell import Bell
 from tests.kits import Kits
 from tests.loopback import (
     CLIENT,
@@ -366,11 +368,24 @@ def test_coding_that_is_cancelled_leaves_no_frame_behind(stage: Stage, tmp_path:
         state = ClientState.open(tmp_path / "state", client=CLIENT, attempts_max=1)
         await state.join(RUN)
         await state.keep_sealed(1, bytes(20_000_000), secret=b"", links={Part.PAYLOAD: link_seed()})
+        ports = loopback_ports(stage.world, folder=tmp_path)
+        sounder = Sounder(
+            scenario=stage.scenario,
+            device=stage.scenario.clients[0],
+            ports=ports,
+            state=state,
+            status=Status(),
+            clock=SystemClock(),
+            note=lambda event: asyncio.sleep(0),
+            turn=asyncio.Lock(),
+            bell=Bell(),
+        )
         duties = Duties(
             scenario=stage.scenario,
             device=stage.scenario.clients[0],
             records=(),
-            ports=loopback_ports(stage.world, folder=tmp_path),
+            ports=ports,
+            sounder=sounder,
             trainer=Trainer(clock=SystemClock()),
             state=state,
             status=Status(),

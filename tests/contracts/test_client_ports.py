@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hushtune_client.gateway import Addresses, Manners, open_ports
-from hushtune_client.ports import Ports
+from hushtune_client.ports import Ports, Sounding
 from hushtune_client.telemetry import device_report
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import ClientConfig, Position, TimingConfig
@@ -36,7 +36,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
-from hushtune_common.units import Hertz, Joule, Second, Watt
+from hushtune_common.units import Hertz, Joule, PowerRatio, Second, Watt
 from tests.kits import Kits
 from tests.loopback import CLIENT, DESIGN, GAIN, REFUSED, RUN, SCENARIO, World, assignment_of, link_seed, loopback_ports
 from tests.loopback_grpc import grpc_ports
@@ -324,7 +324,7 @@ def test_leaving_tells_why(ports_to: Open) -> None:
 def test_sounding_tells_the_gain_of_the_round(ports_to: Open) -> None:
     async def work() -> None:
         async with ports_to(World()) as ports:
-            assert await ports.air.sound(2) == GAIN * 2
+            assert await ports.air.sound(2) == Sounding(gain_main=PowerRatio(GAIN * 2), at=Second(0.0))
 
     run(work())
 

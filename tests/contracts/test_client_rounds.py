@@ -12,6 +12,7 @@ from hushtune_client.phases import (
     AskVerdict,
     Assigned,
     AssignmentReceived,
+    ChannelMoved,
     Closed,
     Command,
     Completed,
@@ -37,10 +38,11 @@ from hushtune_client.phases import (
     UpdateSealed,
     Uploading,
     VerdictReached,
+    Watch,
 )
 from hushtune_client.rounds import advance, event_of, resume
-from hushtune_common.messages import ClientId, Directive, DirectiveKind, Part, Protection
-from hushtune_common.units import FlopPerSecond, Hertz, Joule, Second
+from hushtune_common.messages import Channel, ClientId, Directive, DirectiveKind, Part, Protection
+from hushtune_common.units import FlopPerSecond, Hertz, Joule, PowerRatio, Second
 from tests.loopback import CLIENT, REFUSED, RUN, assignment_of
 
 TERMS = Terms(run=RUN, client=CLIENT, attempts_max=3)
@@ -76,7 +78,7 @@ def play(*events: Event, state: State | None = None) -> tuple[State, list[Comman
 def test_a_round_without_trouble_goes_from_report_to_verdict() -> None:
     state, commands = play(OPENED, ASSIGNED, STARTED, SEALED, answered(1), CLOSED, VerdictReached(round_id=1))
     assert state == Idle(closed_round=1)
-    assert [type(c) for c in commands] == [Measure, Train, Send, Conclude, AskVerdict]
+    assert [type(c) for c in commands] == [Measure, Train, Watch, Send, Conclude, AskVerdict]
 
 
 def test_the_completion_adds_up_what_all_attempts_cost() -> None:
@@ -212,7 +214,7 @@ WITHDRAWN = AssignmentReceived(assignment=assignment_of(gate=REFUSED))
 @pytest.mark.parametrize("done", [(), (STARTED,)], ids=["assigned", "training"])
 def test_a_newer_assignment_changes_the_clock_and_what_is_sent_but_not_the_training(done: tuple[Event, ...]) -> None:
     state, commands = play(OPENED, ASSIGNED, *done, NARROW, SEALED)
-    assert [type(c) for c in commands] == [Measure, Train, Retune, Send]
+    assert [type(c) for c in commands if not isinstance(c, Watch)] == [Measure, Train, Retune, Send]
     assert isinstance(state, Uploading)
     assert state.assignment == NARROW.assignment
 
@@ -231,9 +233,42 @@ def test_once_uploading_the_assignment_stays(newer: AssignmentReceived) -> None:
 
 def test_a_withdrawn_grant_ends_the_training_with_the_reason() -> None:
     state, commands = play(OPENED, ASSIGNED, STARTED, WITHDRAWN)
-    assert [type(c) for c in commands[2:]] == [Abandon, Conclude]
+    assert [type(c) for c in commands[3:]] == [Abandon, Conclude]
     assert isinstance(state, Completed)
     assert REFUSED.reason in state.completion.reason
+
+
+def at(seconds: float) -> Channel:
+    return Channel(at=Second(seconds), gain_main=PowerRatio(1e-10), gain_tap=PowerRatio(1e-12))
+
+
+def assigned_for(seconds: float, *, bandwidth: float = 1e6) -> AssignmentReceived:
+    return AssignmentReceived(assignment=replace(assignment_of(), bandwidth=Hertz(bandwidth), channel=at(seconds)))
+
+
+MOVED = ChannelMoved(round_id=1, channel=at(5.0))
+
+
+@pytest.mark.parametrize("done", [(), (STARTED,)], ids=["assigned", "training"])
+def test_after_the_channel_moved_only_an_assignment_for_it_can_be_sent(done: tuple[Event, ...]) -> None:
+    waiting, _ = play(OPENED, assigned_for(1.0), *done, MOVED, assigned_for(2.0))
+    spoiled, _ = play(SEALED, state=waiting)
+    assert isinstance(spoiled, Completed)
+    assert "channel" in spoiled.completion.reason
+    sent, commands = play(assigned_for(5.0), SEALED, state=waiting)
+    assert isinstance(sent, Uploading)
+    assert sent.assignment.channel == MOVED.channel
+    assert [type(c) for c in commands] == [Retune, Send]
+
+
+def test_an_assignment_for_an_older_channel_does_not_replace_a_newer_one() -> None:
+    state, _ = play(OPENED, assigned_for(5.0))
+    assert play(assigned_for(1.0, bandwidth=2e6), state=state) == (state, [])
+
+
+def test_word_of_an_older_channel_changes_nothing() -> None:
+    state, _ = play(OPENED, assigned_for(5.0), STARTED)
+    assert play(MOVED, ChannelMoved(round_id=2, channel=at(9.0)), state=state) == (state, [])
 
 
 # --- laws over any order of events ------------------------------------------------------------------------------------
@@ -249,6 +284,8 @@ _events: st.SearchStrategy[Event] = st.one_of(
         lambda drawn: AssignmentReceived(assignment=replace(assignment_of(drawn[0]), bandwidth=Hertz(drawn[1])))
     ),
     st.builds(TrainingStarted, round_id=_rounds),
+    st.tuples(_rounds, st.integers(0, 5)).map(lambda drawn: ChannelMoved(round_id=drawn[0], channel=at(float(drawn[1])))),
+    st.integers(0, 5).map(lambda seconds: assigned_for(float(seconds))),
     _rounds.map(lambda r: replace(SEALED, round_id=r)),
     st.tuples(st.integers(1, 4), _blocks, _rounds, st.sampled_from(Part)).map(
         lambda drawn: answered(drawn[0], *drawn[1], round_id=drawn[2], part=drawn[3])
@@ -296,6 +333,18 @@ def test_parts_are_sent_in_order_and_attempts_rise_one_by_one(events: list[Event
 
 
 @given(st.lists(_events, max_size=40))
+def test_nothing_is_sent_with_an_assignment_for_a_channel_older_than_the_newest_told(events: list[Event]) -> None:
+    state, newest = play(OPENED)[0], dict[int, float]()
+    for event in events:
+        before = state
+        state, commands = advance(state, event, terms=TERMS)
+        if isinstance(event, ChannelMoved) and state != before:
+            newest[event.round_id] = event.channel.at
+        for sent in (c.assignment for c in commands if isinstance(c, Send)):
+            assert sent.round_id not in newest or (sent.channel is not None and sent.channel.at >= newest[sent.round_id])
+
+
+@given(st.lists(_events, max_size=40))
 def test_each_round_is_concluded_at_most_once_and_never_without_a_report(events: list[Event]) -> None:
     _, commands = play(*events)
     concluded = [c.completion.key.round_id for c in commands if isinstance(c, Conclude)]
@@ -307,18 +356,17 @@ def test_each_round_is_concluded_at_most_once_and_never_without_a_report(events:
 @given(st.lists(_events, max_size=40))
 def test_a_restart_repeats_exactly_the_work_that_was_left(events: list[Event]) -> None:
     state, _ = play(*events)
-    expected: dict[type[State], type[Command] | None] = {
-        Idle: None,
-        Reported: Measure,
-        Assigned: Train,
-        Training: Train,
-        Uploading: Send,
-        Completed: Conclude,
-        Closed: AskVerdict,
-        Finished: Stop,
+    expected: dict[type[State], list[type[Command]]] = {
+        Idle: [],
+        Reported: [Measure],
+        Assigned: [Train],
+        Training: [Train, Watch],
+        Uploading: [Send],
+        Completed: [Conclude],
+        Closed: [AskVerdict],
+        Finished: [Stop],
     }
-    wanted = expected[type(state)]
-    assert [type(c) for c in resume(state)] == ([] if wanted is None else [wanted])
+    assert [type(c) for c in resume(state)] == expected[type(state)]
 
 
 @given(st.lists(_events, max_size=30))

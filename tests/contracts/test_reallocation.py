@@ -1,4 +1,4 @@
-"""Does the band of a client that goes before it has transmitted reach the others, and never more than there is?"""
+"""Does the band of a client that goes, or has another channel, before it has transmitted reach the others, and never too much?"""
 
 import json
 from dataclasses import replace
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hushtune_common.messages import (
     Assignment,
+    Channel,
     ClientId,
     Completion,
     GateDecision,
@@ -17,9 +18,10 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
-from hushtune_common.units import Hertz, Joule, Second
+from hushtune_common.units import Hertz, Joule, PowerRatio, Second
 from hushtune_server.coordinator.events import (
     OWNER,
+    ChannelChanged,
     Completed,
     Died,
     Event,
@@ -36,7 +38,8 @@ from hushtune_server.coordinator.events import (
     kind_of,
     to_body,
 )
-from hushtune_server.coordinator.phases import Assigned, Closed, Round, Rules, Settling, Solve, State
+from hushtune_server.coordinator.phases import CHANGES_MAX, Assigned, Closed, Occasion, Round, Rules, Settling, Solve, State
+from hushtune_server.coordinator.record import occasion_of
 from hushtune_server.coordinator.rounds import advance, fold, unsolved
 from hushtune_server.coordinator.stragglers import Quorum
 from tests.fakes import BAND, assignment_of, report_of
@@ -92,6 +95,11 @@ def completed(client: ClientId, *, uploaded: bool) -> Event:
         energy=Joule(1.0),
     )
     return Completed(at=AT, completion=word)
+
+
+def changed(client: ClientId, at: float = 5.0, *, round_id: int = 1) -> Event:
+    channel = Channel(at=Second(at), gain_main=PowerRatio(1e-11), gain_tap=PowerRatio(1e-12))
+    return ChannelChanged(at=AT, round_id=round_id, client=client, channel=channel)
 
 
 def settled(client: ClientId) -> Event:
@@ -215,6 +223,88 @@ def test_re_allocation_can_be_switched_off() -> None:
     assert unsolved(state, rules=replace(RULES, band=None)) is None
 
 
+# --- a channel that changed -------------------------------------------------------------------------------------------
+
+
+def test_a_changed_channel_is_solved_for_with_all_band_that_those_who_transmit_leave() -> None:
+    before = after(sending(C1))
+    state, effects = advance(before, changed(C2), rules=RULES)
+    (order,) = effects
+    assert isinstance(order, Solve)
+    gains = {r.client: r.gain_main for r in order.reports}
+    assert (order.order, gains) == (1, {C2: 1e-11, C3: 1e-9, C4: 1e-9})
+    assert order.band == pytest.approx(3 * BAND)
+    assert round_of(state).held == {**EQUAL, C2: 0.0}
+
+
+def test_whose_channel_changed_gets_less_at_once_and_the_others_the_rest() -> None:
+    state = after(changed(C2), solved({C1: BAND, C2: 0.5 * BAND, C3: 1.5 * BAND, C4: BAND}, order=1))
+    assert [assigned(state, c).bandwidth / BAND for c in CLIENTS] == pytest.approx([1.0, 0.5, 1.5, 1.0])
+    assert round_of(state).changed == frozenset()
+
+
+def test_whose_channel_changed_is_served_before_those_who_hold_something() -> None:
+    state = after(changed(C2), solved({C1: 2 * BAND, C2: BAND, C3: 0.5 * BAND, C4: 0.5 * BAND}, order=1))
+    assert assigned(state, C2).bandwidth == pytest.approx(BAND)
+    assert assigned(state, C1).bandwidth == pytest.approx(BAND)
+
+
+def test_a_new_channel_that_carries_nothing_defers_its_client_with_the_solvers_reason() -> None:
+    state = after(changed(C2), solved({C1: 2 * BAND, C2: BAND, C3: BAND, C4: BAND}, order=1, deferred=(C2,)))
+    assert assigned(state, C2).gate.reason == "fixed"
+    assert not round_of(state).granted(C2)
+    assert assigned(state, C1).bandwidth == pytest.approx(2 * BAND)
+    assert C2 not in round_of(state).withdrawn
+
+
+def test_without_a_new_solution_a_changed_channel_is_refused_and_the_others_keep_what_they_have() -> None:
+    failed = SolvingFailed(at=AT, round_id=1, reason="numbers", order=1)
+    state = after(changed(C2), failed)
+    assert "numbers" in assigned(state, C2).gate.reason
+    assert not round_of(state).granted(C2)
+    assert [d.assignment for d in state.posted(Member(C2), after=5)] == [assigned(state, C2)]
+    assert assigned(state, C1).bandwidth == BAND
+
+
+def test_an_answer_for_a_channel_that_changed_again_is_not_taken() -> None:
+    state = after(changed(C2), changed(C2, 6.0))
+    stale = solved({C1: BAND, C2: BAND, C3: BAND, C4: BAND}, order=1)
+    assert advance(state, stale, rules=RULES) == (state, ())
+    order = unsolved(state, rules=RULES)
+    assert order is not None
+    assert order.order == 2
+
+
+@pytest.mark.parametrize(
+    "late",
+    [changed(C2, 5.0), changed(C2, 4.0), changed(ClientId("c9")), changed(C1, 9.0), changed(C3, 9.0, round_id=2)],
+    ids=["told twice", "older", "nobody's", "of one that transmits", "of another round"],
+)
+def test_late_or_foreign_word_of_a_channel_changes_nothing(late: Event) -> None:
+    state = after(sending(C1), changed(C2))
+    assert advance(state, late, rules=RULES) == (state, ())
+
+
+def test_nothing_is_ordered_for_a_changed_channel_where_re_allocation_is_off() -> None:
+    off = replace(RULES, band=None)
+    state = after(rules=off)
+    assert advance(state, changed(C2), rules=off) == (state, ())
+
+
+def test_a_channel_may_change_so_often_and_no_more() -> None:
+    state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
+    assert advance(state, changed(C2, 1e9), rules=RULES) == (state, ())
+
+
+def test_every_solution_of_a_round_is_noted_with_its_occasion() -> None:
+    shares = dict.fromkeys((C1, C2, C3), float(BAND))
+    events = [died(C4), solved(shares, order=1), changed(C2), SolvingFailed(at=AT, round_id=1, reason="no", order=2)]
+    answers = round_of(after(*events)).answers
+    assert [a.occasion for a in answers] == [Occasion(), Occasion(gone=frozenset({C4})), Occasion(changed=frozenset({C2}))]
+    assert [occasion_of(a) for a in answers] == ["first", "after departure of c4", "after channel change of c2"]
+    assert [(a.certificate is None, a.failed) for a in answers] == [(False, ""), (False, ""), (True, "no")]
+
+
 # --- laws over arbitrary stories --------------------------------------------------------------------------------------
 
 
@@ -234,6 +324,7 @@ def stories(draw: st.DrawFn) -> list[Event]:
                         sending(client),
                         completed(client, uploaded=draw(st.booleans())),
                         settled(client),
+                        changed(client, float(draw(st.integers(0, 30)))),
                         solved(bands, order=draw(st.integers(0, 4)), deferred=tuple(draw(st.sets(st.sampled_from(CLIENTS))))),
                         SolvingFailed(at=AT, round_id=1, reason="no", order=draw(st.integers(1, 4))),
                     ]
@@ -248,10 +339,12 @@ def stories(draw: st.DrawFn) -> list[Event]:
 def test_the_bands_that_clients_may_use_never_exceed_the_total(story: list[Event]) -> None:
     state, widest, out = State(), dict[ClientId, float](), set[ClientId]()
     for event in story:
-        state, effects = advance(state, event, rules=RULES)
+        before, (state, effects) = state, advance(state, event, rules=RULES)
+        if isinstance(event, ChannelChanged) and state is not before:
+            widest[event.client] = 0.0  # it has put away what it was assigned
         for assignment in (e.directive.assignment for e in effects if not isinstance(e, Solve)):
             if assignment is not None and assignment.protection is None:
-                out.add(assignment.client)  # gone before it transmitted
+                out.add(assignment.client)  # gone before it transmitted, or refused for its new channel
             elif assignment is not None:
                 widest[assignment.client] = max(assignment.bandwidth, widest.get(assignment.client, 0.0))
         if isinstance(event, Completed):

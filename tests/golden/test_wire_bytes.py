@@ -92,6 +92,8 @@ REPORT = ours.ClientReport(
     train_flops=1e12,
     energy_w_per_flops3=1e-36,
 )
+CHANNEL = ours.Channel(at=Second(2.5), gain_main=PowerRatio(1e-9), gain_tap=PowerRatio(1e-11))
+PLACED = replace(OPEN, channel=CHANNEL)
 COMPLETION = ours.Completion(
     key=KEY,
     uploaded=True,
@@ -126,6 +128,13 @@ def of_caller(decode: Callable[..., Any]) -> Callable[[Any], Any]:
 
 VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = {
     "manifest": (MANIFEST, convert.manifest_to_wire, convert.manifest_from_wire),
+    "channel": (
+        (2, CHANNEL),
+        lambda word: convert.new_channel_to_wire(word[1], round_id=word[0]),
+        convert.new_channel_from_wire,
+    ),
+    "placed": (PLACED, convert.assignment_to_wire, convert.assignment_from_wire),
+    "sounded": (REPORT.on(CHANNEL), convert.report_to_wire, of_caller(convert.report_from_wire)),
     "verdict": (VERDICT, convert.verdict_to_wire, lambda pb: convert.verdict_from_wire(pb, client=C1)),
     "report": (REPORT, convert.report_to_wire, of_caller(convert.report_from_wire)),
     "assignment": (ASSIGNMENT, convert.assignment_to_wire, convert.assignment_from_wire),
@@ -161,6 +170,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "SoundRequest": air_pb2.SoundRequest(round_id=2),
     "SoundResponse": air_pb2.SoundResponse(gain_main=1e-9),
+    "SoundResponse later": air_pb2.SoundResponse(gain_main=1e-9, at_s=2.5),
     "ListenRequest": air_pb2.ListenRequest(last_seen_seq=7),
     "ReceiveResponse": air_pb2.ReceiveResponse(chunk=3, reception=b"abc"),
     "FindMissingRequest": blobs_pb2.FindMissingRequest(resource_names=["a/b", "c"]),
@@ -180,6 +190,19 @@ GOLDEN: dict[str, str] = {
         "0303030303030303030303030303030303030303030303030303030303321b0a106d6f64656c2e6c61796572732e302e77120202031a03"
         "4633323a036b6579421564656c74612d696e74382d6236342d7a7374642f31"
     ),
+    "channel": "0802121b0900000000000004401195d626e80b2e113e19956479e17ffda53d",
+    "placed": (
+        "0a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d24d62503f310000000000"
+        "00ea3f390000000000000c4021000000000000f03f290000000080842e4131000000000000c03f390000000065cddd414100000000a8cb28"
+        "41490000000000c082405803621d0a047170736b10805018804220022880840151000000000000fa3f58016808723f09000000000000f03f"
+        "11000000000000344019000000000000044021000000000000e03f29000000000000444031000000000000d03f390000000080845e417a1b"
+        "0900000000000004401195d626e80b2e113e19956479e17ffda53d"
+    ),
+    "sounded": (
+        "08021195d626e80b2e113e19956479e17ffda53d21000000000000d03f290000000065cddd4131000000000000494038644080a4e8034900"
+        "0000a2941a6d4251722e2d9384447538590000000000000440"
+    ),
+    "SoundResponse later": "0995d626e80b2e113e110000000000000440",
     "verdict": "0a0572756e2d311002180320013205776f727365390000000000002940",
     "report": (
         "08021195d626e80b2e113e21000000000000d03f290000000065cddd4131000000000000494038644080a4e80349000000a2941a6d425172"
@@ -282,7 +305,7 @@ def test_a_part_is_these_bytes_by_the_encoding_rules():
 def test_every_message_of_the_protocol_is_here():
     kinds = {type(message).DESCRIPTOR.name for message in MESSAGES.values()}
     kinds |= {type(encode(value)).DESCRIPTOR.name for value, encode, _ in VALUES.values()}
-    nested = {"Gate", "Planned", "LinkSeed", "SecrecyDesign", "TensorSpec", "TransmitRequest"}  # inside the ones above
+    nested = {"Channel", "Gate", "Planned", "LinkSeed", "SecrecyDesign", "TensorSpec", "TransmitRequest"}  # inside the ones above
     for module in (air_pb2, blobs_pb2, coordinator_pb2, owner_pb2):
         for name, kind in module.DESCRIPTOR.message_types_by_name.items():
             assert name in kinds | nested or not kind.fields, name

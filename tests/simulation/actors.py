@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from hushtune_common.messages import (
     Assignment,
+    Channel,
     ClientId,
     Completion,
     Directive,
@@ -15,9 +16,10 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
-from hushtune_common.units import Hertz, Joule, Second
+from hushtune_common.units import Hertz, Joule, PowerRatio, Second
 from hushtune_server.coordinator.events import (
     OWNER,
+    ChannelChanged,
     Completed,
     Died,
     Event,
@@ -346,7 +348,7 @@ class Owner(Actor):
 
 
 class Client(Actor):
-    """Reports, trains, uploads, completes."""
+    """Reports, trains, moves, uploads, completes. A crash takes its assignment, not what it told of its channel."""
 
     def __init__(self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner, checker: Checker) -> None:
         super().__init__(world, coordinator, Member(client))
@@ -354,10 +356,13 @@ class Client(Actor):
         self._owner = owner
         self._checker = checker
         self._assignment: Assignment | None = None
+        self._told: tuple[int, Channel] | None = None
+        self._ready = False
 
     def start(self) -> None:
         """Begin a life without memory of an assignment; the newest one is told again."""
         self._assignment = None
+        self._ready = False
         self._checker.on_air.pop(self._client, None)
         super().start()
 
@@ -365,7 +370,7 @@ class Client(Actor):
         round_id = directive.round_id
         match directive.kind:
             case DirectiveKind.ROUND_OPENED:
-                report = report_of(self._client, round_id)
+                report = report_of(self._client, round_id).on(self._channel())
                 self.later(
                     self._world.between(0.1, 4.0),
                     lambda: self.call(f"report {round_id}", lambda at: Reported(at=at, report=report)),
@@ -387,13 +392,46 @@ class Client(Actor):
         self._assignment = assignment
         if assignment.gate.decision is not GateDecision.GRANTED:
             self._complete(round_id, uploaded=False)
+        elif anew and self._ready:
+            self._trained(round_id)
         elif not anew and not self._world.happens(self._world.weather.stall):
+            self._ready = False
+            self._tell(round_id)
+            self.later(self._world.lifetime(self._world.weather.motion_s), lambda: self._move(round_id))
             self.later(self._world.between(1.0, self._world.weather.training_s), lambda: self._trained(round_id))
+
+    def _channel(self) -> Channel:
+        gains = [PowerRatio(10.0 ** self._world.between(-11.0, -8.0)) for _ in range(2)]
+        return Channel(at=Second(self._world.now), gain_main=gains[0], gain_tap=gains[1])
+
+    def _move(self, round_id: int) -> None:
+        """Have another channel, remember it, and tell."""
+        newest = self._assignment
+        if newest is None or newest.round_id != round_id or newest.protection is None or self.sending == round_id:
+            return
+        self._told = round_id, self._channel()
+        self._checker.told[self._client] = self._told
+        self._tell(round_id)
+        self.later(self._world.lifetime(self._world.weather.motion_s), lambda: self._move(round_id))
+
+    def _tell(self, round_id: int) -> None:
+        if self._told is None or self._told[0] != round_id:
+            return
+        client, channel = self._client, self._told[1]
+        self.call("channel", lambda at: ChannelChanged(at=at, round_id=round_id, client=client, channel=channel))
+
+    def _is_outdated(self, assignment: Assignment) -> bool:
+        if self._told is None or self._told[0] != assignment.round_id:
+            return False
+        return assignment.channel is None or assignment.channel.at < self._told[1].at
 
     def _trained(self, round_id: int) -> None:
         newest = self._assignment
         if newest is None or newest.round_id != round_id or newest.gate.decision is not GateDecision.GRANTED:
             return
+        self._ready = self._is_outdated(newest)
+        if self._ready:
+            return  # until the assignment for its new channel comes
         if self._world.happens(self._world.weather.failure):
             self._complete(round_id, uploaded=False)
             return

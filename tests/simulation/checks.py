@@ -3,7 +3,7 @@
 import json
 from typing import Protocol
 
-from hushtune_common.messages import Assignment, ClientId
+from hushtune_common.messages import Assignment, Channel, ClientId
 from hushtune_server.coordinator.events import Event, from_body
 from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Phase, Rules, Settling, State
 from hushtune_server.coordinator.rounds import Step
@@ -23,7 +23,9 @@ class Checker:
     def __init__(self, rules: Rules, machine: Advance) -> None:
         self.accepted_by_owner: set[tuple[int, ClientId]] = set()
         self.on_air: dict[ClientId, Assignment] = {}
+        self.told: dict[ClientId, tuple[int, Channel]] = {}
         self.shared_again = 0
+        self.followed = 0
         self._rules = rules
         self._machine = machine
         self._folded = State()
@@ -39,6 +41,7 @@ class Checker:
             raise Violation(f"the folded journal differs from the live state: {self._folded} is not {state}")
         self._check_directives(state)
         self._check_bands(state)
+        self._check_channels(state)
         self._check_end(state)
         clients = len(self._rules.clients)
         # The end of the round before, this round's opening, assignments and end, and a failure to gather for the next.
@@ -61,12 +64,29 @@ class Checker:
         # Who was given up for lost and transmits all the same could not be reached; nothing can be promised of it.
         lost = round_.withdrawn | round_.completions.keys() | round_.accepted_at.keys() | round_.refused
         solution = () if round_.solution is None else round_.solution.assignments
-        told = {a.client: a.bandwidth for a in solution if a.protection is not None}
+        # Who told of another channel has put its assignment away.
+        told = {a.client: 0.0 if a.client in round_.changed else a.bandwidth for a in solution if a.protection is not None}
         self.shared_again += any(b > BAND for b in told.values())
         flying = {c: a.bandwidth for c, a in self.on_air.items() if a.round_id == state.round_id}
         used = sum(max(b, flying.get(c, 0.0)) for c, b in told.items() if c not in lost)
         if used > band * (1.0 + 1e-9):
             raise Violation(f"{used:g} Hz are assigned or on air, of {band:g}: {told} and {flying}")
+
+    def _check_channels(self, state: State) -> None:
+        """Nobody is assigned, or on air, for a channel that the one in question knows to be over."""
+        phase = state.phase
+        if not isinstance(phase, Assigned | Settling) or phase.round.solution is None:
+            return
+        round_ = phase.round
+        for a in phase.round.solution.assignments:
+            if a.protection is not None and a.client not in round_.changed:
+                if a.channel != round_.reports[a.client].channel:
+                    raise Violation(f"{a.client} is assigned for another channel than its newest")
+                self.followed += a.client in round_.changes
+        for client, flying in self.on_air.items():
+            told_in, channel = self.told.get(client, (0, None))
+            if channel is not None and told_in == flying.round_id and (flying.channel is None or flying.channel.at < channel.at):
+                raise Violation(f"{client} transmits for a channel that is no more")
 
     def _check_end(self, state: State) -> None:
         phase = state.phase

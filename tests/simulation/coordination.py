@@ -40,12 +40,17 @@ def rules_for(world: World) -> Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How a world ended; ``shared_again`` counts the moments at which somebody had more band than at first."""
+    """How a world ended.
+
+    ``shared_again`` counts the moments at which somebody had more band than at first, ``followed`` those at which somebody was
+    assigned for a channel that is not its first.
+    """
 
     state: State
     events: int
     seconds: float
     shared_again: int
+    followed: int
 
 
 class Story:
@@ -74,7 +79,8 @@ class Story:
                 raise Violation(f"the run did not end {deadline - FAULTS_S:g} s after the faults stopped: {where}; {heard}")
             events += 1
         end = self._coordinator.state
-        return Ending(state=end, events=events, seconds=self.world.now, shared_again=self.checker.shared_again)
+        seen = self.checker
+        return Ending(state=end, events=events, seconds=self.world.now, shared_again=seen.shared_again, followed=seen.followed)
 
     def _done(self) -> bool:
         over = self._coordinator.up and is_over(self._coordinator.state, rules=self._rules)

@@ -36,6 +36,7 @@ class Weather:
     refusal: float
     deferral: float
     training_s: float
+    motion_s: float
 
     @staticmethod
     def drawn(rng: np.random.Generator, *, round_s: float) -> "Weather":
@@ -62,6 +63,7 @@ class Weather:
             refusal=share(0.2),
             deferral=share(0.2),
             training_s=15.0 + share(30.0),
+            motion_s=mean_s(0.1 * round_s),
         )
 
     @staticmethod
@@ -83,6 +85,7 @@ class Weather:
             refusal=0.0,
             deferral=0.0,
             training_s=15.0,
+            motion_s=never,
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hushtune_common.messages import UpdateKey
 from hushtune_common.units import Second
-from hushtune_server.coordinator.events import Completed, Event, Reported, Settled, Solved
+from hushtune_server.coordinator.events import ChannelChanged, Completed, Event, Reported, Settled, Solved
 from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Rules, Settling, State
 from hushtune_server.coordinator.rounds import Step, advance
 from tests.simulation.coordination import Story, play
@@ -27,6 +27,7 @@ def test_no_law_breaks_and_every_run_ends() -> None:
     assert closed + failed == len(SEEDS)
     assert min(closed, failed) >= len(SEEDS) // 5
     assert sum(e.shared_again > 0 for e in endings) >= len(SEEDS) // 20
+    assert sum(e.followed > 0 for e in endings) >= len(SEEDS) // 10
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -87,9 +88,21 @@ def spendthrift(state: State, event: Event, *, rules: Rules) -> Step:
     return advance(state, event, rules=rules)
 
 
+def complacent(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine that notes another channel and lets the assignments stand."""
+    before = state.phase
+    after, effects = advance(state, event, rules=rules)
+    if isinstance(event, ChannelChanged) and isinstance(before, Assigned | Settling) and isinstance(after.phase, type(before)):
+        kept = before.round
+        round_ = replace(after.phase.round, changed=kept.changed, ordered=kept.ordered, orders=kept.orders)
+        return replace(after, phase=replace(after.phase, round=round_)), ()
+    return after, effects
+
+
 @pytest.mark.parametrize(
     ("machine", "symptom"),
     [
+        (complacent, "another channel than its newest"),
         (spendthrift, "assigned or on air"),
         (without_round_check, "the owner never said so"),
         (without_timeout, "did not end"),

@@ -11,8 +11,8 @@ from hushtune_common.wire.v1 import air_pb2, coordinator_pb2, owner_pb2
 
 PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
-PROTOCOL_MINOR = 0
-"""The smaller of the two is spoken."""
+PROTOCOL_MINOR = 1
+"""The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs."""
 
 _KEY_BYTES_MAX = 8192
 _TENSORS_MAX = 20_000
@@ -128,6 +128,7 @@ def report_to_wire(value: ours.ClientReport) -> coordinator_pb2.ReportRequest:
         update_bits=value.update_bits,
         train_flops=value.train_flops,
         energy_w_per_flops3=value.energy_w_per_flops3,
+        sounded_at_s=value.sounded_at,
     )
 
 
@@ -146,7 +147,33 @@ def report_from_wire(pb: coordinator_pb2.ReportRequest, *, caller: ours.Caller) 
             update_bits=pb.update_bits,
             train_flops=fields.finite("train_flops", pb.train_flops),
             energy_w_per_flops3=fields.finite("energy_w_per_flops3", pb.energy_w_per_flops3),
+            sounded_at=Second(fields.not_negative("sounded_at_s", pb.sounded_at_s)),
         )
+
+
+def channel_to_wire(value: ours.Channel) -> coordinator_pb2.Channel:
+    """Encode the two links of a client."""
+    return coordinator_pb2.Channel(at_s=value.at, gain_main=value.gain_main, gain_tap=value.gain_tap)
+
+
+def channel_from_wire(pb: coordinator_pb2.Channel) -> ours.Channel:
+    """Decode the two links of a client."""
+    with fields.within("channel"):
+        return ours.Channel(
+            at=Second(fields.not_negative("channel.at_s", pb.at_s)),
+            gain_main=PowerRatio(fields.finite("channel.gain_main", pb.gain_main)),
+            gain_tap=PowerRatio(fields.finite("channel.gain_tap", pb.gain_tap)),
+        )
+
+
+def new_channel_to_wire(value: ours.Channel, *, round_id: int) -> coordinator_pb2.ReportChannelRequest:
+    """Encode the word that the channel is another one in a round; the client is the caller, so it does not travel."""
+    return coordinator_pb2.ReportChannelRequest(round_id=round_id, channel=channel_to_wire(value))
+
+
+def new_channel_from_wire(pb: coordinator_pb2.ReportChannelRequest) -> tuple[int, ours.Channel]:
+    """Decode the round and the channel that its client has now."""
+    return fields.count("round_id", pb.round_id, least=1), channel_from_wire(pb.channel)
 
 
 def design_to_wire(value: ours.SecrecyDesign) -> coordinator_pb2.SecrecyDesign:
@@ -235,6 +262,7 @@ def assignment_to_wire(value: ours.Assignment) -> coordinator_pb2.Assignment:
         carrier=None if value.carrier is None else design_to_wire(value.carrier),
         code_bits=value.code_bits,
         planned=None if value.planned is None else _planned_to_wire(value.planned),
+        channel=None if value.channel is None else channel_to_wire(value.channel),
     )
 
 
@@ -280,6 +308,7 @@ def assignment_from_wire(pb: coordinator_pb2.Assignment) -> ours.Assignment:
             carrier=design_from_wire(pb.carrier) if pb.HasField("carrier") else None,
             code_bits=pb.code_bits,
             planned=_planned_from_wire(pb.planned) if pb.HasField("planned") else None,
+            channel=channel_from_wire(pb.channel) if pb.HasField("channel") else None,
         )
 
 

@@ -5,7 +5,7 @@ Folded over the journal: every fact is an event first, so a restart tells the sa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -18,11 +18,17 @@ from hushtune_server.air.meter import Constellation, Meter
 TRANSMITTED = "transmitted"
 ACKNOWLEDGED = "acknowledged"
 OVERHEARD = "overheard"
+MARKED = "marked"
+"""A moment of the air's time, where its channels change."""
+_START: Final = Second(0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """One transmission that is over, with the true mean SNRs and the tap's figures, which no listener is told."""
+    """One transmission that is over, with the true mean SNRs and the tap's figures, which no listener is told.
+
+    ``at`` is when it was on air, in the air's time: it is heard over the channel of that moment.
+    """
 
     transmission: Transmission
     blocks: int
@@ -34,6 +40,7 @@ class Sent:
     snr_tap_db: Decibel
     meter: Meter | None = None
     constellation: Constellation | None = None
+    at: Second = _START
 
     def notice(self, seq: int, listener: Listener, *, acknowledged: bool) -> ReceptionNotice:
         """Return what ``listener`` is told about it."""
@@ -94,6 +101,8 @@ class Ledger:
         self._latest: dict[ClientId, UpdateKey] = {}
         self._missing: dict[UpdateKey, str] = {}
         self._overheard: set[UpdateKey] = set()
+        self.marked: Second | None = None
+        """The latest known moment of the air's time; none before it began."""
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Fold one event of the journal; kinds of other concern change nothing."""
@@ -109,6 +118,8 @@ class Ledger:
             self._missing[msgspec.convert(body["key"], UpdateKey)] = body["missing"]
         elif kind == OVERHEARD:
             self._overheard.add(msgspec.convert(body["key"], UpdateKey))
+        elif kind == MARKED:
+            self.marked = Second(max(body["at"], self.marked or 0.0))
 
     @property
     def sent(self) -> tuple[Sent, ...]:

@@ -19,7 +19,7 @@ from hushtune_common.messages import Caller, Listener, Receipt, Role, Transmissi
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import to_db
+from hushtune_common.units import PowerRatio, Second, to_db
 from hushtune_common.wire import convert
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
@@ -27,7 +27,7 @@ from hushtune_common.wire.transfer import BlobsService
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc, blobs_pb2
 from hushtune_server.air.fading import Geography
-from hushtune_server.air.ledger import ACKNOWLEDGED, OVERHEARD, TRANSMITTED, Ledger, Sent, key_body, receipt_body
+from hushtune_server.air.ledger import ACKNOWLEDGED, MARKED, OVERHEARD, TRANSMITTED, Ledger, Sent, key_body, receipt_body
 from hushtune_server.air.medium import Medium, level, require_known
 from hushtune_server.air.meter import Probe
 from hushtune_server.air.permission import require_allowed, require_part_size
@@ -38,6 +38,8 @@ _RUNS_MAX = 64
 """Runs that one client may send in, over the life of a state folder: only the owner knows which of them it takes part in."""
 _UNREAD_PER_CLIENT = 1
 """Frames of the largest size that wait for the tap alone."""
+_MARK_S = 1.0
+"""How much of the air's time a restart skips at most, so that it never runs backwards."""
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -75,6 +77,26 @@ class Sky:
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
         self._on_air = {name.prefix: name for sent in self.ledger.sent if (name := _frame_name(sent.transmission))}
+        self._began_at = None if self.ledger.marked is None else clock.monotonic() - (self.ledger.marked + _MARK_S)
+
+    def now(self) -> Second:
+        """Return the air's time: from the first sounding on, while the air is up; 0 where channels do not change."""
+        return Second(0.0 if self._began_at is None else self._clock.monotonic() - self._began_at)
+
+    async def sound(self, client: ClientConfig, round_id: int) -> tuple[PowerRatio, Second]:
+        """Return the client's gain to the owner and the moment for which it holds."""
+        at = await self._mark() if self.scenario.air.changes else self.now()
+        return self.geography.gain_main(client.id, round_id, at=at), at
+
+    async def _mark(self) -> Second:
+        """Return the air's time, which begins here, and remember that it has come so far."""
+        async with self._commit:
+            if self._began_at is None:
+                self._began_at = self._clock.monotonic()
+            at, marked = self.now(), self.ledger.marked
+            if marked is None or at >= marked + _MARK_S:
+                await self._record(MARKED, {"at": at}, key=f"mark/{at!r}")
+            return at
 
     def client(self, caller: Caller) -> ClientConfig:
         """Return the scenario's entry of a calling client; `NotYours` for anyone else."""
@@ -168,7 +190,7 @@ class Sky:
 
     def _replay(self, file: FrameFile, sent: Sent, listener: Listener) -> Replay:
         frame, key = file.reader(), sent.transmission.key
-        gain = self.geography.gains(key.client, key.round_id).of(listener)
+        gain = self.geography.gains(key.client, key.round_id, at=sent.at).of(listener)
         return Replay(frame, medium=self._medium, listener=listener, transmission=sent.transmission, gain=gain, seeds=self._seeds)
 
     async def _stream(
@@ -226,7 +248,8 @@ class Sky:
             raise MalformedUpdate(f"{name.text}: no such frame was written; write it before transmitting")
         self._on_air[name.prefix] = name
         try:
-            sent = await asyncio.to_thread(self._inspect, transmission, self._store.path(name))
+            at = await self._mark() if self.scenario.air.changes else self.now()
+            sent = await asyncio.to_thread(self._inspect, transmission, self._store.path(name), at)
             async with self._commit:
                 await self._record(TRANSMITTED, sent.to_body(), key=f"sent/{transmission.key.text}")
         except BaseException:
@@ -238,9 +261,9 @@ class Sky:
         _tell("frame_carried", sent, **numbers, fidelity=sent.fidelity)
         return sent
 
-    def _inspect(self, transmission: Transmission, path: Path) -> Sent:
+    def _inspect(self, transmission: Transmission, path: Path, at: Second) -> Sent:
         key, scenario = transmission.key, self.scenario
-        gains = self.geography.gains(key.client, key.round_id)
+        gains = self.geography.gains(key.client, key.round_id, at=at)
         with FrameFile(path) as file:
             frame = file.reader()
             layout = frame.layout
@@ -264,6 +287,7 @@ class Sky:
                 snr_tap_db=to_db(level(transmission, gains.tap)),
                 meter=probe.meter(frame, blocks=scenario.air.metered_blocks),
                 constellation=probe.constellation(frame),
+                at=at,
             )
 
     async def _record(self, kind: str, body: dict[str, Any], *, key: str) -> None:
@@ -283,7 +307,8 @@ class AirService(air_pb2_grpc.AirServicer):
         client = self._sky.client(caller_of(context))
         if not 1 <= request.round_id <= self._sky.scenario.coordinator.rounds:
             raise MalformedUpdate(f"round_id: {request.round_id} is not a round of this scenario")
-        return pb.SoundResponse(gain_main=self._sky.geography.gain_main(client.id, request.round_id))
+        gain, at = await self._sky.sound(client, request.round_id)
+        return pb.SoundResponse(gain_main=gain, at_s=at)
 
     async def Transmit(self, request: pb.TransmitRequest, context: Context) -> AsyncIterator[pb.TransmitResponse]:
         """Carry the caller's frame, say how long it was on air, and end with the owner's receipt."""

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msgspec import structs
@@ -22,7 +22,7 @@ from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_server.coordinator.allocators.allocator import Allocation, Allocator
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
 from hushtune_server.coordinator.allocators.optimised import METHODS, Method, Optimised
-from hushtune_server.coordinator.events import OWNER, Died, Event, Solution, Solved, from_body
+from hushtune_server.coordinator.events import OWNER, ChannelChanged, Died, Event, Solution, Solved, from_body
 from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
 from hushtune_server.coordinator.ports import Solver
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, believed
@@ -164,13 +164,14 @@ class AllocatorSolver:
     def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
         """Return the assignments of the round, with ``band`` in all, or with the scenario's."""
         began_at = self._clock.monotonic()
-        problem = AllocationProblem.of(self._within(band), believed(self._scenario, reports))
+        problem = AllocationProblem.of(self._within(band), believed(_standing(self._scenario, reports), reports))
         # A re-allocation starts from the answer before it, if this process still has it: for speed only.
         before = None if band is None else self._last
         allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)), before=before)
         self._last = allocation
+        channels = {r.client: r.channel for r in reports}
         return Solution(
-            assignments=allocation.assignments,
+            assignments=tuple(replace(a, channel=channels[a.client]) for a in allocation.assignments),
             method=allocation.method,
             violation=allocation.violation,
             gap=allocation.gap,
@@ -187,6 +188,13 @@ class AllocatorSolver:
         if band is None:
             return self._scenario
         return structs.replace(self._scenario, air=structs.replace(self._scenario.air, bandwidth_hz=band))
+
+
+def _standing(scenario: Scenario, reports: Sequence[ClientReport]) -> Scenario:
+    """Return the scenario with its clients where they stood when they measured: what the tap may hear depends on it."""
+    at = {r.client: r.sounded_at for r in reports}
+    places = ((c, scenario.air.place(c, at=at.get(ClientId(c.id), 0.0))) for c in scenario.clients)
+    return structs.replace(scenario, clients=tuple(structs.replace(c, position=place) for c, place in places))
 
 
 _solves: type[Solver] = AllocatorSolver
@@ -206,6 +214,8 @@ class Witness:
             who = {} if event.member == OWNER else {"client": event.member}
             name = "owner_died" if event.member == OWNER else "client_died"
             log_event(_log, name, level=logging.WARNING, **who, silent_s=round(event.silent_s, 3))
+        if isinstance(event, ChannelChanged):
+            _log_channel(event)
         if isinstance(event, Solved):
             _log_solution(event)
         if (after.name, after.round_id) == (before.name, before.round_id):
@@ -228,6 +238,18 @@ class Witness:
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         fresh.replace(path)
+
+
+def _log_channel(event: ChannelChanged) -> None:
+    log_event(
+        _log,
+        "channel_changed",
+        round_id=event.round_id,
+        client=event.client,
+        sounded_at_s=event.channel.at,
+        gain_main=event.channel.gain_main,
+        gain_tap_bound=event.channel.gain_tap,
+    )
 
 
 def _log_solution(event: Solved) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NewType, cast
 import msgspec
 
 from hushtune_common.errors import ConfigError
-from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Settlement
+from hushtune_common.messages import Assignment, Channel, ClientId, ClientReport, Completion, Settlement
 from hushtune_common.units import Second
 
 Member = NewType("Member", str)
@@ -82,6 +82,16 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelChanged:
+    """A client that has not begun to transmit told its new channel; it sends nothing before it is assigned anew."""
+
+    at: Second
+    round_id: int
+    client: ClientId
+    channel: Channel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Solved:
     """The allocator answered for ``round_id``; ``order`` is 0 for its first solution and counts the re-allocations after it."""
 
@@ -133,13 +143,14 @@ class Ticked:
     at: Second
 
 
-Event = Joined | Left | Died | Reported | Solved | SolvingFailed | Sending | Completed | Settled | Ticked
+Event = Joined | Left | Died | Reported | ChannelChanged | Solved | SolvingFailed | Sending | Completed | Settled | Ticked
 
 _KINDS: Mapping[str, type[Event]] = {
     "joined": Joined,
     "left": Left,
     "died": Died,
     "reported": Reported,
+    "channel_changed": ChannelChanged,
     "solved": Solved,
     "solving_failed": SolvingFailed,
     "sending": Sending,

@@ -1,11 +1,12 @@
 """What does a run look like at one moment? Nothing here moves; ``rounds`` does.
 
 Every value is bounded: a map has at most one entry per client (and owner), the outbox keeps the current round's directives and
-the end of the round before.
+the end of the round before, and a new solution has an occasion, of which a client has so many.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hushtune_common.config import Scenario
 from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId
@@ -14,6 +15,8 @@ from hushtune_server.coordinator.events import OWNER, Member, Solution
 from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
 
 _START = Second(0.0)
+CHANGES_MAX: Final = 256
+"""How often the channel of one client may change in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,7 @@ class Rules:
 
     ``report_s`` bounds the wait for reports, ``start_wait_s`` the wait for latecomers once a quorum and the owner are there,
     both from the round's time; ``tick_s`` is how much run time may pass without an event; ``band`` is what all clients share, and
-    given only if it is shared out again when somebody goes in the middle of a round.
+    given only if it is shared out again when somebody goes, or has another channel, in the middle of a round.
     """
 
     run: RunId
@@ -77,12 +80,41 @@ class Roster:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """What is known about the round in progress; of two words on the same thing the first counts.
+class Occasion:
+    """Because of whom a new solution is looked for: who went, and whose channel changed. Nobody: a round's first solution."""
 
-    ``held`` is the widest band that each granted client was assigned so far. ``sending`` began to transmit. ``reviewed`` went
-    before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``ordered`` are those because of whom the
-    ``orders``-th new solution is being looked for.
+    gone: frozenset[ClientId] = frozenset()
+    changed: frozenset[ClientId] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return bool(self.gone or self.changed)
+
+
+NO_OCCASION: Final = Occasion()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of one question to the allocator: the certificate of its solution (its assignments are kept elsewhere), or why
+    there is none. ``clients`` are those that it was asked for."""
+
+    at: Second
+    order: int
+    occasion: Occasion
+    clients: tuple[ClientId, ...]
+    certificate: Solution | None
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What is known about the round in progress; of two words on the same thing the first counts, of two channels the newer.
+
+    ``held`` is the widest band that each granted client was assigned so far, or since its channel changed. ``sending`` began to
+    transmit. ``reviewed`` went before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``changed`` have
+    another channel than they were assigned for, and ``changes`` counts how often that was so. ``ordered`` is why the
+    ``orders``-th new solution is being looked for, and ``answers`` is what was found so far.
     """
 
     opened_at: Second
@@ -95,8 +127,11 @@ class Round:
     sending: frozenset[ClientId] = frozenset()
     reviewed: frozenset[ClientId] = frozenset()
     withdrawn: frozenset[ClientId] = frozenset()
-    ordered: frozenset[ClientId] = frozenset()
+    changed: frozenset[ClientId] = frozenset()
+    changes: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
+    ordered: Occasion = NO_OCCASION
     orders: int = 0
+    answers: tuple[Answer, ...] = ()
 
     def assignment(self, client: ClientId) -> Assignment | None:
         """Return what the client was assigned, if anything."""

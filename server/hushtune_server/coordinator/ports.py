@@ -47,8 +47,8 @@ class Solver(Protocol):
     """Shares the resources of one round among those who reported.
 
     Laws: the same round, reports and band give the same assignments; each report is answered by exactly one assignment of its
-    client and round; the bands assigned add up to no more than ``band``, or than the scenario's without one. May block: it runs
-    outside of the event loop.
+    client and round, which names the report's channel; the bands assigned add up to no more than ``band``, or than the scenario's
+    without one. May block: it runs outside of the event loop.
     """
 
     def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:

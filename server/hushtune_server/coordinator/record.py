@@ -5,8 +5,9 @@ from math import isfinite
 from typing import Any, cast
 
 from hushtune_common.messages import Assignment, Completion
+from hushtune_common.units import Second
 from hushtune_server.coordinator.events import Solution
-from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+from hushtune_server.coordinator.phases import Answer, Closed, Failed, Rules, State
 
 
 def record(state: State, *, rules: Rules) -> dict[str, object] | None:
@@ -34,10 +35,33 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "withdrawn": [] if round_ is None else sorted(round_.withdrawn),
         "needed": rules.needed,
         "allocation": None if solution is None else _allocation(solution),
+        "solutions": [] if round_ is None else [_answer(a, opened_at=round_.opened_at) for a in round_.answers],
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],
         "completions": [] if round_ is None else [_completion(c) for c in round_.completions.values()],
     }
     return cast(dict[str, object], _finite(body))
+
+
+def _answer(answer: Answer, *, opened_at: Second) -> dict[str, object]:
+    """Return one solution of the round's: for whom and because of whom it was looked for, with its own certificate."""
+    occasion, found = answer.occasion, answer.certificate
+    return {
+        "order": answer.order,
+        "at_s": answer.at - opened_at,
+        "occasion": occasion_of(answer),
+        "gone": sorted(occasion.gone),
+        "changed": sorted(occasion.changed),
+        "clients": list(answer.clients),
+        "failed": answer.failed,
+        "allocation": None if found is None else _allocation(found),
+    }
+
+
+def occasion_of(answer: Answer) -> str:
+    """Return why a solution was looked for, in words."""
+    words = [("departure of", answer.occasion.gone), ("channel change of", answer.occasion.changed)]
+    said = " and ".join(f"{word} {', '.join(sorted(who))}" for word, who in words if who)
+    return f"after {said}" if said else "first"
 
 
 def _allocation(solution: Solution) -> dict[str, object]:

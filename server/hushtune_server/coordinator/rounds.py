@@ -9,7 +9,8 @@
 Laws: late, repeated, stale and foreign events return the very same state and no effects; the fold of the events that changed
 something is the live state; directives are numbered without gaps; a client is accepted at most once per round, and only if it
 was granted an upload in that round; a phase that is over never changes; the bands that clients hold add up to no more than the
-total. Who shares the band of somebody that went is ``reallocation``'s to say.
+total; nobody is assigned for a channel that is no longer its newest. Who shares the band of somebody that went, or whose channel
+changed, is ``reallocation``'s to say.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,7 @@ from hushtune_common.messages import Assignment, ClientId, Directive, DirectiveK
 from hushtune_common.units import Second
 from hushtune_server.coordinator.events import (
     OWNER,
+    ChannelChanged,
     Completed,
     Died,
     Event,
@@ -34,6 +36,7 @@ from hushtune_server.coordinator.events import (
     Ticked,
 )
 from hushtune_server.coordinator.phases import (
+    Answer,
     Assigned,
     Closed,
     Effect,
@@ -52,7 +55,7 @@ from hushtune_server.coordinator.phases import (
     is_member,
     is_over,
 )
-from hushtune_server.coordinator.reallocation import free_band, given_up_on, reconsidered, shared_again, waiting
+from hushtune_server.coordinator.reallocation import free_band, given_up_on, reconsidered, shared_again, shifted, waiting
 from hushtune_server.coordinator.stragglers import Close, Fail, RoundView, Wait
 
 Step = tuple[State, tuple[Effect, ...]]
@@ -96,7 +99,7 @@ def _to_solve_again(state: State, round_: Round, *, rules: Rules) -> Solve | Non
     left = waiting(round_, state.roster, rules=rules)
     if not round_.ordered or not left:
         return None
-    band = free_band(round_, others_than=round_.ordered | {*left}, rules=rules)
+    band = free_band(round_, others_than=round_.ordered.gone | {*left}, rules=rules)
     return Solve(round_id=state.round_id, reports=tuple(round_.reports[c] for c in sorted(left)), order=round_.orders, band=band)
 
 
@@ -140,14 +143,12 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
             return _gone(state, event.member, reason=f"died: silent for {event.silent_s:.1f} s")
         case Reported():
             return _reported(state, event, rules=rules)
+        case ChannelChanged():
+            return _channel_changed(state, event, rules=rules)
         case Solved():
-            return _solved(state, event, rules=rules)
+            return _solved(state, event, at=at, rules=rules)
         case SolvingFailed():
-            if _asked(state) != (event.round_id, event.order):
-                return state
-            if isinstance(state.phase, Assigned | Settling):
-                return replace(state, phase=replace(state.phase, round=given_up_on(state.phase.round)))
-            return _fail(state, f"no allocation: {event.reason}", at=at, rules=rules)
+            return _unsolved(state, event, at=at, rules=rules)
         case Sending():
             return _sending(state, event)
         case Completed():
@@ -185,23 +186,54 @@ def _reported(state: State, event: Reported, *, rules: Rules) -> State:
     return replace(state, phase=Open(round=replace(phase.round, reports={**phase.round.reports, report.client: report})))
 
 
-def _solved(state: State, event: Solved, *, rules: Rules) -> State:
+def _channel_changed(state: State, event: ChannelChanged, *, rules: Rules) -> State:
+    phase = state.phase
+    if not isinstance(phase, Assigned | Settling) or event.round_id != state.round_id:
+        return state
+    round_ = shifted(phase.round, event.client, event.channel, rules=rules)
+    return state if round_ is phase.round else replace(state, phase=replace(phase, round=round_))
+
+
+def _solved(state: State, event: Solved, *, at: Second, rules: Rules) -> State:
     if _asked(state) != (event.round_id, event.order):
         return state
     if isinstance(state.phase, Assigned | Settling):
-        return _solved_again(state, state.phase, event, rules=rules)
+        answered = _noted(state.phase.round, event, at=at)
+        shared = shared_again(answered, state.roster, {a.client: a for a in event.solution.assignments}, rules=rules)
+        return _told_anew(state, state.phase, shared)
     if not isinstance(state.phase, Solving):
         return state
     assignments = event.solution.assignments
     held: Mapping[ClientId, float] = {a.client: a.bandwidth for a in assignments if a.protection is not None}
-    return _assign(
-        replace(state, phase=Assigned(round=replace(state.phase.round, solution=event.solution, held=held))), assignments
+    answered = _noted(state.phase.round, event, at=at)
+    return _assign(replace(state, phase=Assigned(round=replace(answered, solution=event.solution, held=held))), assignments)
+
+
+def _unsolved(state: State, event: SolvingFailed, *, at: Second, rules: Rules) -> State:
+    if _asked(state) != (event.round_id, event.order):
+        return state
+    if isinstance(state.phase, Assigned | Settling):
+        return _told_anew(state, state.phase, given_up_on(_noted(state.phase.round, event, at=at), reason=event.reason))
+    return _fail(state, f"no allocation: {event.reason}", at=at, rules=rules)
+
+
+def _noted(round_: Round, event: Solved | SolvingFailed, *, at: Second) -> Round:
+    """Return the round with the answer written down, for the record only."""
+    solved = isinstance(event, Solved)
+    answer = Answer(
+        at=at,
+        order=event.order,
+        occasion=round_.ordered,
+        clients=tuple(a.client for a in event.solution.assignments) if solved else (),
+        certificate=replace(event.solution, assignments=()) if solved else None,
+        failed="" if solved else event.reason,
     )
+    return replace(round_, answers=(*round_.answers, answer))
 
 
-def _solved_again(state: State, phase: Assigned | Settling, event: Solved, *, rules: Rules) -> State:
+def _told_anew(state: State, phase: Assigned | Settling, round_: Round) -> State:
+    """Return the state with a round that was shared out again; whom it changes is told."""
     before = phase.round.solution
-    round_ = shared_again(phase.round, state.roster, {a.client: a for a in event.solution.assignments}, rules=rules)
     told = () if before is None else before.assignments
     changed = () if round_.solution is None else tuple(a for a in round_.solution.assignments if a not in told)
     # Only a client's newest assignment is kept for it: the older ones would grow without bound, and mean nothing any more.

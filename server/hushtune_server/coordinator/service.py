@@ -15,6 +15,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.errors import (
     HushtuneError,
+    LimitExceeded,
     MalformedUpdate,
     NotYours,
     PeerLost,
@@ -26,6 +27,7 @@ from hushtune_common.messages import (
     SENDING_PHASES,
     Beat,
     Caller,
+    Channel,
     ClientId,
     ClientReport,
     Completion,
@@ -42,6 +44,7 @@ from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_common.wire.v1 import coordinator_pb2_grpc
 from hushtune_server.coordinator.events import (
     OWNER,
+    ChannelChanged,
     Completed,
     Died,
     Event,
@@ -59,7 +62,17 @@ from hushtune_server.coordinator.events import (
     to_body,
 )
 from hushtune_server.coordinator.liveness import Liveness
-from hushtune_server.coordinator.phases import Closed, Failed, Gathering, Rules, Solve, State, is_member, is_over
+from hushtune_server.coordinator.phases import (
+    CHANGES_MAX,
+    Closed,
+    Failed,
+    Gathering,
+    Rules,
+    Solve,
+    State,
+    is_member,
+    is_over,
+)
 from hushtune_server.coordinator.ports import EventLog, Solver
 from hushtune_server.coordinator.rounds import advance, unsolved
 
@@ -91,6 +104,7 @@ class Desk:
         for member in (m for m in state.roster.joined_at if state.roster.alive(m)):
             self._liveness = self._liveness.heard(member, self.now())
         self._turn = asyncio.Lock()
+        self._solving = asyncio.Lock()
         self._news = Bell()
         self._streams: dict[Member, int] = {}
         self._stream_count = 0
@@ -115,6 +129,18 @@ class Desk:
         if report.round_id != self.state.round_id or isinstance(self.state.phase, Gathering):
             raise StaleRound(f"round {report.round_id} takes no reports; round {self.state.round_id} is {self.state.name}")
         await self._commit(lambda at: Reported(at=at, report=report))
+
+    async def change_channel(self, client: ClientId, round_id: int, channel: Channel) -> None:
+        """Take a client's word on its new channel; ``StaleRound`` as above, ``LimitExceeded`` when it changes all the time."""
+        if round_id != self.state.round_id or isinstance(self.state.phase, Gathering):
+            raise StaleRound(f"round {round_id} takes no channels; round {self.state.round_id} is {self.state.name}")
+        round_ = self.state.phase.round
+        if round_ is not None and round_.changes.get(client, 0) >= CHANGES_MAX:
+            raise LimitExceeded(
+                f"the channel of {client} changed {CHANGES_MAX} times in round {round_id}: raise air.sounding_s or "
+                f"coordinator.allocator.reallocate_db"
+            )
+        await self._commit(lambda at: ChannelChanged(at=at, round_id=round_id, client=client, channel=channel))
 
     async def complete(self, completion: Completion) -> None:
         """Take a client's completion. One for a round that is over is late and changes nothing; ``NotYours`` without a grant."""
@@ -231,16 +257,22 @@ class Desk:
         return after
 
     async def _solve(self, order: Solve) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            work = partial(self._solver.solve, order.round_id, order.reports, band=order.band)
-            solution = await loop.run_in_executor(None, work)
+            async with self._solving:
+                wanted = unsolved(self.state, rules=self.rules)
+                if wanted is None or (wanted.round_id, wanted.order) != (order.round_id, order.order):
+                    return  # overtaken while the solver was busy
+                solution = await self._solution(order)
         except HushtuneError as error:
             reason = str(error)
             await self._take(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason, order=order.order))
             return
         _require_answers(order, solution)
         await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
+
+    async def _solution(self, order: Solve) -> Solution:
+        work = partial(self._solver.solve, order.round_id, order.reports, band=order.band)
+        return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -309,11 +341,11 @@ class Desk:
 
 
 def _require_answers(order: Solve, solution: Solution) -> None:
-    """Raise ``ValueError`` unless each report is answered once, for its round: a defect of the solver."""
-    asked = {(r.client, order.round_id) for r in order.reports}
-    answered = {(a.client, a.round_id) for a in solution.assignments}
+    """Raise ``ValueError`` unless each report is answered once, for its round and channel: a defect of the solver."""
+    asked = [(r.client, order.round_id, r.channel) for r in sorted(order.reports, key=lambda r: r.client)]
+    answered = [(a.client, a.round_id, a.channel) for a in sorted(solution.assignments, key=lambda a: a.client)]
     if asked != answered:
-        raise ValueError(f"the solver answered {sorted(answered)}, but was asked {sorted(asked)}")
+        raise ValueError(f"the solver answered {answered}, but was asked {asked}")
 
 
 class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
@@ -351,6 +383,13 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         caller = self._client(context)
         await self._desk.report(convert.report_from_wire(request, caller=caller))
         return pb.ReportResponse()
+
+    async def ReportChannel(self, request: pb.ReportChannelRequest, context: Context) -> pb.ReportChannelResponse:
+        """Take the caller's new channel."""
+        caller = self._client(context)
+        round_id, channel = convert.new_channel_from_wire(request)
+        await self._desk.change_channel(ClientId(caller.name), round_id, channel)
+        return pb.ReportChannelResponse()
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
         """Take the caller's completion."""

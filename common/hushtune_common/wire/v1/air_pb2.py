@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from hushtune_common.wire.v1 import coordinator_pb2 as hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hushtune_common/wire/v1/air.proto\x12\x0bhushtune.v1\x1a)hushtune_common/wire/v1/coordinator.proto\" \n\x0cSoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x05\"\"\n\rSoundResponse\x12\x11\n\tgain_main\x18\x01 \x01(\x01\"9\n\x08LinkSeed\x12\x10\n\x08toeplitz\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64ither\x18\x02 \x01(\x0c\x12\x0b\n\x03tag\x18\x03 \x01(\x0c\"\x92\x02\n\x0cTransmission\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x14\n\x0c\x66rame_digest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66rame_bytes\x18\x06 \x01(\x03\x12*\n\x06\x64\x65sign\x18\x07 \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12\x0f\n\x07power_w\x18\x08 \x01(\x01\x12\x14\n\x0c\x62\x61ndwidth_hz\x18\t \x01(\x01\x12\x1f\n\x04part\x18\n \x01(\x0e\x32\x11.hushtune.v1.Part\x12#\n\x04seed\x18\x0b \x01(\x0b\x32\x15.hushtune.v1.LinkSeed\"B\n\x0fTransmitRequest\x12/\n\x0ctransmission\x18\x01 \x01(\x0b\x32\x19.hushtune.v1.Transmission\"L\n\x10TransmitResponse\x12\x11\n\tairtime_s\x18\x01 \x01(\x01\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x08\x12\x0f\n\x07missing\x18\x03 \x03(\x05\"&\n\rListenRequest\x12\x15\n\rlast_seen_seq\x18\x01 \x01(\x03\"\xd8\x01\n\x0eListenResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\'\n\x08listener\x18\x02 \x01(\x0e\x32\x15.hushtune.v1.Listener\x12/\n\x0ctransmission\x18\x03 \x01(\x0b\x32\x19.hushtune.v1.Transmission\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x05\x12\x14\n\x0cupdate_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x66idelity\x18\x06 \x01(\t\x12\x11\n\tairtime_s\x18\x07 \x01(\x01\x12\x14\n\x0c\x61\x63knowledged\x18\x08 \x01(\x08\"e\n\x0eReceiveRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x13\n\x0b\x66irst_chunk\x18\x05 \x01(\x05\"3\n\x0fReceiveResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x05\x12\x11\n\treception\x18\x02 \x01(\x0c\"e\n\x12\x41\x63knowledgeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07missing\x18\x05 \x03(\x05\"\x15\n\x13\x41\x63knowledgeResponse*<\n\x04Part\x12\x14\n\x10PART_UNSPECIFIED\x10\x00\x12\x10\n\x0cPART_PAYLOAD\x10\x01\x12\x0c\n\x08PART_KEY\x10\x02*I\n\x08Listener\x12\x18\n\x14LISTENER_UNSPECIFIED\x10\x00\x12\x11\n\rLISTENER_MAIN\x10\x01\x12\x10\n\x0cLISTENER_TAP\x10\x02\x32\xef\x02\n\x03\x41ir\x12>\n\x05Sound\x12\x19.hushtune.v1.SoundRequest\x1a\x1a.hushtune.v1.SoundResponse\x12I\n\x08Transmit\x12\x1c.hushtune.v1.TransmitRequest\x1a\x1d.hushtune.v1.TransmitResponse0\x01\x12\x43\n\x06Listen\x12\x1a.hushtune.v1.ListenRequest\x1a\x1b.hushtune.v1.ListenResponse0\x01\x12\x46\n\x07Receive\x12\x1b.hushtune.v1.ReceiveRequest\x1a\x1c.hushtune.v1.ReceiveResponse0\x01\x12P\n\x0b\x41\x63knowledge\x12\x1f.hushtune.v1.AcknowledgeRequest\x1a .hushtune.v1.AcknowledgeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!hushtune_common/wire/v1/air.proto\x12\x0bhushtune.v1\x1a)hushtune_common/wire/v1/coordinator.proto\" \n\x0cSoundRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x05\"0\n\rSoundResponse\x12\x11\n\tgain_main\x18\x01 \x01(\x01\x12\x0c\n\x04\x61t_s\x18\x02 \x01(\x01\"9\n\x08LinkSeed\x12\x10\n\x08toeplitz\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64ither\x18\x02 \x01(\x0c\x12\x0b\n\x03tag\x18\x03 \x01(\x0c\"\x92\x02\n\x0cTransmission\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x14\n\x0c\x66rame_digest\x18\x05 \x01(\x0c\x12\x13\n\x0b\x66rame_bytes\x18\x06 \x01(\x03\x12*\n\x06\x64\x65sign\x18\x07 \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12\x0f\n\x07power_w\x18\x08 \x01(\x01\x12\x14\n\x0c\x62\x61ndwidth_hz\x18\t \x01(\x01\x12\x1f\n\x04part\x18\n \x01(\x0e\x32\x11.hushtune.v1.Part\x12#\n\x04seed\x18\x0b \x01(\x0b\x32\x15.hushtune.v1.LinkSeed\"B\n\x0fTransmitRequest\x12/\n\x0ctransmission\x18\x01 \x01(\x0b\x32\x19.hushtune.v1.Transmission\"L\n\x10TransmitResponse\x12\x11\n\tairtime_s\x18\x01 \x01(\x01\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x08\x12\x0f\n\x07missing\x18\x03 \x03(\x05\"&\n\rListenRequest\x12\x15\n\rlast_seen_seq\x18\x01 \x01(\x03\"\xd8\x01\n\x0eListenResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\'\n\x08listener\x18\x02 \x01(\x0e\x32\x15.hushtune.v1.Listener\x12/\n\x0ctransmission\x18\x03 \x01(\x0b\x32\x19.hushtune.v1.Transmission\x12\x0e\n\x06\x62locks\x18\x04 \x01(\x05\x12\x14\n\x0cupdate_bytes\x18\x05 \x01(\x03\x12\x10\n\x08\x66idelity\x18\x06 \x01(\t\x12\x11\n\tairtime_s\x18\x07 \x01(\x01\x12\x14\n\x0c\x61\x63knowledged\x18\x08 \x01(\x08\"e\n\x0eReceiveRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x13\n\x0b\x66irst_chunk\x18\x05 \x01(\x05\"3\n\x0fReceiveResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x05\x12\x11\n\treception\x18\x02 \x01(\x0c\"e\n\x12\x41\x63knowledgeRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07missing\x18\x05 \x03(\x05\"\x15\n\x13\x41\x63knowledgeResponse*<\n\x04Part\x12\x14\n\x10PART_UNSPECIFIED\x10\x00\x12\x10\n\x0cPART_PAYLOAD\x10\x01\x12\x0c\n\x08PART_KEY\x10\x02*I\n\x08Listener\x12\x18\n\x14LISTENER_UNSPECIFIED\x10\x00\x12\x11\n\rLISTENER_MAIN\x10\x01\x12\x10\n\x0cLISTENER_TAP\x10\x02\x32\xef\x02\n\x03\x41ir\x12>\n\x05Sound\x12\x19.hushtune.v1.SoundRequest\x1a\x1a.hushtune.v1.SoundResponse\x12I\n\x08Transmit\x12\x1c.hushtune.v1.TransmitRequest\x1a\x1d.hushtune.v1.TransmitResponse0\x01\x12\x43\n\x06Listen\x12\x1a.hushtune.v1.ListenRequest\x1a\x1b.hushtune.v1.ListenResponse0\x01\x12\x46\n\x07Receive\x12\x1b.hushtune.v1.ReceiveRequest\x1a\x1c.hushtune.v1.ReceiveResponse0\x01\x12P\n\x0b\x41\x63knowledge\x12\x1f.hushtune.v1.AcknowledgeRequest\x1a .hushtune.v1.AcknowledgeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hushtune_common.wire.v1.air_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PART']._serialized_start=1186
-  _globals['_PART']._serialized_end=1246
-  _globals['_LISTENER']._serialized_start=1248
-  _globals['_LISTENER']._serialized_end=1321
+  _globals['_PART']._serialized_start=1200
+  _globals['_PART']._serialized_end=1260
+  _globals['_LISTENER']._serialized_start=1262
+  _globals['_LISTENER']._serialized_end=1335
   _globals['_SOUNDREQUEST']._serialized_start=93
   _globals['_SOUNDREQUEST']._serialized_end=125
   _globals['_SOUNDRESPONSE']._serialized_start=127
-  _globals['_SOUNDRESPONSE']._serialized_end=161
-  _globals['_LINKSEED']._serialized_start=163
-  _globals['_LINKSEED']._serialized_end=220
-  _globals['_TRANSMISSION']._serialized_start=223
-  _globals['_TRANSMISSION']._serialized_end=497
-  _globals['_TRANSMITREQUEST']._serialized_start=499
-  _globals['_TRANSMITREQUEST']._serialized_end=565
-  _globals['_TRANSMITRESPONSE']._serialized_start=567
-  _globals['_TRANSMITRESPONSE']._serialized_end=643
-  _globals['_LISTENREQUEST']._serialized_start=645
-  _globals['_LISTENREQUEST']._serialized_end=683
-  _globals['_LISTENRESPONSE']._serialized_start=686
-  _globals['_LISTENRESPONSE']._serialized_end=902
-  _globals['_RECEIVEREQUEST']._serialized_start=904
-  _globals['_RECEIVEREQUEST']._serialized_end=1005
-  _globals['_RECEIVERESPONSE']._serialized_start=1007
-  _globals['_RECEIVERESPONSE']._serialized_end=1058
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1060
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1161
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1163
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1184
-  _globals['_AIR']._serialized_start=1324
-  _globals['_AIR']._serialized_end=1691
+  _globals['_SOUNDRESPONSE']._serialized_end=175
+  _globals['_LINKSEED']._serialized_start=177
+  _globals['_LINKSEED']._serialized_end=234
+  _globals['_TRANSMISSION']._serialized_start=237
+  _globals['_TRANSMISSION']._serialized_end=511
+  _globals['_TRANSMITREQUEST']._serialized_start=513
+  _globals['_TRANSMITREQUEST']._serialized_end=579
+  _globals['_TRANSMITRESPONSE']._serialized_start=581
+  _globals['_TRANSMITRESPONSE']._serialized_end=657
+  _globals['_LISTENREQUEST']._serialized_start=659
+  _globals['_LISTENREQUEST']._serialized_end=697
+  _globals['_LISTENRESPONSE']._serialized_start=700
+  _globals['_LISTENRESPONSE']._serialized_end=916
+  _globals['_RECEIVEREQUEST']._serialized_start=918
+  _globals['_RECEIVEREQUEST']._serialized_end=1019
+  _globals['_RECEIVERESPONSE']._serialized_start=1021
+  _globals['_RECEIVERESPONSE']._serialized_end=1072
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1074
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1175
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1177
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1198
+  _globals['_AIR']._serialized_start=1338
+  _globals['_AIR']._serialized_end=1705
 # @@protoc_insertion_point(module_scope)

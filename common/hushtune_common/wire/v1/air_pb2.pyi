@@ -82,15 +82,19 @@ class SoundResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GAIN_MAIN_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
     gain_main: _builtins.float
+    at_s: _builtins.float
+    """When this was, in the air's time; 0 where the channel stands still."""
     def __init__(
         self,
         *,
         gain_main: _builtins.float = ...,
+        at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gain_main", b"gain_main"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "gain_main", b"gain_main"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

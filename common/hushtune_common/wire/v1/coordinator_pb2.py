@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hushtune_common/wire/v1/coordinator.proto\x12\x0bhushtune.v1\"V\n\x0bJoinRequest\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\x05\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\x05\x12\x17\n\x0fscenario_digest\x18\x03 \x01(\x0c\"g\n\x0cJoinResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\x05\x12\x11\n\tconnect_s\x18\x03 \x01(\x01\x12\x0e\n\x06idle_s\x18\x04 \x01(\x01\x12\x0f\n\x07round_s\x18\x05 \x01(\x01\"G\n\rFollowRequest\x12\x15\n\rlast_seen_seq\x18\x01 \x01(\x03\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x03\"\xbd\x01\n\x0e\x46ollowResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.hushtune.v1.DirectiveKind\x12\x10\n\x08round_id\x18\x03 \x01(\x05\x12+\n\nassignment\x18\x04 \x01(\x0b\x32\x17.hushtune.v1.Assignment\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x03(\t\x12\x15\n\rfailed_reason\x18\x06 \x01(\t\x12\x0c\n\x04last\x18\x07 \x01(\x08\"\x8d\x02\n\rSecrecyDesign\x12\x12\n\nmodulation\x18\x01 \x01(\t\x12\x11\n\tcode_bits\x18\x02 \x01(\x05\x12\x11\n\tinfo_bits\x18\x03 \x01(\x05\x12\x11\n\tcodewords\x18\x04 \x01(\x05\x12\x14\n\x0cmessage_bits\x18\x05 \x01(\x05\x12\x13\n\x0brandom_bits\x18\x06 \x01(\x05\x12\x19\n\x11snr_tap_design_db\x18\x07 \x01(\x01\x12\x12\n\nlog2_delta\x18\x08 \x01(\x01\x12\x0b\n\x03rho\x18\t \x01(\x01\x12\x0c\n\x04rate\x18\n \x01(\x01\x12(\n\ttap_model\x18\x0b \x01(\x0e\x32\x15.hushtune.v1.TapModel\x12\x10\n\x08subbands\x18\x0c \x01(\x05\"\xb7\x01\n\x04Gate\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x19.hushtune.v1.GateDecision\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0bsnr_main_db\x18\x03 \x01(\x01\x12\x18\n\x10snr_tap_bound_db\x18\x04 \x01(\x01\x12\x18\n\x10\x62lock_error_rate\x18\x05 \x01(\x01\x12\x12\n\nrate_coded\x18\x06 \x01(\x01\x12\x15\n\rrate_gaussian\x18\x07 \x01(\x01\"\x90\x03\n\nAssignment\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x1f\n\x04gate\x18\x03 \x01(\x0b\x32\x11.hushtune.v1.Gate\x12\x15\n\radapter_share\x18\x04 \x01(\x01\x12\x14\n\x0c\x62\x61ndwidth_hz\x18\x05 \x01(\x01\x12\x0f\n\x07power_w\x18\x06 \x01(\x01\x12\x13\n\x0b\x63lock_flops\x18\x07 \x01(\x01\x12\x18\n\x10secrecy_rate_bps\x18\x08 \x01(\x01\x12\x12\n\ndeadline_s\x18\t \x01(\x01\x12*\n\x06\x64\x65sign\x18\n \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12+\n\nprotection\x18\x0b \x01(\x0e\x32\x17.hushtune.v1.Protection\x12+\n\x07\x63\x61rrier\x18\x0c \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12\x11\n\tcode_bits\x18\r \x01(\x05\x12%\n\x07planned\x18\x0e \x01(\x0b\x32\x14.hushtune.v1.Planned\"\x89\x01\n\x07Planned\x12\x0e\n\x06wait_s\x18\x01 \x01(\x01\x12\x0f\n\x07train_s\x18\x02 \x01(\x01\x12\x11\n\tairtime_s\x18\x03 \x01(\x01\x12\x11\n\tplug_in_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_j\x18\x05 \x01(\x01\x12\x0f\n\x07radio_j\x18\x06 \x01(\x01\x12\x13\n\x0bupdate_bits\x18\x07 \x01(\x01\"\xe7\x01\n\rReportRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x05\x12\x11\n\tgain_main\x18\x02 \x01(\x01\x12\x10\n\x08gain_tap\x18\x03 \x01(\x01\x12\x13\n\x0bpower_max_w\x18\x04 \x01(\x01\x12\x17\n\x0f\x63lock_max_flops\x18\x05 \x01(\x01\x12\x14\n\x0c\x65nergy_max_j\x18\x06 \x01(\x01\x12\x14\n\x0csample_count\x18\x07 \x01(\x03\x12\x13\n\x0bupdate_bits\x18\x08 \x01(\x03\x12\x13\n\x0btrain_flops\x18\t \x01(\x01\x12\x1b\n\x13\x65nergy_w_per_flops3\x18\n \x01(\x01\"\x10\n\x0eReportResponse\"\xc4\x01\n\x0f\x43ompleteRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08uploaded\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x11\n\tbytes_raw\x18\x06 \x01(\x03\x12\x16\n\x0e\x62ytes_uploaded\x18\x07 \x01(\x03\x12\x11\n\tairtime_s\x18\x08 \x01(\x01\x12\x0f\n\x07train_s\x18\t \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\n \x01(\x01\"\x12\n\x10\x43ompleteResponse\"a\n\rSettleRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08\"\x10\n\x0eSettleResponse\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rLeaveResponse\"\x0f\n\rGetRunRequest\"\xa6\x01\n\x0eGetRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\t\x12,\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x17.hushtune.v1.Assignment\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x03(\t\x12\x0f\n\x07missing\x18\x06 \x03(\t\x12\x15\n\rfailed_reason\x18\x07 \x01(\t*\xa8\x01\n\rDirectiveKind\x12\x1e\n\x1a\x44IRECTIVE_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44IRECTIVE_KIND_ROUND_OPENED\x10\x01\x12\x1b\n\x17\x44IRECTIVE_KIND_ASSIGNED\x10\x02\x12\x1f\n\x1b\x44IRECTIVE_KIND_ROUND_CLOSED\x10\x03\x12\x18\n\x14\x44IRECTIVE_KIND_DRAIN\x10\x04*k\n\x08TapModel\x12\x19\n\x15TAP_MODEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fTAP_MODEL_FIXED\x10\x01\x12\x14\n\x10TAP_MODEL_OUTAGE\x10\x02\x12\x19\n\x15TAP_MODEL_INTERLEAVED\x10\x03*p\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12PROTECTION_PAYLOAD\x10\x01\x12\x12\n\x0ePROTECTION_KEY\x10\x02\x12\x1a\n\x16PROTECTION_CRYPTO_ONLY\x10\x03*\x80\x01\n\x0cGateDecision\x12\x1d\n\x19GATE_DECISION_UNSPECIFIED\x10\x00\x12\x19\n\x15GATE_DECISION_GRANTED\x10\x01\x12\x1a\n\x16GATE_DECISION_DEFERRED\x10\x02\x12\x1a\n\x16GATE_DECISION_EXCLUDED\x10\x03\x32\xe3\x03\n\x0b\x43oordinator\x12;\n\x04Join\x12\x18.hushtune.v1.JoinRequest\x1a\x19.hushtune.v1.JoinResponse\x12\x45\n\x06\x46ollow\x12\x1a.hushtune.v1.FollowRequest\x1a\x1b.hushtune.v1.FollowResponse(\x01\x30\x01\x12\x41\n\x06Report\x12\x1a.hushtune.v1.ReportRequest\x1a\x1b.hushtune.v1.ReportResponse\x12G\n\x08\x43omplete\x12\x1c.hushtune.v1.CompleteRequest\x1a\x1d.hushtune.v1.CompleteResponse\x12\x41\n\x06Settle\x12\x1a.hushtune.v1.SettleRequest\x1a\x1b.hushtune.v1.SettleResponse\x12>\n\x05Leave\x12\x19.hushtune.v1.LeaveRequest\x1a\x1a.hushtune.v1.LeaveResponse\x12\x41\n\x06GetRun\x12\x1a.hushtune.v1.GetRunRequest\x1a\x1b.hushtune.v1.GetRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)hushtune_common/wire/v1/coordinator.proto\x12\x0bhushtune.v1\"V\n\x0bJoinRequest\x12\x16\n\x0eprotocol_major\x18\x01 \x01(\x05\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\x05\x12\x17\n\x0fscenario_digest\x18\x03 \x01(\x0c\"g\n\x0cJoinResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0eprotocol_minor\x18\x02 \x01(\x05\x12\x11\n\tconnect_s\x18\x03 \x01(\x01\x12\x0e\n\x06idle_s\x18\x04 \x01(\x01\x12\x0f\n\x07round_s\x18\x05 \x01(\x01\"G\n\rFollowRequest\x12\x15\n\rlast_seen_seq\x18\x01 \x01(\x03\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x03\"\xbd\x01\n\x0e\x46ollowResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.hushtune.v1.DirectiveKind\x12\x10\n\x08round_id\x18\x03 \x01(\x05\x12+\n\nassignment\x18\x04 \x01(\x0b\x32\x17.hushtune.v1.Assignment\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x03(\t\x12\x15\n\rfailed_reason\x18\x06 \x01(\t\x12\x0c\n\x04last\x18\x07 \x01(\x08\"\x8d\x02\n\rSecrecyDesign\x12\x12\n\nmodulation\x18\x01 \x01(\t\x12\x11\n\tcode_bits\x18\x02 \x01(\x05\x12\x11\n\tinfo_bits\x18\x03 \x01(\x05\x12\x11\n\tcodewords\x18\x04 \x01(\x05\x12\x14\n\x0cmessage_bits\x18\x05 \x01(\x05\x12\x13\n\x0brandom_bits\x18\x06 \x01(\x05\x12\x19\n\x11snr_tap_design_db\x18\x07 \x01(\x01\x12\x12\n\nlog2_delta\x18\x08 \x01(\x01\x12\x0b\n\x03rho\x18\t \x01(\x01\x12\x0c\n\x04rate\x18\n \x01(\x01\x12(\n\ttap_model\x18\x0b \x01(\x0e\x32\x15.hushtune.v1.TapModel\x12\x10\n\x08subbands\x18\x0c \x01(\x05\"\xb7\x01\n\x04Gate\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x19.hushtune.v1.GateDecision\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x13\n\x0bsnr_main_db\x18\x03 \x01(\x01\x12\x18\n\x10snr_tap_bound_db\x18\x04 \x01(\x01\x12\x18\n\x10\x62lock_error_rate\x18\x05 \x01(\x01\x12\x12\n\nrate_coded\x18\x06 \x01(\x01\x12\x15\n\rrate_gaussian\x18\x07 \x01(\x01\"\xb7\x03\n\nAssignment\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x1f\n\x04gate\x18\x03 \x01(\x0b\x32\x11.hushtune.v1.Gate\x12\x15\n\radapter_share\x18\x04 \x01(\x01\x12\x14\n\x0c\x62\x61ndwidth_hz\x18\x05 \x01(\x01\x12\x0f\n\x07power_w\x18\x06 \x01(\x01\x12\x13\n\x0b\x63lock_flops\x18\x07 \x01(\x01\x12\x18\n\x10secrecy_rate_bps\x18\x08 \x01(\x01\x12\x12\n\ndeadline_s\x18\t \x01(\x01\x12*\n\x06\x64\x65sign\x18\n \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12+\n\nprotection\x18\x0b \x01(\x0e\x32\x17.hushtune.v1.Protection\x12+\n\x07\x63\x61rrier\x18\x0c \x01(\x0b\x32\x1a.hushtune.v1.SecrecyDesign\x12\x11\n\tcode_bits\x18\r \x01(\x05\x12%\n\x07planned\x18\x0e \x01(\x0b\x32\x14.hushtune.v1.Planned\x12%\n\x07\x63hannel\x18\x0f \x01(\x0b\x32\x14.hushtune.v1.Channel\"<\n\x07\x43hannel\x12\x0c\n\x04\x61t_s\x18\x01 \x01(\x01\x12\x11\n\tgain_main\x18\x02 \x01(\x01\x12\x10\n\x08gain_tap\x18\x03 \x01(\x01\"\x89\x01\n\x07Planned\x12\x0e\n\x06wait_s\x18\x01 \x01(\x01\x12\x0f\n\x07train_s\x18\x02 \x01(\x01\x12\x11\n\tairtime_s\x18\x03 \x01(\x01\x12\x11\n\tplug_in_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_j\x18\x05 \x01(\x01\x12\x0f\n\x07radio_j\x18\x06 \x01(\x01\x12\x13\n\x0bupdate_bits\x18\x07 \x01(\x01\"\xfd\x01\n\rReportRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x05\x12\x11\n\tgain_main\x18\x02 \x01(\x01\x12\x10\n\x08gain_tap\x18\x03 \x01(\x01\x12\x13\n\x0bpower_max_w\x18\x04 \x01(\x01\x12\x17\n\x0f\x63lock_max_flops\x18\x05 \x01(\x01\x12\x14\n\x0c\x65nergy_max_j\x18\x06 \x01(\x01\x12\x14\n\x0csample_count\x18\x07 \x01(\x03\x12\x13\n\x0bupdate_bits\x18\x08 \x01(\x03\x12\x13\n\x0btrain_flops\x18\t \x01(\x01\x12\x1b\n\x13\x65nergy_w_per_flops3\x18\n \x01(\x01\x12\x14\n\x0csounded_at_s\x18\x0b \x01(\x01\"\x10\n\x0eReportResponse\"O\n\x14ReportChannelRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x05\x12%\n\x07\x63hannel\x18\x02 \x01(\x0b\x32\x14.hushtune.v1.Channel\"\x17\n\x15ReportChannelResponse\"\xc4\x01\n\x0f\x43ompleteRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08uploaded\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x11\n\tbytes_raw\x18\x06 \x01(\x03\x12\x16\n\x0e\x62ytes_uploaded\x18\x07 \x01(\x03\x12\x11\n\tairtime_s\x18\x08 \x01(\x01\x12\x0f\n\x07train_s\x18\t \x01(\x01\x12\x10\n\x08\x65nergy_j\x18\n \x01(\x01\"\x12\n\x10\x43ompleteResponse\"a\n\rSettleRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0e\n\x06\x63lient\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x08\"\x10\n\x0eSettleResponse\"\x1e\n\x0cLeaveRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x0f\n\rLeaveResponse\"\x0f\n\rGetRunRequest\"\xa6\x01\n\x0eGetRunResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\r\n\x05state\x18\x03 \x01(\t\x12,\n\x0b\x61ssignments\x18\x04 \x03(\x0b\x32\x17.hushtune.v1.Assignment\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x03(\t\x12\x0f\n\x07missing\x18\x06 \x03(\t\x12\x15\n\rfailed_reason\x18\x07 \x01(\t*\xa8\x01\n\rDirectiveKind\x12\x1e\n\x1a\x44IRECTIVE_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44IRECTIVE_KIND_ROUND_OPENED\x10\x01\x12\x1b\n\x17\x44IRECTIVE_KIND_ASSIGNED\x10\x02\x12\x1f\n\x1b\x44IRECTIVE_KIND_ROUND_CLOSED\x10\x03\x12\x18\n\x14\x44IRECTIVE_KIND_DRAIN\x10\x04*k\n\x08TapModel\x12\x19\n\x15TAP_MODEL_UNSPECIFIED\x10\x00\x12\x13\n\x0fTAP_MODEL_FIXED\x10\x01\x12\x14\n\x10TAP_MODEL_OUTAGE\x10\x02\x12\x19\n\x15TAP_MODEL_INTERLEAVED\x10\x03*p\n\nProtection\x12\x1a\n\x16PROTECTION_UNSPECIFIED\x10\x00\x12\x16\n\x12PROTECTION_PAYLOAD\x10\x01\x12\x12\n\x0ePROTECTION_KEY\x10\x02\x12\x1a\n\x16PROTECTION_CRYPTO_ONLY\x10\x03*\x80\x01\n\x0cGateDecision\x12\x1d\n\x19GATE_DECISION_UNSPECIFIED\x10\x00\x12\x19\n\x15GATE_DECISION_GRANTED\x10\x01\x12\x1a\n\x16GATE_DECISION_DEFERRED\x10\x02\x12\x1a\n\x16GATE_DECISION_EXCLUDED\x10\x03\x32\xbb\x04\n\x0b\x43oordinator\x12;\n\x04Join\x12\x18.hushtune.v1.JoinRequest\x1a\x19.hushtune.v1.JoinResponse\x12\x45\n\x06\x46ollow\x12\x1a.hushtune.v1.FollowRequest\x1a\x1b.hushtune.v1.FollowResponse(\x01\x30\x01\x12\x41\n\x06Report\x12\x1a.hushtune.v1.ReportRequest\x1a\x1b.hushtune.v1.ReportResponse\x12V\n\rReportChannel\x12!.hushtune.v1.ReportChannelRequest\x1a\".hushtune.v1.ReportChannelResponse\x12G\n\x08\x43omplete\x12\x1c.hushtune.v1.CompleteRequest\x1a\x1d.hushtune.v1.CompleteResponse\x12\x41\n\x06Settle\x12\x1a.hushtune.v1.SettleRequest\x1a\x1b.hushtune.v1.SettleResponse\x12>\n\x05Leave\x12\x19.hushtune.v1.LeaveRequest\x1a\x1a.hushtune.v1.LeaveResponse\x12\x41\n\x06GetRun\x12\x1a.hushtune.v1.GetRunRequest\x1a\x1b.hushtune.v1.GetRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hushtune_common.wire.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTIVEKIND']._serialized_start=2341
-  _globals['_DIRECTIVEKIND']._serialized_end=2509
-  _globals['_TAPMODEL']._serialized_start=2511
-  _globals['_TAPMODEL']._serialized_end=2618
-  _globals['_PROTECTION']._serialized_start=2620
-  _globals['_PROTECTION']._serialized_end=2732
-  _globals['_GATEDECISION']._serialized_start=2735
-  _globals['_GATEDECISION']._serialized_end=2863
+  _globals['_DIRECTIVEKIND']._serialized_start=2570
+  _globals['_DIRECTIVEKIND']._serialized_end=2738
+  _globals['_TAPMODEL']._serialized_start=2740
+  _globals['_TAPMODEL']._serialized_end=2847
+  _globals['_PROTECTION']._serialized_start=2849
+  _globals['_PROTECTION']._serialized_end=2961
+  _globals['_GATEDECISION']._serialized_start=2964
+  _globals['_GATEDECISION']._serialized_end=3092
   _globals['_JOINREQUEST']._serialized_start=58
   _globals['_JOINREQUEST']._serialized_end=144
   _globals['_JOINRESPONSE']._serialized_start=146
@@ -52,29 +52,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATE']._serialized_start=789
   _globals['_GATE']._serialized_end=972
   _globals['_ASSIGNMENT']._serialized_start=975
-  _globals['_ASSIGNMENT']._serialized_end=1375
-  _globals['_PLANNED']._serialized_start=1378
-  _globals['_PLANNED']._serialized_end=1515
-  _globals['_REPORTREQUEST']._serialized_start=1518
-  _globals['_REPORTREQUEST']._serialized_end=1749
-  _globals['_REPORTRESPONSE']._serialized_start=1751
-  _globals['_REPORTRESPONSE']._serialized_end=1767
-  _globals['_COMPLETEREQUEST']._serialized_start=1770
-  _globals['_COMPLETEREQUEST']._serialized_end=1966
-  _globals['_COMPLETERESPONSE']._serialized_start=1968
-  _globals['_COMPLETERESPONSE']._serialized_end=1986
-  _globals['_SETTLEREQUEST']._serialized_start=1988
-  _globals['_SETTLEREQUEST']._serialized_end=2085
-  _globals['_SETTLERESPONSE']._serialized_start=2087
-  _globals['_SETTLERESPONSE']._serialized_end=2103
-  _globals['_LEAVEREQUEST']._serialized_start=2105
-  _globals['_LEAVEREQUEST']._serialized_end=2135
-  _globals['_LEAVERESPONSE']._serialized_start=2137
-  _globals['_LEAVERESPONSE']._serialized_end=2152
-  _globals['_GETRUNREQUEST']._serialized_start=2154
-  _globals['_GETRUNREQUEST']._serialized_end=2169
-  _globals['_GETRUNRESPONSE']._serialized_start=2172
-  _globals['_GETRUNRESPONSE']._serialized_end=2338
-  _globals['_COORDINATOR']._serialized_start=2866
-  _globals['_COORDINATOR']._serialized_end=3349
+  _globals['_ASSIGNMENT']._serialized_end=1414
+  _globals['_CHANNEL']._serialized_start=1416
+  _globals['_CHANNEL']._serialized_end=1476
+  _globals['_PLANNED']._serialized_start=1479
+  _globals['_PLANNED']._serialized_end=1616
+  _globals['_REPORTREQUEST']._serialized_start=1619
+  _globals['_REPORTREQUEST']._serialized_end=1872
+  _globals['_REPORTRESPONSE']._serialized_start=1874
+  _globals['_REPORTRESPONSE']._serialized_end=1890
+  _globals['_REPORTCHANNELREQUEST']._serialized_start=1892
+  _globals['_REPORTCHANNELREQUEST']._serialized_end=1971
+  _globals['_REPORTCHANNELRESPONSE']._serialized_start=1973
+  _globals['_REPORTCHANNELRESPONSE']._serialized_end=1996
+  _globals['_COMPLETEREQUEST']._serialized_start=1999
+  _globals['_COMPLETEREQUEST']._serialized_end=2195
+  _globals['_COMPLETERESPONSE']._serialized_start=2197
+  _globals['_COMPLETERESPONSE']._serialized_end=2215
+  _globals['_SETTLEREQUEST']._serialized_start=2217
+  _globals['_SETTLEREQUEST']._serialized_end=2314
+  _globals['_SETTLERESPONSE']._serialized_start=2316
+  _globals['_SETTLERESPONSE']._serialized_end=2332
+  _globals['_LEAVEREQUEST']._serialized_start=2334
+  _globals['_LEAVEREQUEST']._serialized_end=2364
+  _globals['_LEAVERESPONSE']._serialized_start=2366
+  _globals['_LEAVERESPONSE']._serialized_end=2381
+  _globals['_GETRUNREQUEST']._serialized_start=2383
+  _globals['_GETRUNREQUEST']._serialized_end=2398
+  _globals['_GETRUNRESPONSE']._serialized_start=2401
+  _globals['_GETRUNRESPONSE']._serialized_end=2567
+  _globals['_COORDINATOR']._serialized_start=3095
+  _globals['_COORDINATOR']._serialized_end=3666
 # @@protoc_insertion_point(module_scope)

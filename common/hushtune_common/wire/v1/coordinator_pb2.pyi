@@ -326,6 +326,7 @@ class Assignment(_message.Message):
     CARRIER_FIELD_NUMBER: _builtins.int
     CODE_BITS_FIELD_NUMBER: _builtins.int
     PLANNED_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     round_id: _builtins.int
     adapter_share: _builtins.float
@@ -350,6 +351,10 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def planned(self) -> Global___Planned: ...
+    @_builtins.property
+    def channel(self) -> Global___Channel:
+        """What this was made for."""
+
     def __init__(
         self,
         *,
@@ -367,14 +372,42 @@ class Assignment(_message.Message):
         carrier: Global___SecrecyDesign | None = ...,
         code_bits: _builtins.int = ...,
         planned: Global___Planned | None = ...,
+        channel: Global___Channel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "design", b"design", "gate", b"gate", "planned", b"planned"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "channel", b"channel", "design", b"design", "gate", b"gate", "planned", b"planned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "client", b"client", "clock_flops", b"clock_flops", "code_bits", b"code_bits", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "planned", b"planned", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "channel", b"channel", "client", b"client", "clock_flops", b"clock_flops", "code_bits", b"code_bits", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "planned", b"planned", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class Channel(_message.Message):
+    """One client's two links at one moment of the air's time; the tap's gain is an assumed bound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_S_FIELD_NUMBER: _builtins.int
+    GAIN_MAIN_FIELD_NUMBER: _builtins.int
+    GAIN_TAP_FIELD_NUMBER: _builtins.int
+    at_s: _builtins.float
+    gain_main: _builtins.float
+    gain_tap: _builtins.float
+    def __init__(
+        self,
+        *,
+        at_s: _builtins.float = ...,
+        gain_main: _builtins.float = ...,
+        gain_tap: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "gain_main", b"gain_main", "gain_tap", b"gain_tap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Channel: _TypeAlias = Channel  # noqa: Y015
 
 @_typing.final
 class Planned(_message.Message):
@@ -429,6 +462,7 @@ class ReportRequest(_message.Message):
     UPDATE_BITS_FIELD_NUMBER: _builtins.int
     TRAIN_FLOPS_FIELD_NUMBER: _builtins.int
     ENERGY_W_PER_FLOPS3_FIELD_NUMBER: _builtins.int
+    SOUNDED_AT_S_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     gain_main: _builtins.float
     gain_tap: _builtins.float
@@ -439,6 +473,8 @@ class ReportRequest(_message.Message):
     update_bits: _builtins.int
     train_flops: _builtins.float
     energy_w_per_flops3: _builtins.float
+    sounded_at_s: _builtins.float
+    """When the gains were measured, in the air's time."""
     def __init__(
         self,
         *,
@@ -452,10 +488,11 @@ class ReportRequest(_message.Message):
         update_bits: _builtins.int = ...,
         train_flops: _builtins.float = ...,
         energy_w_per_flops3: _builtins.float = ...,
+        sounded_at_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "energy_w_per_flops3", b"energy_w_per_flops3", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "train_flops", b"train_flops", "update_bits", b"update_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "energy_w_per_flops3", b"energy_w_per_flops3", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "sounded_at_s", b"sounded_at_s", "train_flops", b"train_flops", "update_bits", b"update_bits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +512,44 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class ReportChannelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.int
+    @_builtins.property
+    def channel(self) -> Global___Channel: ...
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.int = ...,
+        channel: Global___Channel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportChannelRequest: _TypeAlias = ReportChannelRequest  # noqa: Y015
+
+@_typing.final
+class ReportChannelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportChannelResponse: _TypeAlias = ReportChannelResponse  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):

@@ -49,6 +49,11 @@ class CoordinatorStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.ReportChannel = channel.unary_unary(
+                '/hushtune.v1.Coordinator/ReportChannel',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.FromString,
+                _registered_method=True)
         self.Complete = channel.unary_unary(
                 '/hushtune.v1.Coordinator/Complete',
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.CompleteRequest.SerializeToString,
@@ -89,6 +94,13 @@ class CoordinatorServicer:
 
     def Report(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportChannel(self, request, context):
+        """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -134,6 +146,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportResponse.SerializeToString,
+            ),
+            'ReportChannel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportChannel,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.SerializeToString,
             ),
             'Complete': grpc.unary_unary_rpc_method_handler(
                     servicer.Complete,
@@ -237,6 +254,33 @@ class Coordinator:
             '/hushtune.v1.Coordinator/Report',
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportChannel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/ReportChannel',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.FromString,
             options,
             channel_credentials,
             insecure,

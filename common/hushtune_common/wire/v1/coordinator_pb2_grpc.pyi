@@ -35,6 +35,8 @@ class CoordinatorStub:
     Follow: _grpc.StreamStreamMultiCallable[_coordinator_pb2.FollowRequest, _coordinator_pb2.FollowResponse]
     """Upstream beats, downstream numbered directives; resumes after last_seen_seq."""
     Report: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]
+    ReportChannel: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportChannelRequest, _coordinator_pb2.ReportChannelResponse]
+    """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]
     Settle: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]
     Leave: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]
@@ -47,6 +49,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Follow: _aio.StreamStreamMultiCallable[_coordinator_pb2.FollowRequest, _coordinator_pb2.FollowResponse]  # type: ignore[assignment]
     """Upstream beats, downstream numbered directives; resumes after last_seen_seq."""
     Report: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]  # type: ignore[assignment]
+    ReportChannel: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportChannelRequest, _coordinator_pb2.ReportChannelResponse]  # type: ignore[assignment]
+    """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]  # type: ignore[assignment]
     Settle: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]  # type: ignore[assignment]
     Leave: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]  # type: ignore[assignment]
@@ -74,6 +78,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ReportResponse, _abc.Awaitable[_coordinator_pb2.ReportResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReportChannel(
+        self,
+        request: _coordinator_pb2.ReportChannelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ReportChannelResponse, _abc.Awaitable[_coordinator_pb2.ReportChannelResponse]]:
+        """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
 
     @_abc_1.abstractmethod
     def Complete(
