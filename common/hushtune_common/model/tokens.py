@@ -13,7 +13,7 @@ Tokens64 = NDArray[np.int64]
 
 
 class Tokens:
-    """A tokenizer. Nothing is prepended: no beginning-of-text token, no prefix space."""
+    """A tokenizer. Nothing is put around running text; single texts get what the tokenizer itself puts around them."""
 
     def __init__(self, tokenizer: Tokenizer, *, text: str) -> None:
         """Use `from_json`."""
@@ -46,6 +46,18 @@ class Tokens:
     def encode(self, record: str) -> list[int]:
         """Return the ids of one record."""
         return self._tokenizer.encode(record, add_special_tokens=False).ids
+
+    def sequences(self, texts: Iterable[str], *, length_max: int) -> list[list[int]]:
+        """Return the ids of single texts with the special ids around them, as encoders are fed; longer texts lose their end."""
+        room = length_max - self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if room < 1:
+            raise ValueError(f"{length_max} tokens leave no room for a text")
+        found: list[list[int]] = []
+        for text in texts:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            encoding.truncate(room)
+            found.append(self._tokenizer.post_process(encoding, add_special_tokens=True).ids)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``, special tokens left out."""
