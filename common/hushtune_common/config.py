@@ -78,6 +78,15 @@ class GateConfig(Section, frozen=True):
     """Roll back when the plug-in's loss on public text rises by more than this."""
 
 
+class ExposureConfig(Section, frozen=True):
+    """What the owner lets others see of its model, counted over everything that it ever released to them."""
+
+    share_max: Share = 1.0
+    """Refuse a release after which any client, or any set that may collude, has seen more than this share of the parameters."""
+    colluding: tuple[tuple[Name, ...], ...] = ()
+    """Sets of clients, also of earlier runs, that are taken to put together what they were given."""
+
+
 class OwnerConfig(Section, frozen=True):
     """The owner."""
 
@@ -89,6 +98,7 @@ class OwnerConfig(Section, frozen=True):
     """Work of judging one update: passes over the public text; modelled."""
     emulator: MethodOptions = AblationOptions()
     gate: GateConfig = GateConfig()
+    exposure: ExposureConfig = ExposureConfig()
 
 
 class LoraConfig(Section, frozen=True):

@@ -26,6 +26,7 @@
     │   ├── StorageFull            no room left
     │   └── TrainerFailed          the training process died or diverged
     ├── Refusal                    nothing broke; the answer is no
+    │   ├── ExposureExceeded       a release would show somebody more of the model than the owner allows
     │   ├── Infeasible             no allocation satisfies the constraints
     │   ├── QuorumMissed           too few clients
     │   └── SecrecyUnavailable     no coding point is secret enough
@@ -203,6 +204,12 @@ class Refusal(HushtuneError):
 
     reason = "REFUSED"
     exit_code = 9
+
+
+class ExposureExceeded(Refusal):
+    """A release would lift what somebody has seen of the model over the owner's cap. Raised before anything is distributed."""
+
+    reason = "EXPOSURE_EXCEEDED"
 
 
 class Infeasible(Refusal):
