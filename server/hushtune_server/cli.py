@@ -322,6 +322,8 @@ def _add_testbed() -> None:
     except MissingPackage as missing:
         for name in ("testbed", "runs", "link", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
+        for name in ("compare", "search"):
+            app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         return
     commands.register(app)
 

@@ -18,6 +18,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
+from hushtune_server.testbed.emulators import commands as emulators
 from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.solve import commands as solve
@@ -45,6 +46,7 @@ def register(app: App) -> None:
     link.register(app)
     solve.register(app)
     experiments.register(app)
+    emulators.register(app["emulator"])
 
 
 def run(

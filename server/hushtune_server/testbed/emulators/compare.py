@@ -1,0 +1,204 @@
+"""What is each emulator worth, to whom, and how sure is that? All arms of a comparison, and the numbers that follow from them.
+
+Losses are in nats per token on held-out private windows; lower is better. ``delta`` is emulator FT minus plug-in: what the owner
+keeps from whoever trains the adapter blocks only. A ``gap`` is the same against an attack.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import exp, isfinite
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hushtune_common.errors import ConfigError, HushtuneError
+from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.emulators.bench import Bench
+from hushtune_server.testbed.emulators.cells import Json
+from hushtune_server.testbed.emulators.forge import Emulator
+from hushtune_server.testbed.emulators.schema import Comparison, Entry
+from hushtune_server.testbed.emulators.statistics import Bootstrap, Floats, Interval, Statistic, difference, mean_of, recovery
+
+FORMAT = "hushtune-comparison/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One emulator's results: how it came about, its cells, and why it has none where it failed."""
+
+    entry: Entry
+    emulators: Sequence[Emulator] = ()
+    zero_shot: Sequence[Json] = ()
+    fine_tuned: Sequence[Json] = ()
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All cells of a comparison."""
+
+    full_zero_shot: Json
+    full_fine_tuned: Sequence[Json]
+    bound: Sequence[Json]
+    rows: Sequence[Row]
+
+
+def cell_counts(comparison: Comparison, *, makes: Callable[[Entry], int]) -> dict[str, int]:
+    """Return how many cells a comparison has of each kind; ``makes`` says how many emulators an entry stands for."""
+    seeds, emulators = len(comparison.seeds), sum(makes(e) for e in comparison.emulators)
+    return {"emulator": emulators, "score": 1 + emulators, "train": seeds * (2 + len(comparison.emulators))}
+
+
+def run(bench: Bench) -> Results:
+    """Compute every cell that is not there yet; an emulator that cannot be made, or trained, keeps no other from it."""
+    zero_shot = bench.full_zero_shot()
+    rows = [_row(bench, entry) for entry in bench.comparison.emulators]
+    return Results(full_zero_shot=zero_shot, rows=rows, bound=bench.bound(), full_fine_tuned=bench.full_fine_tuned())
+
+
+def _row(bench: Bench, entry: Entry) -> Row:
+    try:
+        made = [bench.forge.emulator(entry, seed=seed) for seed in bench.forge.seeds_of(entry)]
+    except ConfigError:
+        raise
+    except HushtuneError as error:
+        return Row(entry=entry, failed=str(error))
+    zero_shot = [bench.emulator_zero_shot(e) for e in made]
+    return Row(entry=entry, emulators=made, zero_shot=zero_shot, fine_tuned=bench.fine_tuned(made))
+
+
+class Summary:
+    """Turns cells into numbers with intervals, the same resamples for all of them."""
+
+    def __init__(self, comparison: Comparison, results: Results) -> None:
+        """Take all cells."""
+        self._comparison, self._results = comparison, results
+        self._windows = len(results.full_zero_shot["losses"]["full"])
+        self._bootstrap = cache(self._new_bootstrap)
+
+    def _new_bootstrap(self, seeds: int) -> Bootstrap:
+        tree = SeedTree(self._comparison.seed)
+        return Bootstrap(windows=self._windows, seeds=seeds, resamples=self._comparison.resamples, tree=tree)
+
+    def settings(self) -> Json:
+        """Return the arms that no emulator has a part in."""
+        r = self._results
+        arms = {"full_zero_shot": _losses([r.full_zero_shot], "full")}
+        if (full := _losses(r.full_fine_tuned, "emulator")) is not None:
+            arms["full_fine_tuned"] = full
+        if (bound := _losses(r.bound, "emulator")) is not None:
+            arms["bound"] = bound
+        return {name: self._score({name: found}, mean_of(name)) for name, found in arms.items() if found is not None}
+
+    def row(self, row: Row) -> Json:
+        """Return everything about one emulator."""
+        failed = [row.failed] if row.failed else [c["failed"] for c in (*row.zero_shot, *row.fine_tuned) if "failed" in c]
+        found: Json = {
+            "name": row.entry.name,
+            "method": method_of_entry(row.entry),
+            "options": msgspec.to_builtins(row.entry.options),
+            "failed": failed,
+        }
+        if not row.emulators:
+            return found
+        first = row.emulators[0]
+        found |= {
+            "plan_digest": first.plan.digest.hex,
+            "refinement_digests": [e.refinement for e in row.emulators],
+            "bytes": max(e.bytes for e in row.emulators),
+            "parameters_per_token": first.parameters_per_token,
+            "owner_cpu_s": float(np.mean([e.owner_cpu_s for e in row.emulators])),
+        }
+        return found | self._measured(row)
+
+    def _measured(self, row: Row) -> Json:
+        r = self._results
+        kept = [k for k, cell in enumerate(row.fine_tuned) if "losses" in cell]
+        both = [k for k in kept if "losses" in r.full_fine_tuned[k]]
+        arms = {
+            "full_zero_shot": _losses([r.full_zero_shot], "full"),
+            "emulator_zero_shot": _losses(_kept(row.zero_shot, kept), "emulator"),
+            "emulator_fine_tuned": _losses(_kept(row.fine_tuned, kept), "emulator"),
+            "plug_in": _losses(_kept(row.fine_tuned, kept), "full"),
+        }
+        there = {name: found for name, found in arms.items() if found is not None}
+        settings = {name: self._score({name: there[name]}, mean_of(name)) for name in there if name != "full_zero_shot"}
+        if "plug_in" not in there:
+            return {"settings": settings}
+        measured: Json = {
+            "settings": settings,
+            "seeds": [self._comparison.seeds[k] for k in kept],
+            "delta": self._number(there, difference("emulator_fine_tuned", "plug_in")),
+            "gain": self._number(there, difference("full_zero_shot", "plug_in")),
+            "chosen": row.fine_tuned[kept[0]]["chosen"],
+        }
+        full = _losses([r.full_fine_tuned[k] for k in both], "emulator")
+        plug = _losses([row.fine_tuned[k] for k in both], "full")
+        if full is not None and plug is not None:
+            paired = {"start": there["full_zero_shot"], "reached": plug, "best": full}
+            measured["recovery"] = self._number(paired, recovery(start="start", reached="reached", best="best"))
+        return measured
+
+    def _number(self, arms: Mapping[str, Floats], statistic: Statistic) -> Json:
+        found = self._interval(arms, statistic)
+        return {"value": _finite(found.value), "low": _finite(found.low), "high": _finite(found.high)}
+
+    def _score(self, arms: Mapping[str, Floats], statistic: Statistic) -> Json:
+        found = self._interval(arms, statistic)
+        nats = {"nats": found.value, "nats_low": found.low, "nats_high": found.high}
+        return {**nats, "perplexity": exp(found.value), "perplexity_low": exp(found.low), "perplexity_high": exp(found.high)}
+
+    def _interval(self, arms: Mapping[str, Floats], statistic: Statistic) -> Interval:
+        seeds = max(len(scores) for scores in arms.values())
+        return self._bootstrap(seeds).interval(arms, statistic)
+
+
+def method_of_entry(entry: Entry) -> str:
+    """Return the name of an emulator's method."""
+    return str(entry.options.__struct_config__.tag)
+
+
+def _kept(cells: Sequence[Json], kept: Sequence[int]) -> list[Json]:
+    """Return the cells of the seeds that count; a single cell counts for all seeds."""
+    return [cells[k] for k in kept] if len(cells) > 1 else list(cells)
+
+
+def _losses(cells: Sequence[Json], where: str) -> Floats | None:
+    """Return the losses of cells, (S, N); none when one of them has none."""
+    if not cells or any("losses" not in c for c in cells):
+        return None
+    return np.array([c["losses"][where] for c in cells], dtype=np.float64)
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None
+
+
+def document(bench: Bench, results: Results, *, facts: Mapping[str, Any]) -> Json:
+    """Return the comparison as one JSON document; ``facts`` are its date, versions and command."""
+    comparison, request = bench.comparison, bench.forge.request
+    summary = Summary(comparison, results)
+    texts = bench.texts
+    return {
+        "format": FORMAT,
+        "name": comparison.name,
+        **facts,
+        "unit": "nats per token; intervals: 95 % percentile bootstrap over windows and seeds, paired",
+        "resamples": comparison.resamples,
+        "seed": comparison.seed,
+        "seeds": list(comparison.seeds),
+        "model": {"source": comparison.model.source, "digest": request.base.hex, "adapter": list(request.adapter)},
+        "data": {
+            **msgspec.to_builtins(comparison.data),
+            "digest": texts.digest.hex,
+            "public_digest": bench.forge.text.corpus.hex,
+            "windows": {"train": len(texts.train), "select": len(texts.select), "test": len(texts.test)},
+        },
+        "training": msgspec.to_builtins(comparison.training),
+        "selection": msgspec.to_builtins(comparison.selection),
+        "compute": msgspec.to_builtins(comparison.compute),
+        "settings": summary.settings(),
+        "emulators": [summary.row(row) for row in results.rows],
+    }

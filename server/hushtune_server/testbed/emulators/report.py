@@ -1,0 +1,61 @@
+"""How does a person read a comparison? As tables on a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Json = Mapping[str, Any]
+
+
+def print_comparison(document: Json, *, console: Console) -> None:
+    """Print the five settings of every emulator, with what is the same for all of them above."""
+    settings: Json = document["settings"]
+    words = {"full_zero_shot": "full model, zero-shot", "full_fine_tuned": "full fine-tuning", "bound": "bound"}
+    for name, label in words.items():
+        if name in settings:
+            console.print(f"{label:<22} perplexity {_perplexity(settings[name])}")
+    console.print(_table(document["emulators"]))
+    for row in document["emulators"]:
+        for why in row["failed"]:
+            console.print(f"{row['name']}: {why}", style="bold red", markup=False)
+
+
+def _table(rows: Sequence[Json]) -> Table:
+    table = Table(title="\nPerplexity on held-out private text; nats in delta", title_justify="left")
+    table.add_column("emulator")
+    for heading in ("MB", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery"):
+        table.add_column(heading, justify="right")
+    for row in sorted(rows, key=_rank):
+        table.add_row(row["name"], *_cells(row))
+    return table
+
+
+def _rank(row: Json) -> tuple[float, str]:
+    plug_in = row.get("settings", {}).get("plug_in")
+    return (float("inf") if plug_in is None else float(plug_in["nats"]), str(row["name"]))
+
+
+def _cells(row: Json) -> list[str]:
+    if "bytes" not in row:
+        return ["-"] * 7
+    settings: Json = row.get("settings", {})
+    scores = [_perplexity(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")]
+    return [
+        f"{row['bytes'] / 1e6:.1f}",
+        f"{row['owner_cpu_s']:.0f}",
+        *scores,
+        _interval(row.get("delta")),
+        _interval(row.get("recovery")),
+    ]
+
+
+def _perplexity(score: Json | None) -> str:
+    return "-" if score is None else f"{score['perplexity']:.2f} [{score['perplexity_low']:.2f}, {score['perplexity_high']:.2f}]"
+
+
+def _interval(number: Json | None) -> str:
+    if number is None or number["value"] is None:
+        return "-"
+    return f"{number['value']:.3f}" + ("" if number["low"] is None else f" [{number['low']:.3f}, {number['high']:.3f}]")
