@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushtune_common.config import ComputeConfig
-from hushtune_common.methods import EmulatorOptions
+from hushtune_common.methods import EmulatorOptions, Refining
 from hushtune_common.model.bundle import Refinement
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
@@ -20,14 +20,16 @@ from hushtune_server.owner.emulators.planning import method_for
 from hushtune_server.owner.emulators.profile import profile
 from hushtune_server.owner.emulators.refine import refined
 from hushtune_server.owner.emulators.text import PublicText
+from hushtune_server.owner.emulators.training import Learned, Report, unheard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telling:
-    """Whom to tell what is being done: a phase in words, and steps done and in all."""
+    """Whom to tell what is being done: a phase in words, steps done and in all, and what every step of training came to."""
 
     phase: Callable[[str], None]
     progress: Callable[[int, int], None]
+    learned: Report = unheard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,8 @@ def build(options: EmulatorOptions, request: EmulatorRequest, *, at: Workplace, 
 
 def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Profile) -> Refinement | None:
     """Train what the method trains of the emulator of ``plan``; none when it trains nothing."""
+    if isinstance(options, Refining):
+        at.telling.phase("training the emulator on public text")
     return refined(
         options,
         source=at.source,
@@ -87,5 +91,10 @@ def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Prof
         compute=at.compute,
         seeds=at.seeds.child("refine"),
         work=at.work,
-        progress=at.telling.progress,
+        report=lambda learned: _tell(at.telling, learned),
     )
+
+
+def _tell(telling: Telling, learned: Learned) -> None:
+    telling.progress(learned.step, learned.steps)
+    telling.learned(learned)

@@ -12,6 +12,7 @@ from hushtune_common.model.naming import block_of, inner_of
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_server.owner.emulators.ablation import Ablation
+from hushtune_server.owner.emulators.distill import Distill
 from hushtune_server.owner.emulators.greedy import Greedy
 from hushtune_server.owner.emulators.influence import Influence
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, both_ends
@@ -20,6 +21,7 @@ from hushtune_server.owner.emulators.uniform import Uniform
 
 METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {
     "ablation": Ablation,
+    "distill": Distill,
     "greedy": Greedy,
     "influence": Influence,
     "uniform": Uniform,
