@@ -44,6 +44,12 @@ class Bundle:
         return self.plan.base
 
     @property
+    def refinement_digest(self) -> Digest | None:
+        """What identifies the training on public text that its tensors went through; none when there was none."""
+        text = self.file.metadata.get("refinement_digest")
+        return None if text is None else Digest.from_hex(text)
+
+    @property
     def schema(self) -> tuple[TensorSpec, ...]:
         """The tensors that a client trains and returns."""
         return adapter_specs(self.file, self.plan.adapter)
@@ -78,6 +84,10 @@ class Refinement:
 
     settings: str
     trained: Mapping[str, Float32]
+
+    def __post_init__(self) -> None:
+        """Settings are a JSON object; ``ValueError`` otherwise."""
+        msgspec.json.decode(self.settings, type=dict[str, Any])
 
     @property
     def digest(self) -> Digest:
@@ -115,6 +125,14 @@ def emulator_tensors(source: "ModelSource", *, plan: Plan, refinement: Refinemen
         raise MalformedUpdate(f"the plan does not fit the model: {error}") from error
 
 
+def _require_refinement(metadata: Mapping[str, str]) -> None:
+    if ("refinement" in metadata) != ("refinement_digest" in metadata):
+        raise ValueError("refinement: its settings and its digest come together")
+    if "refinement" in metadata:
+        msgspec.json.decode(metadata["refinement"], type=dict[str, Any])
+        Digest.from_hex(metadata["refinement_digest"])
+
+
 def _weights_per_entry(name: str, dtype: DType) -> int:
     # Four-bit codes lie in pairs; the scales beside codes are no weights.
     return 0 if name.endswith(".scales") else 2 if dtype == "U8" else 1
@@ -129,7 +147,8 @@ def read_bundle(path: Path) -> Bundle:
         plan = Plan.from_json(file.metadata["plan"])
         config = msgspec.json.decode(file.metadata["config"], type=dict[str, Any])
         tokens = Tokens.from_json(file.metadata["tokenizer"])
-    except (KeyError, ValueError, ConfigError) as error:
+        _require_refinement(file.metadata)
+    except (KeyError, ValueError, RecursionError, ConfigError, MalformedUpdate) as error:
         raise MalformedUpdate(f"{path.name}: {error}") from error
     held = {b for n in file.names() if (b := block_of(n)) is not None}
     if held != set(plan.stored):

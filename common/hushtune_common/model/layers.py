@@ -64,21 +64,28 @@ class Quantised(nn.Module):
         return codes.float() * spread
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., rows) for (..., columns)."""
-        return cast(Tensor, _Expanded.apply(x, self, self.bias))
+        """Return (..., rows) for (..., columns), in the type that a dense layer would give, under autocast too."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        product = cast(Tensor, _Product.apply(x.to(dtype), self))
+        return product if self.bias is None else product + self.bias.to(dtype)
 
 
-class _Expanded(torch.autograd.Function):
-    """A product with an expanded matrix that is expanded again for the gradient, so that no copy of it is kept in between."""
+class _Product(torch.autograd.Function):
+    """``x W^T`` with a matrix that is expanded anew for the gradient, so that no copy of it is kept in between."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Quantised, bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
-        weight = layer.weight().to(x.dtype if not torch.is_autocast_enabled(x.device.type) else torch.bfloat16)
-        ctx.cast = weight.dtype
-        return nn.functional.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor | None, None, None]:
-        holder = cast(Any, ctx)
-        return (grads[0] @ holder.layer.weight().to(grads[0].dtype)), None, None
+    def forward(x: Tensor, layer: Quantised) -> Tensor:
+        return x @ layer.weight().to(x.dtype).T
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Quantised], output: Tensor) -> None:
+        cast(Any, ctx).layer = inputs[1]
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Any) -> tuple[Tensor, None]:
+        # Linear in the gradient, so a gradient of the gradient is right as well.
+        gradient = cast(Tensor, grads[0])
+        return gradient @ cast(Any, ctx).layer.weight().to(gradient.dtype), None

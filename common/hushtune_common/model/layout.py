@@ -56,7 +56,8 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> BlockLayout:
     """
     hidden = _hidden(shapes)
     turned = _transposed(shapes)
-    matrices = [_matrix(name, shape, shapes, turned=turned) for name, shape in sorted(shapes.items()) if len(shape) == 2]
+    named = sorted((n, s) for n, s in shapes.items() if len(s) == 2 and n.endswith(".weight"))
+    matrices = [_matrix(name, shape, shapes, turned=turned) for name, shape in named]
     attention = tuple(m for m in matrices if "att" in m.path)
     rest = [m for m in matrices if m not in attention]
     up = tuple(m for m in rest if m.columns == hidden and m.rows != hidden)

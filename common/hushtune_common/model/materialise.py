@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import Float32
+from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
+from hushtune_common.model.fitting import require_fitting_plan
 from hushtune_common.model.layout import BlockLayout, Matrix, layout_of
 from hushtune_common.model.naming import block_of, inner_of, moved
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.quantise import code_columns, quantised, scale_columns
 from hushtune_common.model.slots import Compress, Harmonize, Keep, Quant
-from hushtune_common.model.weights import DType, Weights
+from hushtune_common.model.weights import DType, Weights, stored_bytes
 from hushtune_common.seeding import SeedTree
 
 
@@ -39,23 +41,22 @@ class _Made:
 class EmulatorTensors:
     """The tensors of the emulator of ``plan``; a `Weights` whose tensors also have a storage type.
 
+    Holds ``trained`` and the two factors of one matrix; everything else is read and worked out when it is asked for.
+
     ``trained`` are tensors that training on public text put in the place of what the plan alone gives, by their names before
     quantising. Laws: a kept block has its tensors bit for bit; a compressed block with all ranks, all channels and no quantiser
     computes the same up to rounding; the same arguments give the same bits.
     """
 
     def __init__(self, base: Weights, plan: Plan, *, trained: Mapping[str, Float32] | None = None) -> None:
-        """Take the full model's weights; ``ValueError`` when the plan or ``trained`` do not fit them."""
+        """Take the full model's weights and read none; ``ValueError`` when the plan or ``trained`` do not fit them."""
         self._base = base
         self._plan = plan
         self._trained = dict(trained or {})
+        require_fitting_plan(plan, {name: base.shape(name) for name in base.names()})
         self._plain = self._plan_tensors()
-        strangers = sorted(n for n, t in self._trained.items() if n not in self._plain or self._plain[n].shape != t.shape)
-        if strangers:
-            raise ValueError(f"{strangers[0]}: the plan has no such tensor of shape {self._trained[strangers[0]].shape}")
-        touched = sorted({b for n in self._trained if (b := block_of(n)) in plan.adapter})
-        if touched:
-            raise ValueError(f"block {touched[0]} is an adapter block; training the emulator never touches those")
+        for name, tensor in self._trained.items():
+            self._require_trainable(name, tensor)
         self._made = self._plan_storage()
         self._factors: tuple[str, Float32, Float32] | None = None
 
@@ -71,14 +72,22 @@ class EmulatorTensors:
         """Return how one tensor is stored."""
         return self._made[name].dtype
 
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes all tensors take as they are stored: a bundle without its header. Reads no weights."""
+        return sum(stored_bytes(made.dtype, made.shape) for made in self._made.values())
+
     def tensor(self, name: str) -> Float32:
-        """Return one tensor as float32, the caller's own; integer codes are whole numbers."""
+        """Return one tensor as float32, the caller's own; integer codes are whole numbers.
+
+        `ConfigError` when a matrix of the model that is to be compressed holds values that are not finite.
+        """
         made = self._made[name]
         if made.kind in ("codes", "scales"):
             slot = made.slot
             if not isinstance(slot, Compress) or slot.quant is None:
                 raise ValueError(f"{name}: not quantised")
-            codes, scales = quantised(self._upright(made.source), quant=slot.quant)
+            codes, scales = quantised(_finite(made.source, self._upright(made.source)), quant=slot.quant)
             return (codes if made.kind == "codes" else scales).astype(np.float32)
         return self._value(name)
 
@@ -86,11 +95,19 @@ class EmulatorTensors:
     def layout(self) -> BlockLayout:
         """The matrices of a block."""
         blocks: dict[str, tuple[int, ...]] = {}
-        first = min(b for n in self._base.names() if (b := block_of(n)) is not None)
         for name in self._base.names():
-            if block_of(name) == first:
+            if block_of(name) == 0:
                 blocks[inner_of(name)] = self._base.shape(name)
         return layout_of(blocks)
+
+    def _require_trainable(self, name: str, tensor: Float32) -> None:
+        block = block_of(name)
+        if name not in self._plain or self._plain[name].shape != tensor.shape:
+            raise ValueError(f"{name}: the plan has no such tensor of shape {tensor.shape}")
+        if block in self._plan.adapter:
+            raise ValueError(f"{name}: block {block} is an adapter block; training the emulator never touches those")
+        if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise ValueError(f"{name}: a trained tensor is float32 and finite throughout")
 
     def _upright(self, name: str) -> Float32:
         """Return a matrix before quantising, as a map from columns to rows however the model stores it."""
@@ -121,7 +138,8 @@ class EmulatorTensors:
         # Both factors of a matrix are asked for one after the other; its decomposition is kept in between.
         if self._factors is None or self._factors[0] != source:
             matrix = self.layout.matrix(inner_of(source).removesuffix(".weight"))
-            left, right = factors(_turned(self._base.tensor(source), matrix), components=slot.ranks[matrix.path])
+            stored = _finite(source, self._base.tensor(source))
+            left, right = factors(_turned(stored, matrix), components=slot.ranks[matrix.path])
             self._factors = (source, left, right)
         return self._factors[1].copy(), self._factors[2].copy()
 
@@ -208,6 +226,12 @@ def refinement_digest(trained: Mapping[str, Float32], *, settings: str) -> Diges
         total.update(f"\0{name}\0{','.join(map(str, trained[name].shape))}\0".encode())
         total.update(np.ascontiguousarray(trained[name], dtype="<f4").tobytes())
     return Digest(total.digest())
+
+
+def _finite(name: str, tensor: Float32) -> Float32:
+    if not np.isfinite(tensor).all():
+        raise ConfigError("model.source", f"{name}: holds values that are not finite, so it cannot be compressed")
+    return tensor
 
 
 def _turned(stored: Float32, matrix: Matrix) -> Float32:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from itertools import pairwise
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -14,6 +15,12 @@ from hushtune_common.model.slots import Compress, Drop, Harmonize, Keep, Share, 
 
 FORMAT = "hushtune-plan/2"
 BLOCKS_MAX = 4096
+INDICES_MAX = 1 << 22
+"""Components and channels that a plan may name; compressing every matrix of a model of 70 billion weights takes fewer."""
+TEXT_MAX = 16 << 20
+"""Characters of a plan's JSON."""
+_DEPTH_MAX = 32
+_SEED_MAX = 1 << 63
 
 
 class BaseModel(Protocol):
@@ -49,19 +56,28 @@ class Plan:
     corpus: Digest | None = None
 
     def __post_init__(self) -> None:
-        """Check that slots are complete and in order, and that the adapter blocks are kept."""
-        if not 1 <= len(self.slots) <= BLOCKS_MAX or [s.index for s in self.slots] != list(range(len(self.slots))):
-            raise ValueError(f"a plan has one slot per block, in order, and at most {BLOCKS_MAX} of them")
-        if not self.adapter or list(self.adapter) != sorted(set(self.adapter)):
-            raise ValueError(f"adapter blocks are named once, in order, and there is at least one: {self.adapter}")
+        """Check that slots are complete and in order, and that adapter blocks are kept; ``ValueError`` names block and field."""
+        if not 1 <= len(self.slots) <= BLOCKS_MAX or any(s.index != at for at, s in enumerate(self.slots)):
+            raise ValueError(f"slots: a plan has one per block, in order, and 1 to {BLOCKS_MAX} of them")
+        if not self.adapter or any(a >= b for a, b in pairwise(self.adapter)):
+            raise ValueError("adapter: blocks are named once, in order, and there is at least one")
         strangers = set(self.adapter) - set(self.kept)
         if strangers:
-            raise ValueError(f"adapter blocks stay as they are, but the plan has no Keep for {sorted(strangers)}")
+            raise ValueError(f"adapter: these blocks stay as they are, but the plan has no Keep for block {min(strangers)}")
         for slot in self.slots:
-            if isinstance(slot, Share) and not (
-                0 <= slot.source < len(self.slots) and isinstance(self.slots[slot.source], Keep | Compress)
-            ):
-                raise ValueError(f"block {slot.index} shares block {slot.source}, which is not in the emulator")
+            if isinstance(slot, Share):
+                self._require_source(slot)
+        if sum(s.index_count for s in self.slots if isinstance(s, Compress)) > INDICES_MAX:
+            raise ValueError(f"slots: ranks and channels name more than {INDICES_MAX} indices")
+        if not -_SEED_MAX <= self.seed < _SEED_MAX:
+            raise ValueError("seed: takes 64 bits, signed")
+        object.__setattr__(self, "parameters", _plain(self.parameters))
+
+    def _require_source(self, slot: Share) -> None:
+        source = self.slots[slot.source] if 0 <= slot.source < len(self.slots) else None
+        if not isinstance(source, Keep | Compress):
+            what = "does not exist" if source is None else f"is itself a {type(source).__name__} and has no tensors to copy"
+            raise ValueError(f"block {slot.index}: source: block {slot.source} {what}")
 
     @staticmethod
     def keep_all(model: BaseModel, *, adapter: tuple[int, ...]) -> "Plan":
@@ -107,9 +123,12 @@ class Plan:
 
     @staticmethod
     def from_json(text: str | bytes) -> "Plan":
-        """Parse either form; `MalformedUpdate` says what is wrong."""
+        """Parse either form; `MalformedUpdate` says what is wrong. Takes at most some hundred megabytes, whatever the text."""
         try:
+            if len(text) > TEXT_MAX:
+                raise ValueError(f"{len(text)} characters, at most {TEXT_MAX} are allowed")
             body = msgspec.json.decode(text, type=_PlanBody)
+            _require_small(body)
             return Plan(
                 base=Digest.from_hex(body.base),
                 adapter=body.adapter,
@@ -119,7 +138,7 @@ class Plan:
                 seed=body.seed,
                 corpus=None if body.corpus is None else Digest.from_hex(body.corpus),
             )
-        except (msgspec.DecodeError, ValueError) as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedUpdate(f"not a plan: {error}") from error
 
     def _body(self) -> dict[str, Any]:
@@ -144,6 +163,32 @@ class _PlanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: dict[str, Any]
     seed: int
     corpus: str | None
+
+
+def _require_small(body: _PlanBody) -> None:
+    # A few characters can stand for a million indices: count before anything is expanded.
+    if len(body.slots) > BLOCKS_MAX or sum(s.index_count for s in body.slots) > INDICES_MAX:
+        raise ValueError(f"slots: at most {BLOCKS_MAX}, with {INDICES_MAX} ranks and channels in all")
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as JSON brings them back, so that reading a plan gives an equal one; ``ValueError`` when it cannot."""
+    try:
+        plain = msgspec.json.decode(json.dumps(dict(parameters), allow_nan=False), type=dict[str, Any])
+        if _depth(plain) > _DEPTH_MAX:
+            raise ValueError(f"nested deeper than {_DEPTH_MAX}")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"parameters: plain JSON only ({error})") from error
+    return plain
+
+
+def _depth(value: object) -> int:
+    inside: list[object] = []
+    if isinstance(value, dict):
+        inside = list(cast(dict[str, object], value).values())
+    elif isinstance(value, list):
+        inside = cast(list[object], value)
+    return 1 + max(map(_depth, inside), default=0)
 
 
 Rounding = Literal["half_up", "half_even", "floor"]

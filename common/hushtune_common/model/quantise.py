@@ -29,8 +29,11 @@ def quantised(matrix: Float32, *, quant: Quant) -> tuple[NDArray[np.int16], NDAr
     """Return codes (R, bytes) and scales (R, K) of a matrix (R, C): each scale is the largest magnitude of its block over `TOP`.
 
     Eight-bit codes are signed bytes; four-bit codes are stored plus 8, the earlier one in the lower half of a byte.
-    Law: every weight comes back within half a scale, and half a unit in the last place of the scale times its code.
+    Law: every weight comes back within half a scale, and half a unit in the last place of the scale times its code; beyond
+    `TOP` times the largest float16 magnitudes are cut off. ``ValueError`` for values that are not finite.
     """
+    if not np.isfinite(matrix).all():
+        raise ValueError("only finite values have codes")
     rows, columns = matrix.shape
     count = scale_columns(columns, quant=quant)
     padded = np.zeros((rows, count * quant.block), dtype=np.float32)

@@ -1,8 +1,9 @@
 """What can stand at one original position of an emulator?"""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, cast
 
 import msgspec
@@ -43,7 +44,7 @@ class Harmonize:
     def __post_init__(self) -> None:
         """A harmonizer has at least rank 1."""
         if not 1 <= self.rank <= INDEX_MAX:
-            raise ValueError(f"block {self.index}: a harmonizer has a rank of at least 1, got {self.rank}")
+            raise ValueError(f"block {self.index}: rank: a harmonizer has 1 to {INDEX_MAX}, got {self.rank}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class Quant:
     def __post_init__(self) -> None:
         """Check both."""
         if self.bits not in (4, 8) or not 16 <= self.block <= 1024 or self.block % 2:
-            raise ValueError(f"quantising takes 4 or 8 bits and an even block of 16 to 1024, got {self.bits} and {self.block}")
+            raise ValueError(f"quant: takes 4 or 8 bits and an even block of 16 to 1024, got {self.bits} and {self.block}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +75,15 @@ class Compress:
 
     def __post_init__(self) -> None:
         """Components and channels are distinct, in order, and there is at least one."""
-        for what, chosen in [*self.ranks.items(), *([("channels", self.channels)] if self.channels is not None else [])]:
+        named = {f"ranks of {path}": chosen for path, chosen in self.ranks.items()}
+        for what, chosen in (named if self.channels is None else named | {"channels": self.channels}).items():
             if not chosen or chosen[0] < 0 or chosen[-1] >= INDEX_MAX or any(a >= b for a, b in pairwise(chosen)):
                 raise ValueError(f"block {self.index}: {what}: indices are distinct, in order and at least one")
+
+    @property
+    def index_count(self) -> int:
+        """How many components and channels it names."""
+        return sum(map(len, self.ranks.values())) + len(self.channels or ())
 
 
 Slot = Keep | Drop | Share | Harmonize | Compress
@@ -93,18 +100,27 @@ def ranges_text(indices: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+_RUN = re.compile(r"(0|[1-9][0-9]{0,6})(?:-([1-9][0-9]{0,6}))?")
+
+
 def ranges_of(text: str) -> tuple[int, ...]:
-    """Parse `ranges_text`; ``ValueError`` when it is none or an index is out of bounds."""
-    found: list[int] = []
+    """Parse what `ranges_text` wrote; ``ValueError`` for any other text. Law: ``ranges_text(ranges_of(text)) == text``."""
+    return tuple(chain.from_iterable(_runs(text)))
+
+
+def _runs(text: str) -> list[range]:
+    """Return the runs of consecutive indices, none of them expanded."""
+    found: list[range] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()) or len(part) > 20:
-            raise ValueError(f"{part[:20]!r} is not a range of indices")
-        begin, end = int(first), int(last or first)
-        if not begin <= end < INDEX_MAX or len(found) + end - begin >= INDEX_MAX:
-            raise ValueError(f"{part!r}: indices ascend and are below {INDEX_MAX}")
-        found.extend(range(begin, end + 1))
-    return tuple(found)
+        match = _RUN.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part[:20]!r} is not a range of indices such as 7 or 0-3")
+        begin, end = int(match[1]), int(match[2] or match[1])
+        # Runs that touch, or one index written as a run, would give one set of indices two texts.
+        if (match[2] and end == begin) or not (found[-1].stop if found else -1) < begin <= end < INDEX_MAX:
+            raise ValueError(f"{part!r}: ranges of indices ascend, do not touch, and stay below {INDEX_MAX}")
+        found.append(range(begin, end + 1))
+    return found
 
 
 class _Quant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,6 +138,12 @@ class SlotBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ranks: dict[str, str] | None = None
     channels: str | None = None
     quant: _Quant | None = None
+
+    @property
+    def index_count(self) -> int:
+        """How many indices its ranges hold, without expanding them; ``ValueError`` when one is none."""
+        texts = [*(self.ranks or {}).values(), *([] if self.channels is None else [self.channels])]
+        return sum(len(run) for text in texts for run in _runs(text))
 
 
 def slot_body(slot: Slot) -> dict[str, Any]:
@@ -150,7 +172,7 @@ def slot_of(body: SlotBody) -> Slot:
     """Return the slot; ``ValueError`` when a field is missing or belongs to another kind."""
     slot = _slot_of(body)
     if slot_body(slot) != msgspec.to_builtins(body):
-        raise ValueError(f"block {body.block}: a slot of kind {body.kind!r} has other fields")
+        raise ValueError(f"block {body.block}: a slot of kind {body.kind!r} has other fields, or lacks one")
     return slot
 
 

@@ -19,7 +19,13 @@ HEADER_MAX = 64 * 1024 * 1024
 ALIGNMENT = 64
 DType = Literal["F32", "F16", "BF16", "I8", "U8"]
 _ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+_DIMENSIONS_MAX = 8
 _WRITTEN: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
+
+
+def stored_bytes(dtype: DType, shape: Sequence[int]) -> int:
+    """Return how many bytes a tensor takes in a file."""
+    return _ITEM_BYTES[dtype] * prod(shape)
 
 
 class Weights(Protocol):
@@ -73,7 +79,7 @@ class TensorFile:
             parts = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
             metadata = msgspec.json.decode(parts.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
             entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in parts.items()}
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedUpdate(f"{path.name}: header is not readable ({error})") from error
         _check_layout(path.name, entries, data_bytes=size - 8 - length)
         return TensorFile(path, metadata, entries, 8 + length)
@@ -166,7 +172,7 @@ def _header(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, DType], m
     entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name in sorted(shapes):
-        begin, end = end, end + _ITEM_BYTES[kinds[name]] * prod(shapes[name])
+        begin, end = end, end + stored_bytes(kinds[name], shapes[name])
         entries[name] = {"dtype": kinds[name], "shape": list(shapes[name]), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
@@ -176,7 +182,9 @@ def _header(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, DType], m
 def _check_layout(file: str, entries: Mapping[str, _Entry], *, data_bytes: int) -> None:
     for name, entry in entries.items():
         begin, end = entry.data_offsets
-        if any(d < 1 for d in entry.shape) or end - begin != prod(entry.shape) * _ITEM_BYTES[entry.dtype]:
+        if len(entry.shape) > _DIMENSIONS_MAX:
+            raise MalformedUpdate(f"{file}: {name}: {len(entry.shape)} dimensions, at most {_DIMENSIONS_MAX} are allowed")
+        if any(d < 1 for d in entry.shape) or end - begin != stored_bytes(entry.dtype, entry.shape):
             raise MalformedUpdate(f"{file}: {name}: shape {entry.shape} does not fit {end - begin} bytes")
     ranges = sorted(e.data_offsets for e in entries.values())
     gaps = any(a[1] != b[0] for a, b in pairwise([(0, 0), *ranges]))
