@@ -113,6 +113,13 @@ class EmulatorRequest:
             raise ConfigError(f"owner.emulator.{option}", f"{count} of {len(self.middle)} middle blocks cannot go")
 
 
+def require_layout(request: EmulatorRequest) -> BlockLayout:
+    """Return what a block consists of; ``ValueError`` when the request does not say."""
+    if request.layout is None:
+        raise ValueError("a method that cuts blocks needs their layout in the request")
+    return request.layout
+
+
 def both_ends(block_count: int, *, bottom: int, top: int) -> tuple[int, ...]:
     """Return adapter blocks at both ends of a model; `ConfigError` when they are more than it has."""
     if bottom + top > block_count:

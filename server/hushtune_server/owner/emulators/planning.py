@@ -12,19 +12,29 @@ from hushtune_common.model.naming import block_of, inner_of
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_server.owner.emulators.ablation import Ablation
+from hushtune_server.owner.emulators.crash import Crash
 from hushtune_server.owner.emulators.distill import Distill
+from hushtune_server.owner.emulators.gradot import Gradot
 from hushtune_server.owner.emulators.greedy import Greedy
 from hushtune_server.owner.emulators.influence import Influence
+from hushtune_server.owner.emulators.margin import Margin
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, both_ends
 from hushtune_server.owner.emulators.quantising import Quantising
+from hushtune_server.owner.emulators.scaleot import Scaleot
 from hushtune_server.owner.emulators.uniform import Uniform
+from hushtune_server.owner.emulators.width import Width
 
 METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {
     "ablation": Ablation,
+    "crash": Crash,
     "distill": Distill,
+    "gradot": Gradot,
     "greedy": Greedy,
     "influence": Influence,
+    "margin": Margin,
+    "scaleot": Scaleot,
     "uniform": Uniform,
+    "width": Width,
 }
 
 

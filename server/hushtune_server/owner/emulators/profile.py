@@ -1,22 +1,31 @@
-"""What public text tells about the blocks of the full model.
+"""What has to be measured of the full model before an emulator is planned?
 
-Letters in shapes: N windows, B of them at a time, T tokens, H hidden size.
+Letters in shapes: N windows, T tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from hushtune_common.model.language import LanguageModel, next_token_loss
+from hushtune_common.adapter import Float32
+from hushtune_common.methods import EmulatorOptions, GradotOptions, ScaleotOptions
+from hushtune_common.model.language import LanguageModel
 from hushtune_common.seeding import SeedTree
-from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic
+from hushtune_server.owner.emulators.gradients import gradient_scores, weight_of
+from hushtune_server.owner.emulators.hidden_states import influences, similarities
+from hushtune_server.owner.emulators.leaving_out import ablation_losses, greedy_order
+from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic, require_layout
 from hushtune_server.owner.emulators.text import PublicText
 
-BATCH = 12
+SIMILARITY_WINDOWS = 512
+"""Windows whose pooled hidden states are compared (CRaSh looks at about as many texts); fewer when there are fewer."""
+
+_OF_WEIGHTS = frozenset({Statistic.NEURON_NORMS})
+"""Statistics for which no text is looked at."""
 
 
 def profile(
@@ -28,44 +37,98 @@ def profile(
     seeds: SeedTree,
     work: Path,
     progress: Callable[[int, int], None],
+    cpu_time: Callable[[], float] = time.process_time,
 ) -> Profile:
-    """Measure what ``method`` needs of the full ``model`` on public ``text``.
+    """Measure what ``method`` needs of the full ``model`` on public ``text``, and nothing else.
 
-    ``progress`` is called with passes done and passes in all; ``work`` is a folder for intermediate results of long measurements.
+    ``progress`` is called with passes done and passes in all, of one statistic after the other; ``work`` is a folder for
+    intermediate results of long measurements, which go on there when they were interrupted.
     """
-    windows = text.spread(tokens=method.options.profile_tokens)
-    if Statistic.ABLATION_LOSS not in method.needs:
-        return Profile()
-    full, losses = ablation_losses(model, windows, request=request, progress=progress)
-    return Profile(corpus=text.corpus, tokens=int(windows.size), loss=full, ablation_losses=losses)
+    begin = cpu_time()
+    found = Profile(base=request.base)
+    if method.needs - _OF_WEIGHTS:
+        found = replace(found, corpus=text.corpus, tokens=_windows(method, text).size)
+    for statistic in sorted(method.needs):
+        found = _with(statistic, found, model, text, request=request, method=method, seeds=seeds, work=work, progress=progress)
+    return replace(found, cpu_s=cpu_time() - begin)
 
 
-def ablation_losses(
-    model: LanguageModel, windows: NDArray[np.int64], *, request: EmulatorRequest, progress: Callable[[int, int], None]
-) -> tuple[float, dict[int, float]]:
-    """Return the loss on ``windows`` (N, T) of the whole model, and with each middle block left out, in nats per token."""
-    parts = torch.from_numpy(windows).to(model.device).split(BATCH)
-    passes = len(parts) * (1 + len(request.middle))
-    totals = dict.fromkeys([None, *request.middle], 0.0)
-    done = 0
-    with torch.inference_mode():
-        for tokens in parts:
-            for block, loss in _losses_without_each(model, tokens, middle=request.middle):
-                totals[block] += float(loss) * len(tokens) / len(windows)
-                done += 1
-                progress(done, passes)
-    full = totals.pop(None)
-    return full, {block: loss for block, loss in totals.items() if block is not None}
+def neuron_norms(model: LanguageModel, request: EmulatorRequest) -> dict[int, Float32]:
+    """Return the norms (F,) of every middle block's feed-forward neurons: of all weights that go in, and out again (FedPFT)."""
+    layout, norms = require_layout(request), dict[int, Float32]()
+    for block in request.middle:
+        module = model.parts.blocks[block]
+        squares = [np.square(weight_of(module, m)).sum(axis=1) for m in layout.up]
+        squares.append(np.square(weight_of(module, layout.down)).sum(axis=0))
+        norms[block] = np.sqrt(np.sum(squares, axis=0)).astype(np.float32)
+    return norms
 
 
-def _losses_without_each(model: LanguageModel, tokens: Tensor, *, middle: Sequence[int]) -> Iterator[tuple[int | None, Tensor]]:
-    """Yield the loss with each middle block left out, then of the whole model, keyed by none.
+def _with(
+    statistic: Statistic,
+    found: Profile,
+    model: LanguageModel,
+    text: PublicText,
+    *,
+    request: EmulatorRequest,
+    method: EmulatorMethod,
+    seeds: SeedTree,
+    work: Path,
+    progress: Callable[[int, int], None],
+) -> Profile:
+    """Return the profile with one statistic more."""
+    windows, options = _windows(method, text), method.options
+    match statistic:
+        case Statistic.ABLATION_LOSS:
+            loss, losses = ablation_losses(model, windows, request=request, progress=progress)
+            return replace(found, loss=loss, ablation_losses=losses)
+        case Statistic.GREEDY_ORDER:
+            drop = _drop_of(options, request)
+            order = greedy_order(model, windows, request=request, drop=drop, work=work, progress=progress)
+            return replace(found, loss=order.loss, greedy_order=order.blocks, greedy_losses=order.losses)
+        case Statistic.INFLUENCE:
+            loss, turned = influences(model, windows, request=request, progress=progress)
+            return replace(found, loss=loss, influences=turned)
+        case Statistic.SIMILARITY:
+            return replace(found, similarity=similarities(model, windows, request=request, progress=progress))
+        case Statistic.NEURON_NORMS:
+            return replace(found, neuron_norms=neuron_norms(model, request))
+        case Statistic.GRADIENT_SCORES:
+            damping = options.damping if isinstance(options, GradotOptions) else GradotOptions().damping
+            scores = gradient_scores(model, windows, request=request, damping=damping, progress=progress)
+            return replace(found, loss=scores.loss, component_scores=scores.components, channel_scores=scores.channels)
+        case Statistic.REPLACEMENT_SCORES:
+            learned, trained = _replacement_scores(
+                options, model, text, request=request, seeds=seeds, work=work, progress=progress
+            )
+            return replace(found, replacement_scores=learned, trained=trained)
 
-    What comes before the missing block is computed once: on average that halves the work.
-    """
-    parts, count = model.parts, len(model.blocks)
-    state, done = parts.embed(tokens[:, :-1]), 0
-    for block in middle:
-        state, done = parts.run(state, blocks=range(done, block)), block
-        yield block, next_token_loss(parts.predict(parts.run(state, blocks=range(block + 1, count))), tokens)
-    yield None, next_token_loss(parts.predict(parts.run(state, blocks=range(done, count))), tokens)
+
+def _windows(method: EmulatorMethod, text: PublicText) -> NDArray[np.int64]:
+    """Return the windows (N, T) that a method's statistics look at."""
+    tokens = method.options.profile_tokens
+    if Statistic.SIMILARITY in method.needs:
+        tokens = max(tokens, SIMILARITY_WINDOWS * text.windows.shape[1])
+    return text.spread(tokens=tokens)
+
+
+def _drop_of(options: EmulatorOptions, request: EmulatorRequest) -> int:
+    # A longer order than the method asks for would cost a pass for every block that is left.
+    return int(getattr(options, "drop", len(request.middle)))
+
+
+def _replacement_scores(
+    options: EmulatorOptions,
+    model: LanguageModel,
+    text: PublicText,
+    *,
+    request: EmulatorRequest,
+    seeds: SeedTree,
+    work: Path,
+    progress: Callable[[int, int], None],
+) -> tuple[Mapping[int, float], Mapping[str, Float32]]:
+    from hushtune_server.owner.emulators.scaleot import learn_replacements  # it plans as well, and knows this module's vocabulary
+
+    if not isinstance(options, ScaleotOptions):
+        raise ValueError(f"replacement scores are learned as the options of scaleot say, these are {type(options).__name__}")
+    return learn_replacements(model, text, request=request, options=options, seeds=seeds, work=work, progress=progress)
