@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError
+from hushtune_common.model import loss
 from hushtune_common.model.assembly import ENCODERS, assembled
 from hushtune_common.model.indexed import EXACT, IndexedModel, device_of
 from hushtune_common.model.slots import Drop, Slot
@@ -45,10 +46,24 @@ class LanguageModel(IndexedModel):
         """Return (B, T, V) for token ids (B, T)."""
         return cast(Any, self.module)(input_ids=tokens).logits
 
+    @property
+    def head(self) -> nn.Linear:
+        """What makes scores of the last hidden state; its weight may be the embedding's."""
+        return cast(nn.Linear, cast(Any, self.module).get_output_embeddings())
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the head sees, (B, T, H), for token ids (B, T)."""
+        return cast(Any, self.module).base_model(input_ids=tokens).last_hidden_state
+
+    def token_losses(self, tokens: Tensor) -> Tensor:
+        """Return the loss in nats of every predicted token, (B, T-1), of a batch (B, T); not differentiable."""
+        with torch.no_grad(), self.arithmetic():
+            return loss.token_losses(self.hidden(tokens[:, :-1]), tokens, head=self.head)
+
     def batch_loss(self, tokens: Tensor) -> Tensor:
         """Return the mean next-token loss in nats of a batch (B, T), differentiable."""
         with self.arithmetic():
-            return next_token_loss(self.logits(tokens[:, :-1]), tokens)
+            return loss.next_token_loss(self.hidden(tokens[:, :-1]), tokens, head=self.head)
 
     def loss(self, windows: NDArray[Any], *, batch: int = 8) -> float:
         """Return the mean next-token loss in nats over windows (N, T); its exponential is the perplexity."""
