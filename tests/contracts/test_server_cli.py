@@ -114,7 +114,18 @@ def test_a_plan_is_computed_shown_and_the_same_again(tmp_path: Path, capsys: pyt
     public = tmp_path / "public.txt"
     public.write_text("\n".join(f"line {k} of a text that anybody may read" for k in range(60)), encoding="utf-8")
     options = ["--model", "random:blocks=6,hidden=16,heads=2,vocab=256,seed=1", "--public", f"txt:{public}"]
-    options += ["--adapter-bottom", "1", "--adapter-top", "1", "--drop", "2", "--window-tokens", "17", "--profile-tokens", "34"]
+    options += [
+        "--adapter-bottom",
+        "1",
+        "--adapter-top",
+        "1",
+        "--drop",
+        "2",
+        "--window-tokens",
+        "17",
+        "--option",
+        "profile_tokens=34",
+    ]
     plans = [tmp_path / "a.json", tmp_path / "b.json"]
     for plan in plans:
         assert main(["emulator", "plan", *options, "--out", str(plan), "--cache", str(tmp_path)]) == 0

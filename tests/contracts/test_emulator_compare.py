@@ -1,0 +1,209 @@
+"""Is the comparison of emulators honest: paired, resumable, chosen on text of its own, and exact about what is wrong?"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hushtune_common.clock import SystemClock
+from hushtune_common.errors import ConfigError, TrainerFailed
+from hushtune_common.seeding import SeedTree
+from hushtune_server.cli import main
+from hushtune_server.testbed.emulators.cells import Cell, Cells, Done
+from hushtune_server.testbed.emulators.schema import parse
+from hushtune_server.testbed.emulators.statistics import Bootstrap, difference, mean_of, recovery
+
+COMPARISON = """
+name = "tiny"
+seeds = [1, 2]
+[model]
+source = "random:blocks=4,hidden=16,heads=2,vocab=256,seed=1"
+adapter_bottom = 1
+adapter_top = 1
+[data]
+private = "txt:private.txt"
+public = "txt:public.txt"
+window_tokens = 17
+train_windows = 6
+test_windows = 2
+[training]
+batch_windows = 3
+[selection]
+learning_rates = [1e-3, 3e-3]
+[[emulators]]
+name = "every-other"
+method = "uniform"
+drop = 1
+[[emulators]]
+name = "least-missed"
+method = "ablation"
+drop = 1
+profile_tokens = 34
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a comparison and its texts."""
+    (tmp_path / "comparison.toml").write_text(COMPARISON, encoding="utf-8")
+    words = ["tea", "boat", "lamp", "grass", "stone", "cloud", "seven", "north"]
+    draw = SeedTree(3).generator()
+    for name in ("private", "public"):
+        records = [" ".join(words[int(k)] for k in draw.integers(0, len(words), 6)) for _ in range(60)]
+        (tmp_path / f"{name}.txt").write_text("\n".join(records), encoding="utf-8")
+    return tmp_path
+
+
+def compare(folder: Path, *more: str) -> int:
+    arguments = ["emulator", "compare", "--scenario", str(folder / "comparison.toml"), "--out", str(folder / "out")]
+    return main([*arguments, "--cache", str(folder / "cache"), *more])
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "tiny.json").read_text(encoding="utf-8"))
+
+
+def cells_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (folder / "out" / "cells").glob("*.json")}
+
+
+@pytest.mark.slow
+def test_five_settings_of_every_emulator_come_with_intervals_around_them(folder: Path) -> None:
+    assert compare(folder) == 0
+    result = result_of(folder)
+    rows = {row["name"]: row for row in result["emulators"]}
+    assert set(rows) == {"every-other", "least-missed"}
+    settings = dict(result["settings"])
+    for row in rows.values():
+        settings |= row["settings"]
+        plug_in, emulator = row["settings"]["plug_in"]["nats"], row["settings"]["emulator_fine_tuned"]["nats"]
+        assert row["delta"]["value"] == pytest.approx(emulator - plug_in)
+        start, best = result["settings"]["full_zero_shot"]["nats"], result["settings"]["full_fine_tuned"]["nats"]
+        assert row["recovery"]["value"] == pytest.approx((start - plug_in) / (start - best))
+    wanted = {"full_zero_shot", "emulator_zero_shot", "full_fine_tuned", "emulator_fine_tuned", "plug_in", "bound"}
+    assert set(settings) == wanted
+    assert all(s["nats_low"] <= s["nats"] <= s["nats_high"] for s in settings.values())
+
+
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_computes_only_what_is_missing(folder: Path) -> None:
+    assert compare(folder) == 0
+    first, before = result_of(folder), cells_of(folder)
+    lost = sorted(path for path in before if path.name.startswith("train-"))[0]
+    lost.unlink()
+    assert compare(folder) == 0
+    after = cells_of(folder)
+    assert {path for path in after if after[path] != before[path]} == {lost}
+    assert {**result_of(folder), "date": ""} == {**first, "date": ""}
+
+
+@pytest.mark.slow
+def test_the_first_seed_chooses_the_rate_on_text_that_no_arm_is_trained_or_scored_on(folder: Path) -> None:
+    assert compare(folder, "--methods", "every-other") == 0
+    stored = [json.loads(path.read_text(encoding="utf-8")) for path in cells_of(folder)]
+    trained = {(c["title"], c["key"]["seed"]): c["result"] for c in stored if c["kind"] == "train"}
+    first = trained["every-other, adapter blocks trained on the emulator, seed 1", 1]
+    best = min(first["grid"], key=lambda row: row["held_out_nats"])
+    assert first["chosen"] == [best["learning_rate"], best["epochs"]]
+    second = trained["every-other, adapter blocks trained on the emulator, seed 2", 2]
+    assert [[row["learning_rate"], row["epochs"]] for row in second["grid"]] == [first["chosen"]]
+    assert result_of(folder)["data"]["windows"] == {"train": 5, "select": 1, "test": 2}
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_is_told_and_stops_no_other_cell(folder: Path) -> None:
+    assert compare(folder, "--set", "selection.learning_rates=[1e38]", "--set", "selection.full_rate_share=1e-41") == 0
+    result = result_of(folder)
+    assert all(row["failed"] and "delta" not in row for row in result["emulators"])
+    assert {"full_zero_shot", "full_fine_tuned"} <= set(result["settings"])
+    assert "bound" not in result["settings"]
+
+
+def test_what_diverged_is_settled_with_its_reason_and_not_tried_again(tmp_path: Path) -> None:
+    told: list[Done] = []
+    cells = Cells(tmp_path, clock=SystemClock(), tell=told.append)
+    cell = Cell(kind="train", title="a training", key={"seed": 1})
+
+    def diverges() -> dict[str, Any]:
+        raise TrainerFailed("the loss of step 3 is nan")
+
+    assert cells.settle(cell, diverges) == cells.settle(cell, dict) == {"failed": "the loss of step 3 is nan"}
+    assert [done.reused for done in told] == [False, True]
+
+
+def test_a_cell_that_was_cut_short_is_computed_again(tmp_path: Path) -> None:
+    cells = Cells(tmp_path, clock=SystemClock(), tell=lambda _done: None)
+    cell = Cell(kind="score", title="a score", key={"seed": 1})
+    cells.settle(cell, lambda: {"losses": [1.0]})
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    assert cells.settle(cell, lambda: {"losses": [2.0]}) == {"losses": [2.0]}
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    scores = SeedTree(1).generator().normal(3.0, 0.5, (1, 400))
+    found = Bootstrap(windows=400, seeds=1, resamples=20_000, tree=SeedTree(2)).interval({"arm": scores}, mean_of("arm"))
+    error = float(scores.std()) / np.sqrt(400)  # of a mean of draws with replacement from these scores
+    assert found.value == float(scores.mean())
+    # A quantile of 20,000 draws at 2.5 % is known to about 0.02 standard errors; three of those.
+    assert (found.value - found.low) / error == pytest.approx(1.96, abs=0.1)
+    assert (found.high - found.value) / error == pytest.approx(1.96, abs=0.1)
+
+
+def test_seeds_that_differ_widen_the_interval_as_their_variance_says() -> None:
+    scores = np.repeat(np.array([[1.0], [2.0], [3.0], [4.0]]), 50, axis=1)
+    bootstrap = Bootstrap(windows=50, seeds=4, resamples=20_000, tree=SeedTree(2))
+    found = bootstrap.interval({"arm": scores}, mean_of("arm"))
+    # The mean of four draws with replacement out of 1, 2, 3, 4 times a quarter: 2.5 % of the mass is below 1.5 and above 3.5.
+    assert (found.value, found.low, found.high) == pytest.approx((2.5, 1.5, 3.5))
+
+
+def test_what_two_arms_share_does_not_widen_the_interval_of_their_difference() -> None:
+    hard = SeedTree(1).generator().normal(3.0, 1.0, (1, 60))
+    bootstrap = Bootstrap(windows=60, seeds=3, resamples=1000, tree=SeedTree(2))
+    found = bootstrap.interval({"a": np.repeat(hard, 3, axis=0) + 0.25, "b": hard}, difference("a", "b"))
+    assert (found.low, found.high) == pytest.approx((0.25, 0.25), abs=1e-12)
+
+
+def test_recovery_is_the_share_of_the_gain_in_log_perplexity() -> None:
+    share = recovery(start="start", reached="reached", best="best")
+    means = {name: np.log(np.array(value)) for name, value in {"start": 100.0, "reached": 20.0, "best": 10.0}.items()}
+    assert float(share(means)) == pytest.approx(np.log(5.0) / np.log(10.0))
+    assert np.isnan(float(share({**means, "best": means["start"]})))
+
+
+ONE: Mapping[str, Any] = {"name": "one", "method": "uniform", "drop": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "hint"),
+    [
+        ({"sedes": [1]}, "sedes", "seeds"),
+        ({"data": {"private": "txt:a", "public": "txt:b", "test_window": 3}}, "data.test_window", "data.test_windows"),
+        ({"emulators": [{**ONE, "dorp": 3}]}, "emulators[0].dorp", "drop"),
+        ({"emulators": [{**ONE, "method": "unifrom"}]}, "emulators[0].method", "uniform"),
+        ({"emulators": [{**ONE, "drop": -1}]}, "emulators[0].drop", ">= 0"),
+        ({"emulators": [{**ONE, "fit": True}]}, "budget", "budget.bytes"),
+        ({"emulators": [ONE, ONE]}, "emulators", "'one' appears more than once"),
+        ({"emulators": [{**ONE, "plan": "x.json"}]}, "emulators[0].plan", "own plans"),
+        ({"budget": {"same_as": "two"}}, "budget.same_as", "no emulator 'two'"),
+        ({"budget": {"same_as": "one", "bytes": 3}}, "budget", "not both"),
+        ({"seeds": [1, 1]}, "seeds", "twice"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_path_with_a_hint(changes: Mapping[str, Any], field: str, hint: str) -> None:
+    tree = {"name": "c", "model": {"source": "random:"}, "data": {"private": "txt:a", "public": "txt:b"}, "emulators": [ONE]}
+    with pytest.raises(ConfigError) as refused:
+        parse({**tree, **changes})
+    assert refused.value.field == field
+    assert hint in refused.value.problem
+
+
+def test_a_method_that_the_comparison_does_not_have_is_named_with_those_it_has(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(folder, "--methods", "crash") == ConfigError.exit_code
+    assert "every-other, least-missed" in capsys.readouterr().err
