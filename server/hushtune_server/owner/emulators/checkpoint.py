@@ -8,12 +8,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from hushtune_common.adapter import Float32
 from hushtune_common.errors import MalformedUpdate
+from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.weights import TensorFile, Weights, write_tensors
 
 FORMAT = "hushtune-training/1"
@@ -73,7 +76,7 @@ def shelf(work: Path, *, facts: Mapping[str, object]) -> Shelf:
     return Shelf(work / hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
-def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
     """Return what identifies named arrays: names, kinds, shapes and values."""
     total = hashlib.sha256()
     for name in sorted(arrays):
@@ -83,23 +86,11 @@ def digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Arrays:
-    """Arrays that are in memory, as `Weights`."""
-
-    held: Mapping[str, Float32]
-
-    def names(self) -> list[str]:
-        """Return every name, sorted."""
-        return sorted(self.held)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one tensor."""
-        return self.held[name].shape
-
-    def tensor(self, name: str) -> Float32:
-        """Return one tensor, the caller's own."""
-        return self.held[name].copy()
+def arithmetic_facts(model: LanguageModel) -> list[object]:
+    """Return what the last bits of a training of this model depend on beside its inputs."""
+    with model.arithmetic():
+        half = torch.is_autocast_enabled(model.device.type)
+    return [model.device.type, half, torch.get_num_threads(), torch.__version__]
 
 
 def _write(path: Path, tensors: Weights, ledger: Ledger) -> None:

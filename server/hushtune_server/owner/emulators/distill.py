@@ -92,8 +92,8 @@ class Distillation:
         """Return the weighted terms of a step's loss."""
         tokens = torch.from_numpy(self.batches.of(step)).to(self.teacher.model.device)
         with self.teacher.model.arithmetic():
-            entering = self.teacher.entering(tokens)
             with torch.no_grad():
+                entering = self.teacher.entering(tokens)
                 wanted = self._states(self.teacher, entering)
             found = self._states(self.student, entering)
             return self._hidden_terms(found, wanted) | self._prediction_terms(found, wanted, tokens=tokens)

@@ -15,7 +15,7 @@ from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
-from hushtune_server.owner.emulators.method import EmulatorRequest, Profile
+from hushtune_server.owner.emulators.method import EmulatorRequest, Profile, Statistic
 from hushtune_server.owner.emulators.planning import method_for
 from hushtune_server.owner.emulators.profile import profile
 from hushtune_server.owner.emulators.refine import refined
@@ -61,18 +61,19 @@ def build(options: EmulatorOptions, request: EmulatorRequest, *, at: Workplace, 
     """
     method = method_for(options)
     found = Profile()
+    # Scores that are learned come with what was trained to get them, which the emulator of a ready plan needs too.
+    if method.needs and (plan is None or Statistic.REPLACEMENT_SCORES in method.needs):
+        at.telling.phase("profiling blocks on public text")
+        found = profile(
+            at.model,
+            at.text,
+            request=request,
+            method=method,
+            seeds=at.seeds.child("profile"),
+            work=at.work,
+            progress=at.telling.progress,
+        )
     if plan is None:
-        if method.needs:
-            at.telling.phase("profiling blocks on public text")
-            found = profile(
-                at.model,
-                at.text,
-                request=request,
-                method=method,
-                seeds=at.seeds.child("profile"),
-                work=at.work,
-                progress=at.telling.progress,
-            )
         plan = method.plan(found, request, seeds=at.seeds.child("plan"))
     return Built(plan=plan, refinement=refine(options, plan, at=at, profile=found), profile=found)
 

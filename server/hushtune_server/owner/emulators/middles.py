@@ -7,7 +7,6 @@ they are. Letters in shapes: B windows, T tokens, H hidden size.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hushtune_common.model.language import LanguageModel
@@ -23,10 +22,9 @@ class Middle:
     last: int
 
     def entering(self, tokens: Tensor) -> State:
-        """Return the state in front of the middle for windows (B, T); the last token is only predicted. Not differentiable."""
+        """Return the state in front of the middle for windows (B, T); the last token is only predicted."""
         parts = self.model.parts
-        with torch.no_grad():
-            return parts.run(parts.embed(tokens[:, :-1]), blocks=self._positions(range(self.first)))
+        return parts.run(parts.embed(tokens[:, :-1]), blocks=self._positions(range(self.first)))
 
     def outputs(self, entering: State) -> Iterator[tuple[int, State]]:
         """Yield the original index and the state after each block of the middle that there is."""
@@ -38,6 +36,10 @@ class Middle:
     def through(self, entering: State) -> State:
         """Return the state after the middle."""
         return self.model.parts.run(entering, blocks=self._positions(range(self.first, self.last + 1)))
+
+    def alone(self, state: State, *, block: int) -> State:
+        """Return the state after one block, by its original index."""
+        return self.model.parts.run(state, blocks=self._positions([block]))
 
     def logits(self, leaving: State) -> Tensor:
         """Return the predictions (B, T, V) from the state after the middle."""

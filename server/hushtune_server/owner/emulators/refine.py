@@ -8,21 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import torch
+from torch import nn
 
+from hushtune_common.adapter import Float32
 from hushtune_common.config import ComputeConfig
-from hushtune_common.methods import DistillOptions, EmulatorOptions, Refining, method_of
+from hushtune_common.methods import (
+    DistillOptions,
+    EmulatorOptions,
+    MarginOptions,
+    Refining,
+    ScaleotOptions,
+    WidthOptions,
+    method_of,
+)
 from hushtune_common.model.bundle import Refinement, emulator_tensors
 from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.layout import BlockLayout
+from hushtune_common.model.naming import block_of, inner_of
 from hushtune_common.model.plan import Plan
-from hushtune_common.model.slots import Compress, Keep, Slot, slot_body
+from hushtune_common.model.slots import Compress, Harmonize, Keep, Slot, slot_body
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.batches import Batches
-from hushtune_server.owner.emulators.checkpoint import digest_of_arrays, shelf
+from hushtune_server.owner.emulators.checkpoint import Stored, arithmetic_facts, digest_of_arrays, shelf
 from hushtune_server.owner.emulators.distill import Distillation
+from hushtune_server.owner.emulators.margin import Contrast
 from hushtune_server.owner.emulators.method import Profile
 from hushtune_server.owner.emulators.middles import Middle
+from hushtune_server.owner.emulators.narrowing import Narrowing
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.emulators.training import Lesson, Report, train
 
@@ -37,6 +50,7 @@ class Pupil:
     teacher: LanguageModel
     student: LanguageModel
     plan: Plan
+    layout: BlockLayout
     batches: Batches
 
     @property
@@ -45,9 +59,17 @@ class Pupil:
         return tuple(slot.index for slot in self.plan.slots if slot.index not in self.plan.adapter)
 
     @property
-    def trained_blocks(self) -> list[int]:
-        """Blocks of the emulator that training may change."""
-        return [block for block in self.student.blocks if block not in self.plan.adapter]
+    def narrowed(self) -> frozenset[int]:
+        """Blocks that lost feed-forward neurons."""
+        return frozenset(s.index for s in self.plan.slots if isinstance(s, Compress) and s.channels is not None)
+
+    def parameters(self, options: Refining) -> dict[str, nn.Parameter]:
+        """Return what training changes: of blocks that lost neurons the feed-forward networks, else all but adapter blocks."""
+        if isinstance(options, WidthOptions):
+            paths = {matrix.path for matrix in (*self.layout.up, self.layout.down)}
+            inside = self.student.adapter_parameters(sorted(self.narrowed))
+            return {name: p for name, p in inside.items() if inner_of(name).rpartition(".")[0] in paths}
+        return self.student.adapter_parameters(b for b in self.student.blocks if b not in self.plan.adapter)
 
     def between(self, model: LanguageModel) -> Middle:
         """Return the middle of the teacher or of the student."""
@@ -73,24 +95,25 @@ def refined(
     ``work``; one that is over is not repeated. ``report`` hears of every step. Raises `TrainerFailed` when numbers stop being
     finite.
     """
-    if not isinstance(options, Refining) or not options.steps or not _trainable(plan):
+    if not isinstance(options, Refining) or not options.steps:
         return None
+    plain = unquantised(plan)
     settings = {
         "method": method_of(options),
         "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in _NOT_OF_TRAINING},
         "corpus": text.corpus.hex,
         "seeds": [seeds.root, *seeds.path],
     }
-    plain = unquantised(plan)
     place = shelf(work, facts=settings | _surroundings(plain, text=text, teacher=teacher))
-    stored = place.finished()
-    if stored is None:
-        tensors = emulator_tensors(source, plan=plain)
-        student = LanguageModel.build(source.config, tensors, slots=plain.slots, compute=compute)
-        batches = Batches(windows=text.windows, size=options.batch_windows, seeds=seeds.child("batches"))
-        lesson = _lesson(options, Pupil(teacher=teacher, student=student, plan=plain, batches=batches))
-        stored = train(lesson, options=options, shelf=place, report=report)
-    trained = {name: stored.tensors.tensor(name) for name in stored.tensors.names()}
+    if isinstance(options, ScaleotOptions):
+        trained = _learned_before(plain, profile)
+    elif (stored := place.finished()) is not None:
+        trained = _arrays(stored)
+    else:
+        pupil = _pupil(options, source=source, teacher=teacher, plan=plain, text=text, compute=compute, seeds=seeds)
+        trained = _arrays(train(_lesson(options, pupil), options=options, shelf=place, report=report)) if pupil else {}
+    if not trained:
+        return None
     return Refinement(settings=json.dumps(settings, sort_keys=True, separators=(",", ":")), trained=trained)
 
 
@@ -106,34 +129,61 @@ def _unquantised(slot: Slot) -> Slot:
     return Keep(slot.index) if whole else replace(slot, quant=None)
 
 
-def _trainable(plan: Plan) -> bool:
-    return any(block not in plan.adapter for block in plan.stored)
-
-
 def _surroundings(plan: Plan, *, text: PublicText, teacher: LanguageModel) -> dict[str, object]:
     """Return what else the result depends on, down to the last bit."""
-    with teacher.arithmetic():
-        half = torch.is_autocast_enabled(teacher.device.type)
     return {
         "base": plan.base.hex,
         "adapter": list(plan.adapter),
         "slots": [slot_body(slot) for slot in plan.slots],
         "windows": digest_of_arrays({"windows": text.windows}),
-        "arithmetic": [teacher.device.type, half, torch.get_num_threads(), torch.__version__],
+        "arithmetic": arithmetic_facts(teacher),
     }
 
 
+def _learned_before(plan: Plan, profile: Profile) -> dict[str, Float32]:
+    """Return the harmonizers of the plan that were trained while scores were learned; ``ValueError`` when one was not."""
+    wanted = {slot.index for slot in plan.slots if isinstance(slot, Harmonize)}
+    trained = {name: tensor for name, tensor in profile.trained.items() if block_of(name) in wanted}
+    missing = sorted(wanted - {block_of(name) for name in trained})
+    if missing:
+        raise ValueError(f"the profile has no trained harmonizer of block {missing[0]}")
+    return trained
+
+
+def _arrays(stored: Stored) -> dict[str, Float32]:
+    return {name: stored.tensors.tensor(name) for name in stored.tensors.names()}
+
+
+def _pupil(
+    options: Refining,
+    *,
+    source: ModelSource,
+    teacher: LanguageModel,
+    plan: Plan,
+    text: PublicText,
+    compute: ComputeConfig,
+    seeds: SeedTree,
+) -> Pupil | None:
+    """Return the emulator as the plan alone gives it; none when there is nothing in it to train."""
+    tensors = emulator_tensors(source, plan=plan)
+    student = LanguageModel.build(source.config, tensors, slots=plan.slots, compute=compute)
+    batches = Batches(windows=text.windows, size=options.batch_windows, seeds=seeds.child("batches"))
+    pupil = Pupil(teacher=teacher, student=student, plan=plan, layout=tensors.layout, batches=batches)
+    return pupil if pupil.parameters(options) else None
+
+
 def _lesson(options: Refining, pupil: Pupil) -> Lesson:
-    parameters = pupil.student.adapter_parameters(pupil.trained_blocks)
+    teacher, student, batches = pupil.between(pupil.teacher), pupil.between(pupil.student), pupil.batches
     match options:
         case DistillOptions():
-            loss = Distillation(
-                teacher=pupil.between(pupil.teacher),
-                student=pupil.between(pupil.student),
-                batches=pupil.batches,
-                options=options,
-                compared=pupil.plan.kept,
-            )
+            kept = pupil.plan.kept
+            loss = Distillation(teacher=teacher, student=student, batches=batches, options=options, compared=kept)
+        case MarginOptions():
+            adapter = pupil.plan.adapter
+            loss = Contrast(teacher=teacher, student=student, batches=batches, options=options, adapter=adapter)
+        case WidthOptions():
+            narrowed = pupil.narrowed
+            loss = Narrowing(teacher=teacher, student=student, batches=batches, options=options, narrowed=narrowed)
         case _:
-            raise ValueError(f"{method_of(options)} trains nothing")
-    return Lesson(parameters=parameters, terms=loss.terms, tokens=pupil.batches.tokens)
+            raise ValueError(f"{method_of(options)} is not trained here")
+    return Lesson(parameters=pupil.parameters(options), terms=loss.terms, tokens=batches.tokens)
