@@ -18,7 +18,7 @@ import pytest
 from msgspec import structs
 from scipy.special import expit
 
-from hushtune_common.clock import SystemClock
+from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.config import LimitsConfig, Scenario
 from hushtune_common.errors import LimitExceeded, MalformedUpdate, NotYours, PeerLost, Replayed, StaleRound
 from hushtune_common.link.abstraction import Fading
@@ -29,6 +29,7 @@ from hushtune_common.link.mcs import point_of
 from hushtune_common.link.modem import densities
 from hushtune_common.link.modular import BlockCode
 from hushtune_common.link.reception import Reception, bare_payloads
+from hushtune_common.link.secrecy import path_gain
 from hushtune_common.link.wiretap import open_design
 from hushtune_common.messages import (
     BLOCKS_MAX,
@@ -47,7 +48,7 @@ from hushtune_common.messages import (
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
-from hushtune_common.units import Decibel, Hertz, PowerRatio, Second, Watt
+from hushtune_common.units import Decibel, Hertz, Metre, PowerRatio, Second, Watt
 from hushtune_common.wire import convert, endpoint, faults
 from hushtune_common.wire.listening import AirListener
 from hushtune_common.wire.transfer import register_blobs, upload
@@ -257,6 +258,7 @@ async def running(
     quota_bytes: int = 1 << 26,
     limits: LimitsConfig | None = None,
     protections: tuple[str, ...] = ("payload",),
+    clock: Clock = CLOCK,
     **air: Any,
 ) -> AsyncGenerator[Air]:
     setting = scenario(air={"shadowing_db": 0.0, "fidelity": fidelity, **air}, secrecy={"protections": list(protections)})
@@ -264,7 +266,7 @@ async def running(
     store = BlobStore(folder / "blobs", quota_bytes=quota_bytes)
     journal = Journal.open(folder / "journal.sqlite", schema="test-air")
     medium, geography = CountingMedium(MEDIA[fidelity](setting)), Geography(setting, SEEDS)
-    sky = Sky(setting, medium=medium, geography=geography, store=store, journal=journal, clock=CLOCK, seeds=SEEDS)
+    sky = Sky(setting, medium=medium, geography=geography, store=store, journal=journal, clock=clock, seeds=SEEDS)
     service = serve(sky)
     server = await endpoint.serve(
         [register_air(service), register_blobs(AirBlobs(sky, store))],
@@ -689,6 +691,77 @@ def test_one_chunk_is_computed_ahead_of_the_listener_and_no_more(kits: Kits, tmp
                         assert await asyncio.to_thread(air.medium.arrived.acquire, timeout=10)
                     assert [number for _, number in air.medium.chunks] == list(range(taken + 1))
             assert len(air.medium.chunks) == 4
+
+    asyncio.run(play())
+
+
+MOVES = [{"client": "c1", "after_s": 10.0, "position": {"x_m": 200.0, "y_m": 0.0}}]
+
+
+async def sounded(air: Air, client: str = "c1") -> air_pb2.SoundResponse:
+    with faults.translated():
+        return await air.stub(Role.CLIENT, client).Sound(air_pb2.SoundRequest(round_id=1), timeout=5)
+
+
+def test_the_airs_time_begins_with_the_first_sounding_and_gains_follow_it(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        clock = FakeClock(start=1000.0)
+        async with running(kits, tmp_path, clock=clock, moves=MOVES) as air:
+            clock.advance(500.0)
+            first = await sounded(air, "c2")
+            clock.advance(9.0)
+            before = await sounded(air)
+            clock.advance(1.5)
+            after = await sounded(air)
+            assert (first.at_s, before.at_s, after.at_s) == (0.0, 9.0, 10.5)
+            assert (before.gain_main, after.gain_main) == pytest.approx((path_gain(Metre(60.0)), path_gain(Metre(200.0))))
+
+    asyncio.run(play())
+
+
+def test_a_transmission_is_heard_over_the_channel_of_its_moment_whenever_that_is(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> tuple[Sent, Sent, bytes, bytes]:
+        clock = FakeClock()
+        async with running(kits, tmp_path, clock=clock, moves=MOVES) as air:
+            await sounded(air)
+            near = await air.put_on_air(*order())
+            before = await air.ask(Role.OWNER, "owner", near.transmission.key)
+            clock.advance(60.0)
+            far = await air.put_on_air(*order(attempt=2))
+            after = await air.ask(Role.OWNER, "owner", near.transmission.key)
+            return near, far, before[0].reception, after[0].reception
+
+    near, far, before, after = asyncio.run(play())
+    assert before == after
+    assert (near.at, far.at) == (0.0, 60.0)
+    assert near.snr_main_db - far.snr_main_db == pytest.approx(37.6 * np.log10(200.0 / 60.0))
+    assert far.snr_tap_db - near.snr_tap_db == pytest.approx(37.6 * np.log10(390.0 / 250.0))
+
+
+def test_the_airs_time_never_runs_backwards_over_a_restart(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> list[float]:
+        found = list[float]()
+        for waits in ((0.0, 0.9, 3.0, 0.5), (0.0, 4.0)):
+            clock = FakeClock(start=7.0)
+            async with running(kits, tmp_path, clock=clock, moves=MOVES) as air:
+                for wait in waits:
+                    clock.advance(wait)
+                    found.append((await sounded(air)).at_s)
+        return found
+
+    moments = asyncio.run(play())
+    assert moments == sorted(moments)
+    assert moments[-1] == pytest.approx(3.9 + 1.0 + 4.0), "from the last mark, a second later, and four seconds on"
+
+
+def test_where_nothing_moves_time_stands_still(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        clock = FakeClock()
+        async with running(kits, tmp_path, clock=clock) as air:
+            first = await sounded(air)
+            clock.advance(100.0)
+            assert await sounded(air) == first
+            assert (first.at_s, air.sky.ledger.marked) == (0.0, None)
 
     asyncio.run(play())
 

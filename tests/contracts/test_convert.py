@@ -71,6 +71,10 @@ gates = st.builds(
 )
 
 
+quantities = st.floats(1e-60, 1e60)
+channels = st.builds(ours.Channel, at=st.floats(0.0, 1e60), gain_main=quantities, gain_tap=st.just(0.0) | quantities)
+
+
 @st.composite
 def assignments(draw: st.DrawFn) -> ours.Assignment:
     gate = draw(gates)
@@ -91,6 +95,7 @@ def assignments(draw: st.DrawFn) -> ours.Assignment:
             protection=st.just(protection),
             design=st.none() if protection in {None, ours.Protection.CRYPTO_ONLY} else designs(secret=True),
             carrier=st.none() if protection in {None, ours.Protection.PAYLOAD} else designs(secret=False),
+            channel=st.none() | channels,
         )
     )
 
@@ -142,7 +147,6 @@ manifests = st.builds(
 verdicts = st.builds(
     ours.Verdict, key=own_keys, accepted=st.booleans(), kept=st.booleans(), reason=texts, score=st.none() | numbers
 )
-quantities = st.floats(1e-60, 1e60)
 reports = st.builds(
     ours.ClientReport,
     client=st.just("c1"),
@@ -156,6 +160,7 @@ reports = st.builds(
     update_bits=bigs,
     train_flops=st.floats(1e-6, 1e30),
     energy_w_per_flops3=st.floats(1e-50, 1e10),
+    sounded_at=st.floats(0.0, 1e60),
 )
 completions = st.builds(
     ours.Completion,
@@ -204,6 +209,11 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callabl
     "manifest": (manifests, convert.manifest_to_wire, convert.manifest_from_wire),
     "verdict": (verdicts, convert.verdict_to_wire, verdict_from_wire),
     "report": (reports, convert.report_to_wire, of_caller(convert.report_from_wire)),
+    "channel": (
+        st.tuples(ordinals, channels),
+        lambda word: convert.new_channel_to_wire(word[1], round_id=word[0]),
+        convert.new_channel_from_wire,
+    ),
     "design": (designs(), convert.design_to_wire, convert.design_from_wire),
     "gate": (gates, convert.gate_to_wire, convert.gate_from_wire),
     "assignment": (assignments(), convert.assignment_to_wire, convert.assignment_from_wire),
@@ -297,6 +307,9 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("report", "gain_main", 1e-320),
         ("report", "power_max_w", inf),
         ("report", "sample_count", 0),
+        ("report", "sounded_at_s", -1.0),
+        ("report", "sounded_at_s", nan),
+        ("channel", "round_id", 0),
         ("design", "modulation", "qam1024"),
         ("design", "codewords", 0),
         ("design", "codewords", 10**6),

@@ -21,7 +21,7 @@ from hushtune_common.link.secrecy import (
     tap_gain_bound,
 )
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import Hertz, Metre, PowerRatio, Watt, from_db, to_db
+from hushtune_common.units import Hertz, Metre, PowerRatio, Second, Watt, from_db, to_db
 from hushtune_server.air.fading import Geography
 from tests.radio import scenario
 
@@ -129,6 +129,52 @@ def test_links_rounds_and_clients_are_shadowed_independently_and_repeatably() ->
     again = Geography(scenario(), SeedTree(1).child("air"))
     assert again.gain_tap("c1", 7) == place.gain_tap("c1", 7)
     assert again.gains("c2", 7).main == place.gain_main("c2", 7)
+
+
+def wandering(coherence_s: float) -> Geography:
+    return Geography(scenario(air={"shadowing_db": 8.0, "coherence_s": coherence_s}), SeedTree(1).child("air"))
+
+
+def test_wandering_shadowing_starts_where_a_still_one_stands() -> None:
+    still = Geography(scenario(air={"shadowing_db": 8.0}), SeedTree(1).child("air"))
+    assert wandering(10.0).gains("c1", 1) == still.gains("c1", 1)
+
+
+@pytest.mark.slow
+def test_wandering_shadowing_keeps_its_spread_and_resembles_itself_by_1_over_e_after_the_coherence_time() -> None:
+    place, path = wandering(1.0), to_db(path_gain(Metre(60.0)))
+    level = np.array([to_db(place.gain_main("c1", 1, at=Second(float(s)))) for s in range(2000)]) - path
+    # Samples one coherence time apart are a first-order autoregression with coefficient 1 / e: its effective sample size is
+    # n (1 - r) / (1 + r) for the mean, n (1 - r^2) / (1 + r^2) for the variance, and the coefficient's error sqrt((1 - r^2) / n).
+    r, n = float(np.exp(-1.0)), 2000
+    assert abs(level.mean()) < 4 * 8.0 * ((1 + r) / (1 - r) / n) ** 0.5
+    assert level.std() == pytest.approx(8.0, rel=4 * ((1 + r**2) / (1 - r**2) / (2 * n)) ** 0.5)
+    assert np.corrcoef(level[:-1], level[1:])[0, 1] == pytest.approx(r, abs=4 * ((1 - r**2) / n) ** 0.5)
+
+
+@pytest.mark.slow
+def test_wandering_gains_are_the_same_in_any_order_and_independent_between_links() -> None:
+    moments = [Second(float(s)) for s in range(0, 2000, 2)]
+    forth = [wandering(1.0).gains("c1", 1, at=s) for s in moments[:50]]
+    place = wandering(1.0)
+    assert [place.gains("c1", 2, at=s) for s in reversed(moments[:50])] == forth[::-1]
+    main, tap = (np.array([to_db(gain("c1", 1, at=s)) for s in moments]) for gain in (place.gain_main, place.gain_tap))
+    assert abs(np.corrcoef(main, tap)[0, 1]) < 4 * (1.3 / len(moments)) ** 0.5
+
+
+def test_both_gains_follow_a_client_that_moves() -> None:
+    move = {"client": "c1", "after_s": 10.0, "position": {"x_m": 0.0, "y_m": -200.0}}
+    place = Geography(scenario(air={"shadowing_db": 0.0, "moves": [move]}), SeedTree(1))
+    before, after = (place.gains("c1", 1, at=Second(s)) for s in (9.999, 10.0))
+    assert (before.main, before.tap) == pytest.approx((path_gain(Metre(60.0)), path_gain(Metre(390.0))))
+    assert (after.main, after.tap) == pytest.approx((path_gain(Metre(200.0)), path_gain(Metre(492.4429)))), "Pythagoras"
+    assert place.gains("c2", 1, at=Second(20.0)) == place.gains("c2", 1)
+
+
+def test_the_latest_of_several_moves_counts_in_whatever_order_they_are_written() -> None:
+    moves = [{"client": "c1", "after_s": s, "position": {"x_m": x, "y_m": 0.0}} for s, x in ((20.0, 2.0), (10.0, 1.0))]
+    world = scenario(air={"moves": moves})
+    assert [world.air.place(world.clients[0], at=s).x_m for s in (0.0, 10.0, 19.0, 25.0)] == [60.0, 1.0, 1.0, 2.0]
 
 
 def test_without_shadowing_the_true_tap_is_the_margin_below_the_assumed_one() -> None:

@@ -124,6 +124,11 @@ def log_has(scenario: Path, name: str, event: str) -> bool:
     return bool(logs) and f'"event": "{event}"' in logs[0].read_text(encoding="utf-8")
 
 
+def log_of(scenario: Path, name: str) -> list[dict[str, Any]]:
+    (path,) = (scenario.parent / "runs").glob(f"*/logs/{name}.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 @pytest.mark.slow
 def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -> None:
     process = start_testbed(scenario)
@@ -166,6 +171,26 @@ def test_a_key_over_the_wiretap_code_protects_an_update_that_travels_open_and_pa
         assert client["owner_has_every_byte"] is True
         assert 0 < client["blocks_sent_bit_exact"] < client["blocks_sent"]
     assert {(e["part"], e["secret"]) for e in report["eavesdropper"]["updates"]} == {("key", True), ("payload", False)}
+
+
+@pytest.mark.slow
+def test_a_client_that_moves_while_it_trains_is_assigned_anew_and_its_update_arrives(scenario: Path) -> None:
+    moves = '[{ client = "c1", after_s = 1.5, position = { x_m = -140.0, y_m = 90.0 } }]'
+    settings = ("air.fidelity=abstract", f"air.moves={moves}", "air.sounding_s=0.2", "training.epochs=300")
+    process = start_testbed(scenario, "--clients", "2", *(word for setting in settings for word in ("--set", setting)))
+    output = finish(process, within_s=120)
+    assert process.returncode == 0, output
+    report = report_of(scenario)
+    assert [c["accepted"] for c in report["clients"]] == [True] * 2
+    first, *later = report["rounds"][0]["solutions"]
+    assert (first["occasion"], [s["occasion"] for s in later]) == ("first", ["after channel change of c1"])
+    power = {c["id"]: c["assignment"]["power_w"] / c["assignment"]["bandwidth_hz"] for c in report["clients"]}
+    assigned = [a for a in log_of(scenario, "c1") if a["event"] == "assignment_received"]
+    densities = [a["power_w"] / a["bandwidth_hz"] for a in assigned]
+    assert densities[-1] == pytest.approx(power["c1"])
+    assert densities[-1] > 2 * densities[0], "further away it takes more power"
+    (sent,) = (c for c in report["link"]["clients"] if c["client"] == "c1")
+    assert (sent["owner_has_every_byte"], sent["tap_assumption_held"]) == (True, True)
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from hushtune_server.air.medium import Gains
 
 _STEPS_PER_COHERENCE: Final = 32
 """Shadowing stands still in between: with 4 dB it then steps by about 1 dB."""
+_STEPS_FELT: Final = 64 * _STEPS_PER_COHERENCE
+"""What is longer ago weighs less than exp(-64), so nothing in a float."""
 _START: Final = Second(0.0)
 
 
@@ -55,6 +57,6 @@ class Geography:
         # Gudmundson (1991): shadowing in dB is a Gauss-Markov process, here over time instead of way.
         steps = int(at * _STEPS_PER_COHERENCE / air.coherence_s)
         fresh, kept = rng.standard_normal(steps + 1), exp(-1.0 / _STEPS_PER_COHERENCE)
-        weights = kept ** np.arange(steps, -1.0, -1.0)
-        weights[1:] *= sqrt(1.0 - kept**2)
-        return from_db(air.shadowing_db * float(weights @ fresh))
+        fresh[1:] *= sqrt(1.0 - kept**2)
+        recent = fresh[-_STEPS_FELT:]
+        return from_db(air.shadowing_db * float(kept ** np.arange(len(recent) - 1.0, -1.0, -1.0) @ recent))

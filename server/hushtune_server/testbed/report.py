@@ -77,7 +77,7 @@ def _rounds(run: RunDirectory) -> list[Json]:
 
 
 def _round(entry: Mapping[str, Any]) -> Json:
-    return {k: entry.get(k) for k in ("round_id", "state", "accepted", "missing", "failed_reason")}
+    return {k: entry.get(k) for k in ("round_id", "state", "accepted", "missing", "failed_reason", "solutions")}
 
 
 def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Mapping[str, Any]) -> Json:

@@ -29,6 +29,7 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
             why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") else ""
             console.print(f"  {client['id']}: {client['outcome']}{why}", markup=False)  # a client says why it did not upload
+    _print_solutions(report, console)
     _print_owner(report, console)
     _print_tap(report, console)
     wall_s = report.get("wall_s") or 0.0
@@ -161,6 +162,24 @@ def _add_plan(table: Table, client: str, entry: Mapping[str, Any]) -> None:
         table.add_row(label, *cells, _number(entry["train_wall_s"], 1) if key == "realised" else "")
     off = [entry["deviation_percent"][name] for name, _, _ in _PLANNED.values()]
     table.add_row("  deviation", *("-" if value is None else f"{value:+.1f} %" for value in off), "", end_section=True)
+
+
+def _print_solutions(report: Mapping[str, Any], console: Console) -> None:
+    """Say how often a round was shared out anew, and why."""
+    for entry in report.get("rounds") or ():
+        solutions = entry.get("solutions") or ()
+        if len(solutions) > 1:
+            told = "; ".join(_solution(s) for s in solutions)
+            console.print(f"Round {entry['round_id']} was shared out {len(solutions)} times: {told}", markup=False)
+
+
+def _solution(solution: Mapping[str, Any]) -> str:
+    said = f"{solution['occasion']} at {_number(solution['at_s'], 1)} s"
+    if solution["failed"]:
+        return f"{said} (nothing found: {solution['failed']})"
+    certificate = solution["allocation"]
+    gap = "none" if certificate["gap"] is None else f"{certificate['gap']:.1e}"
+    return f"{said} ({certificate['method']} for {len(solution['clients'])} clients, gap {gap})"
 
 
 def _print_owner(report: Mapping[str, Any], console: Console) -> None:
