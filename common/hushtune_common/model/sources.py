@@ -179,7 +179,7 @@ def _open_directory(path: Path) -> ModelSource:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("model.source", f"cannot read {path / 'tokenizer.json'} ({error})") from error
     try:
-        files = [TensorFile.open(path / shard) for shard in _shards(path)]
+        files = [TensorFile.open(path / shard, buffers=True) for shard in _shards(path)]
     except (OSError, MalformedUpdate) as error:
         raise ConfigError("model.source", f"cannot read the weights in {path} ({error})") from error
     weights = Renamed(_canonical(files, config=config))

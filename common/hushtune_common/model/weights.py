@@ -19,6 +19,8 @@ HEADER_MAX = 64 * 1024 * 1024
 ALIGNMENT = 64
 DType = Literal["F32", "F16", "BF16", "I8", "U8"]
 _ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1}
+_BUFFER_BYTES: Mapping[str, int] = {"BOOL": 1, "I16": 2, "I32": 4, "I64": 8}
+"""Types that no weights have, but masks and positions in checkpoints do."""
 _DIMENSIONS_MAX = 8
 _WRITTEN: Mapping[str, str] = {"F32": "<f4", "F16": "<f2", "I8": "i1", "U8": "u1"}
 
@@ -54,6 +56,12 @@ class _Entry(msgspec.Struct, frozen=True):
     data_offsets: tuple[int, int]
 
 
+class _Buffer(msgspec.Struct, frozen=True):
+    dtype: Literal["BOOL", "I16", "I32", "I64"]
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorFile:
     """A safetensors file whose header was checked against the file's size before anything was allocated.
@@ -67,8 +75,11 @@ class TensorFile:
     data_start: int
 
     @staticmethod
-    def open(path: Path) -> "TensorFile":
-        """Read and check the header; `MalformedUpdate` says what is wrong with it. Missing files raise ``OSError``."""
+    def open(path: Path, *, buffers: bool = False) -> "TensorFile":
+        """Read and check the header; `MalformedUpdate` says what is wrong with it. Missing files raise ``OSError``.
+
+        With ``buffers`` the file may also hold truth values and wide integers, as checkpoints do; they are left out.
+        """
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -78,11 +89,11 @@ class TensorFile:
         try:
             parts = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
             metadata = msgspec.json.decode(parts.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
-            entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in parts.items()}
+            entries = {name: _entry(raw, buffers=buffers) for name, raw in parts.items()}
         except (ValueError, RecursionError) as error:
             raise MalformedUpdate(f"{path.name}: header is not readable ({error})") from error
         _check_layout(path.name, entries, data_bytes=size - 8 - length)
-        return TensorFile(path, metadata, entries, 8 + length)
+        return TensorFile(path, metadata, {n: e for n, e in entries.items() if isinstance(e, _Entry)}, 8 + length)
 
     def names(self) -> Sequence[str]:
         """Return every name, sorted."""
@@ -116,25 +127,6 @@ class TensorFile:
             case "U8":
                 flat = raw.astype(np.float32)
         return flat.reshape(entry.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorFiles:
-    """Several shards read as one."""
-
-    owner: Mapping[str, TensorFile]
-
-    def names(self) -> Sequence[str]:
-        """Return every name, sorted."""
-        return sorted(self.owner)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of one tensor."""
-        return self.owner[name].shape(name)
-
-    def tensor(self, name: str) -> Float32:
-        """Return one tensor as float32, the caller's own."""
-        return self.owner[name].tensor(name)
 
 
 def write_tensors(
@@ -179,12 +171,22 @@ def _header(shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, DType], m
     return len(text).to_bytes(8, "little") + text
 
 
-def _check_layout(file: str, entries: Mapping[str, _Entry], *, data_bytes: int) -> None:
+def _entry(raw: msgspec.Raw, *, buffers: bool) -> _Entry | _Buffer:
+    try:
+        return msgspec.json.decode(raw, type=_Entry)
+    except msgspec.ValidationError:
+        if not buffers:
+            raise
+        return msgspec.json.decode(raw, type=_Buffer)
+
+
+def _check_layout(file: str, entries: Mapping[str, _Entry | _Buffer], *, data_bytes: int) -> None:
     for name, entry in entries.items():
         begin, end = entry.data_offsets
         if len(entry.shape) > _DIMENSIONS_MAX:
             raise MalformedUpdate(f"{file}: {name}: {len(entry.shape)} dimensions, at most {_DIMENSIONS_MAX} are allowed")
-        if any(d < 1 for d in entry.shape) or end - begin != stored_bytes(entry.dtype, entry.shape):
+        item = _ITEM_BYTES[entry.dtype] if isinstance(entry, _Entry) else _BUFFER_BYTES[entry.dtype]
+        if any(d < 1 for d in entry.shape) or end - begin != item * prod(entry.shape):
             raise MalformedUpdate(f"{file}: {name}: shape {entry.shape} does not fit {end - begin} bytes")
     ranges = sorted(e.data_offsets for e in entries.values())
     gaps = any(a[1] != b[0] for a, b in pairwise([(0, 0), *ranges]))
