@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
 from hushtune_server.owner import commands as emulator_commands
+from hushtune_server.owner import exposure_commands
 from hushtune_server.words import extra, print_pairs
 
 if TYPE_CHECKING:
@@ -336,4 +337,5 @@ def _refusal(missing: MissingPackage) -> Callable[..., None]:
 
 
 emulator_commands.register(app)
+exposure_commands.register(_owner)
 _add_testbed()
