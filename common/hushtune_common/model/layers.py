@@ -57,11 +57,16 @@ class Quantised(nn.Module):
     def weight(self) -> Tensor:
         """Return the expanded matrix (rows, columns), float32."""
         codes, scales = cast(Tensor, self.codes), cast(Tensor, self.scales)
-        if self.quant.bits == 4:
-            codes = torch.stack([(codes & 15).to(torch.int8) - 8, (codes >> 4).to(torch.int8) - 8], dim=2).flatten(1)
-            codes = codes[:, : self.columns]
-        spread = scales.float().repeat_interleave(self.quant.block, dim=1)[:, : self.columns]
-        return codes.float() * spread
+        # Whole blocks, so that a scale is multiplied in once; what lies beyond the last column is cut off again.
+        wide = torch.empty(codes.shape[0], scales.shape[1] * self.quant.block, device=codes.device)
+        if self.quant.bits == 8:
+            wide[:, : self.columns] = codes
+        else:
+            pairs = wide[:, : 2 * codes.shape[1]].unflatten(1, (-1, 2))
+            pairs[:, :, 0], pairs[:, :, 1] = codes & 15, codes >> 4
+            pairs -= 8
+        wide.unflatten(1, (-1, self.quant.block)).mul_(scales.float().unsqueeze(2))
+        return wide[:, : self.columns]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., rows) for (..., columns), in the type that a dense layer would give, under autocast too."""
