@@ -105,10 +105,10 @@ def test_the_first_seed_chooses_the_rate_on_text_that_no_arm_is_trained_or_score
     assert compare(folder, "--methods", "every-other") == 0
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in cells_of(folder)]
     trained = {(c["title"], c["key"]["seed"]): c["result"] for c in stored if c["kind"] == "train"}
-    first = trained["every-other, adapter blocks trained on the emulator, seed 1", 1]
+    first = trained["every-other, adapter blocks, seed 1", 1]
     best = min(first["grid"], key=lambda row: row["held_out_nats"])
     assert first["chosen"] == [best["learning_rate"], best["epochs"]]
-    second = trained["every-other, adapter blocks trained on the emulator, seed 2", 2]
+    second = trained["every-other, adapter blocks, seed 2", 2]
     assert [[row["learning_rate"], row["epochs"]] for row in second["grid"]] == [first["chosen"]]
     assert result_of(folder)["data"]["windows"] == {"train": 5, "select": 1, "test": 2}
 
@@ -120,6 +120,24 @@ def test_a_training_that_diverges_is_told_and_stops_no_other_cell(folder: Path) 
     assert all(row["failed"] and "delta" not in row for row in result["emulators"])
     assert {"full_zero_shot", "full_fine_tuned"} <= set(result["settings"])
     assert "bound" not in result["settings"]
+
+
+@pytest.mark.slow
+def test_an_emulator_that_fits_a_budget_is_the_largest_of_its_method_that_does(folder: Path) -> None:
+    text = COMPARISON.replace("drop = 1\nprofile_tokens", "fit = true\nprofile_tokens")
+    (folder / "comparison.toml").write_text(text, encoding="utf-8")
+    assert compare(folder, "--set", 'budget.same_as="every-other"', "--seeds", "1", "--set", "attacks=[]") == 0
+    rows = {row["name"]: row for row in result_of(folder)["emulators"]}
+    assert rows["least-missed"]["bytes"] == rows["every-other"]["bytes"]
+    assert rows["least-missed"]["options"]["drop"] == 1
+
+
+@pytest.mark.slow
+def test_a_budget_that_no_size_meets_is_refused_with_the_least(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = COMPARISON.replace("drop = 1\nprofile_tokens", "fit = true\nprofile_tokens")
+    (folder / "comparison.toml").write_text(text, encoding="utf-8")
+    assert compare(folder, "--methods", "least-missed", "--set", "budget.bytes=100") == ConfigError.exit_code
+    assert "smallest emulator" in capsys.readouterr().err
 
 
 def test_what_diverged_is_settled_with_its_reason_and_not_tried_again(tmp_path: Path) -> None:

@@ -1,39 +1,43 @@
-"""Which arms does the comparison have, and how is each one computed? One cell for each, in a folder that outlives the run."""
+"""Which arms does the comparison have, and how is each computed? One cell for each, in a folder that outlives the run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import msgspec
 
-from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import Clock
+from hushtune_common.config import TrainingConfig
 from hushtune_common.errors import TrainerFailed
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.plan import Plan
-from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.attacks.attack import AttackName
+from hushtune_server.testbed.emulators.arms import (
+    AdapterSession,
+    Session,
+    Setting,
+    Spent,
+    Stepped,
+    ThiefSession,
+    trains_adapter_only,
+)
 from hushtune_server.testbed.emulators.cells import Cell, Cells, Json
 from hushtune_server.testbed.emulators.forge import Emulator, Forge
 from hushtune_server.testbed.emulators.schema import Comparison
-from hushtune_server.testbed.emulators.tasks import Trained, grid_of, scores, texts_of, train, with_state
+from hushtune_server.testbed.emulators.tasks import grid_of, scores, texts_of
 
-Rates = Sequence[tuple[float, int]]
-"""Learning rates and numbers of epochs to choose among."""
+Rate = tuple[float, int]
+"""A learning rate and a number of epochs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """Something to train: the file that holds it, which of its blocks are trained, and where the result is scored."""
+    """Something to train: its name, what it depends on, its share of the learning rates, and how a session begins."""
 
     title: str
-    plan: Plan
-    refinement: str | None
-    bundle: Callable[[], Path]
-    in_full: bool
-    """Whether the trained blocks are also scored in the full model (the plug-in)."""
-    rate_share: float = 1.0
+    key: Json
+    rate_share: float
+    begin: Callable[[int], Session]
 
 
 class Bench:
@@ -43,142 +47,142 @@ class Bench:
     first seed chooses rate and epochs, the others take what it chose.
     """
 
-    def __init__(
-        self, *, comparison: Comparison, forge: Forge, cells: Cells, clock: Clock, stepped: Callable[[int, int], None]
-    ) -> None:
+    def __init__(self, *, comparison: Comparison, forge: Forge, cells: Cells, clock: Clock, stepped: Stepped) -> None:
         """Take the emulators' forge and the folder of cells; ``stepped`` hears of training steps done and in all."""
         self.comparison, self.forge = comparison, forge
-        self._cells, self._clock, self._stepped = cells, clock, stepped
+        self._cells = cells
         self.texts = texts_of(comparison, source=forge.source)
+        data = comparison.data
+        public = forge.text.spread(tokens=data.train_windows * data.window_tokens)
+        self._setting = Setting(texts=self.texts, public=public, compute=comparison.compute, clock=clock, stepped=stepped)
 
     def full_zero_shot(self) -> Json:
         """Score the full model as it is."""
-        cell = self._cell("score", "full model, zero-shot", key={"plan": None, "refinement": None}, seed=None)
+        cell = self._cell("score", "full model, zero-shot", key={"plan": None, "refinement": None})
         return self._cells.settle(cell, lambda: {"losses": {"full": scores(self.forge.model, self.texts.test)}})
 
     def emulator_zero_shot(self, emulator: Emulator) -> Json:
         """Score an emulator as it is shipped."""
-        title = f"{emulator.entry.name}, emulator zero-shot"
-        cell = self._cell("score", title, key=emulator.key, seed=None)
+        cell = self._cell("score", f"{emulator.entry.name}, emulator zero-shot", key=emulator.key)
         return self._cells.settle(cell, lambda: {"losses": {"emulator": self._shipped_scores(emulator)}})
 
     def full_fine_tuned(self) -> list[Json]:
-        """Train all blocks of the full model, once for each seed."""
+        """Train the full model, all blocks or everything, once for each seed."""
+        everything = self.comparison.selection.full == "everything"
         blocks = tuple(range(self.forge.source.block_count))
-        return self._all_seeds(self._whole("full fine-tuning", blocks, rate_share=self.comparison.selection.full_rate_share))
+        plan = Plan.keep_all(self.forge.source, adapter=blocks)
+        share = self.comparison.selection.full_rate_share
+        key: Json = {"plan": plan.digest.hex, "refinement": None, "attack": "full" if everything else None, "in_full": False}
+
+        def begin(seed: int) -> Session:
+            bundle = self.forge.written(plan)
+            if everything:
+                return ThiefSession("full", bundle, seed=seed, setting=self._setting, healing=self._healing(share))
+            return AdapterSession(bundle, seed=seed, setting=self._setting, full=None)
+
+        return self._all_seeds([Arm(title="full fine-tuning", key=key, rate_share=share, begin=begin)])
 
     def bound(self) -> list[Json]:
         """Train the adapter blocks in the full model, once for each seed."""
-        return self._all_seeds(self._whole("bound", self.forge.request.adapter, rate_share=1.0))
+        plan = Plan.keep_all(self.forge.source, adapter=self.forge.request.adapter)
+        arm = Arm(
+            title="bound",
+            key={"plan": plan.digest.hex, "refinement": None, "attack": None, "in_full": False},
+            rate_share=1.0,
+            begin=lambda seed: AdapterSession(self.forge.written(plan), seed=seed, setting=self._setting, full=None),
+        )
+        return self._all_seeds([arm])
 
     def fine_tuned(self, emulators: Sequence[Emulator]) -> list[Json]:
         """Train the adapter blocks of an emulator, once for each seed; one emulator for all seeds, or one for each."""
+        return self._all_seeds([self._client(emulator) for emulator in emulators])
+
+    def attacked(self, name: AttackName, emulators: Sequence[Emulator]) -> list[Json]:
+        """Attack an emulator, once for each seed; one emulator for all seeds, or one for each."""
+        return self._all_seeds([self._thief(name, emulator) for emulator in emulators])
+
+    def _client(self, emulator: Emulator) -> Arm:
+        return Arm(
+            title=f"{emulator.entry.name}, adapter blocks",
+            key={**emulator.key, "attack": None, "in_full": True},
+            rate_share=1.0,
+            begin=lambda seed: AdapterSession(
+                self.forge.bundle(emulator), seed=seed, setting=self._setting, full=lambda: self.forge.model
+            ),
+        )
+
+    def _thief(self, name: AttackName, emulator: Emulator) -> Arm:
+        share = 1.0 if trains_adapter_only(name) else self.comparison.selection.full_rate_share
+        return Arm(
+            title=f"{emulator.entry.name}, attack {name}",
+            key={**emulator.key, "attack": name, "in_full": False},
+            rate_share=share,
+            begin=lambda seed: ThiefSession(
+                name, self.forge.bundle(emulator), seed=seed, setting=self._setting, healing=self._healing(share)
+            ),
+        )
+
+    def _healing(self, share: float) -> TrainingConfig:
+        """Return how a thief trains on public text: with the first rate of the grid, for an epoch."""
+        rate = self.comparison.selection.learning_rates[0] * share
+        return msgspec.structs.replace(self.comparison.training, learning_rate=rate, epochs=1)
+
+    def _all_seeds(self, arms: Sequence[Arm]) -> list[Json]:
+        """Settle an arm for every seed, or each arm for its seed."""
         seeds = self.comparison.seeds
-        each = emulators if len(emulators) == len(seeds) else [emulators[0]] * len(seeds)
+        each = arms if len(arms) == len(seeds) else [arms[0]] * len(seeds)
         results: list[Json] = []
-        for seed, emulator in zip(seeds, each, strict=True):
-            results.append(self._trained(self._emulated(emulator), seed=seed, chosen=_chosen(results)))
+        for seed, arm in zip(seeds, each, strict=True):
+            results.append(self._settled(arm, seed=seed, chosen=_chosen(results)))
         return results
 
-    def _emulated(self, emulator: Emulator) -> Arm:
-        return Arm(
-            title=f"{emulator.entry.name}, adapter blocks trained on the emulator",
-            plan=emulator.plan,
-            refinement=emulator.refinement,
-            bundle=lambda: self.forge.bundle(emulator),
-            in_full=True,
-        )
-
-    def _whole(self, title: str, blocks: tuple[int, ...], *, rate_share: float) -> Arm:
-        plan = Plan.keep_all(self.forge.source, adapter=blocks)
-        return Arm(
-            title=title,
-            plan=plan,
-            refinement=None,
-            bundle=lambda: self.forge.written(plan),
-            in_full=False,
-            rate_share=rate_share,
-        )
-
-    def _all_seeds(self, arm: Arm) -> list[Json]:
-        results: list[Json] = []
-        for seed in self.comparison.seeds:
-            results.append(self._trained(arm, seed=seed, chosen=_chosen(results)))
-        return results
-
-    def _trained(self, arm: Arm, *, seed: int, chosen: tuple[float, int] | None) -> Json:
+    def _settled(self, arm: Arm, *, seed: int, chosen: Rate | None) -> Json:
         rates = grid_of(self.comparison, rate_share=arm.rate_share) if chosen is None else [chosen]
-        key = {
-            "plan": arm.plan.digest.hex,
-            "refinement": arm.refinement,
-            "in_full": arm.in_full,
-            "rates": rates,
-            "training": self._training(0.0, 0),
-        }
-        cell = self._cell("train", f"{arm.title}, seed {seed}", key=key, seed=seed)
-        return self._cells.settle(cell, lambda: self._train_and_score(arm, rates, seed=seed))
+        training = msgspec.structs.replace(self.comparison.training, learning_rate=1.0, epochs=1)  # both are among the rates
+        key = {**arm.key, "rates": rates, "training": msgspec.to_builtins(training), "seed": seed}
+        if arm.key["attack"] not in (None, "adapter", "full"):
+            key["healing"] = [self._healing(arm.rate_share).learning_rate, self.forge.text.corpus.hex, len(self._setting.public)]
+        cell = self._cell("train", f"{arm.title}, seed {seed}", key=key)
+        return self._cells.settle(cell, lambda: self._tried(arm, rates, seed=seed))
 
-    def _train_and_score(self, arm: Arm, rates: Rates, *, seed: int) -> Json:
-        bundle = arm.bundle()
-        model = read_bundle(bundle).load(self.comparison.compute)
+    def _tried(self, arm: Arm, rates: Sequence[Rate], *, seed: int) -> Json:
+        """Train with every rate and return the results of the one that was best on held-out text."""
+        session = arm.begin(seed)
         grid: list[Json] = []
-        best: tuple[float, Trained, tuple[float, int]] | None = None
+        best: tuple[float, Json] | None = None
         for rate, epochs in rates:
             row: Json = {"learning_rate": rate, "epochs": epochs}
             try:
-                trained = self._train(bundle, rate, epochs, seed=seed)
-                model.set_adapter(trained.state.tensors)
-                held = fmean(scores(model, self.texts.select))
-                row["held_out_nats"] = held
-                if best is None or held < best[0]:
-                    best = (held, trained, (rate, epochs))
+                config = msgspec.structs.replace(self.comparison.training, learning_rate=rate, epochs=epochs)
+                spent = session.train(config)
+                row["held_out_nats"] = fmean(session.held_out())
+                if best is None or row["held_out_nats"] < best[0]:
+                    best = (row["held_out_nats"], _result(session, spent, chosen=(rate, epochs)))
             except TrainerFailed as error:
                 row["failed"] = str(error)
             grid.append(row)
         if best is None:
-            raise TrainerFailed(f"no learning rate worked: {grid[0]['failed']}")
-        _, trained, chosen = best
-        model.set_adapter(trained.state.tensors)
-        losses = {"emulator": scores(model, self.texts.test)}
-        del model
-        if arm.in_full:
-            losses["full"] = self._plugged(trained.state)
-        costs = {"tokens": trained.tokens, "cpu_s": trained.cpu_s, "wall_s": trained.wall_s}
-        return {"losses": losses, "grid": grid, "chosen": list(chosen), **costs}
-
-    def _train(self, bundle: Path, rate: float, epochs: int, *, seed: int) -> Trained:
-        config = msgspec.structs.replace(self.comparison.training, learning_rate=rate, epochs=epochs)
-        return train(
-            bundle,
-            self.texts.train,
-            config=config,
-            compute=self.comparison.compute,
-            seeds=SeedTree(seed).child("training"),
-            clock=self._clock,
-            progress=self._stepped,
-        )
-
-    def _plugged(self, state: AdapterState) -> list[float]:
-        model = self.forge.model
-        return with_state(model, state.tensors, then=lambda: scores(model, self.texts.test))
+            raise TrainerFailed(f"no learning rate worked: {next(row['failed'] for row in grid if 'failed' in row)}")
+        return {**best[1], "grid": grid}
 
     def _shipped_scores(self, emulator: Emulator) -> list[float]:
         return scores(read_bundle(self.forge.bundle(emulator)).load(self.comparison.compute), self.texts.test)
 
-    def _training(self, rate: float, epochs: int) -> Any:
-        # Rate and epochs are beside it, among those to choose from.
-        return {**msgspec.to_builtins(self.comparison.training), "learning_rate": rate, "epochs": epochs}
-
-    def _cell(self, kind: str, title: str, *, key: Json, seed: int | None) -> Cell:
+    def _cell(self, kind: str, title: str, *, key: Json) -> Cell:
         base = {
             "base": self.forge.request.base.hex,
             "texts": self.texts.digest.hex,
             "precision": self.comparison.compute.precision,
         }
-        return Cell(kind=kind, title=title, key={**base, **key, "seed": seed})
+        return Cell(kind=kind, title=title, key={**base, **key})
 
 
-def _chosen(results: Sequence[Json]) -> tuple[float, int] | None:
+def _result(session: Session, spent: Spent, *, chosen: Rate) -> Json:
+    costs = {"tokens": spent.tokens, "cpu_s": spent.cpu_s, "wall_s": spent.wall_s}
+    return {"losses": dict(session.final()), "chosen": list(chosen), **costs}
+
+
+def _chosen(results: Sequence[Json]) -> Rate | None:
     """Return what the first seed that got anywhere chose."""
     for result in results:
         if "chosen" in result:

@@ -5,7 +5,7 @@ keeps from whoever trains the adapter blocks only. A ``gap`` is the same against
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from math import exp, isfinite
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 
 from hushtune_common.errors import ConfigError, HushtuneError
 from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.attacks.attack import AttackName
 from hushtune_server.testbed.emulators.bench import Bench
 from hushtune_server.testbed.emulators.cells import Json
 from hushtune_server.testbed.emulators.forge import Emulator
@@ -32,6 +33,7 @@ class Row:
     emulators: Sequence[Emulator] = ()
     zero_shot: Sequence[Json] = ()
     fine_tuned: Sequence[Json] = ()
+    attacked: Mapping[AttackName, Sequence[Json]] = field(default_factory=dict[AttackName, Sequence[Json]])
     failed: str | None = None
 
 
@@ -48,7 +50,8 @@ class Results:
 def cell_counts(comparison: Comparison, *, makes: Callable[[Entry], int]) -> dict[str, int]:
     """Return how many cells a comparison has of each kind; ``makes`` says how many emulators an entry stands for."""
     seeds, emulators = len(comparison.seeds), sum(makes(e) for e in comparison.emulators)
-    return {"emulator": emulators, "score": 1 + emulators, "train": seeds * (2 + len(comparison.emulators))}
+    arms = 2 + len(comparison.emulators) * (1 + len(comparison.attacks))
+    return {"emulator": emulators, "score": 1 + emulators, "train": seeds * arms}
 
 
 def run(bench: Bench) -> Results:
@@ -66,7 +69,9 @@ def _row(bench: Bench, entry: Entry) -> Row:
     except HushtuneError as error:
         return Row(entry=entry, failed=str(error))
     zero_shot = [bench.emulator_zero_shot(e) for e in made]
-    return Row(entry=entry, emulators=made, zero_shot=zero_shot, fine_tuned=bench.fine_tuned(made))
+    fine_tuned = bench.fine_tuned(made)
+    attacked: dict[AttackName, Sequence[Json]] = {name: bench.attacked(name, made) for name in bench.comparison.attacks}
+    return Row(entry=entry, emulators=made, zero_shot=zero_shot, fine_tuned=fine_tuned, attacked=attacked)
 
 
 class Summary:
@@ -94,11 +99,12 @@ class Summary:
 
     def row(self, row: Row) -> Json:
         """Return everything about one emulator."""
-        failed = [row.failed] if row.failed else [c["failed"] for c in (*row.zero_shot, *row.fine_tuned) if "failed" in c]
+        failed = [row.failed] if row.failed else [c["failed"] for c in _cells(row) if "failed" in c]
         found: Json = {
             "name": row.entry.name,
             "method": method_of_entry(row.entry),
-            "options": msgspec.to_builtins(row.entry.options),
+            "options": msgspec.to_builtins(row.emulators[0].options if row.emulators else row.entry.options),
+            "fit": row.entry.fit,
             "failed": failed,
         }
         if not row.emulators:
@@ -134,12 +140,27 @@ class Summary:
             "gain": self._number(there, difference("full_zero_shot", "plug_in")),
             "chosen": row.fine_tuned[kept[0]]["chosen"],
         }
+        measured["attacks"] = {name: self._attack(row, cells, kept) for name, cells in row.attacked.items()}
         full = _losses([r.full_fine_tuned[k] for k in both], "emulator")
         plug = _losses([row.fine_tuned[k] for k in both], "full")
         if full is not None and plug is not None:
             paired = {"start": there["full_zero_shot"], "reached": plug, "best": full}
             measured["recovery"] = self._number(paired, recovery(start="start", reached="reached", best="best"))
         return measured
+
+    def _attack(self, row: Row, cells: Sequence[Json], kept: Sequence[int]) -> Json:
+        """Return what a thief reached, and what the plug-in is ahead of it, over the seeds for which both are there."""
+        both = [k for k in kept if "losses" in cells[k]]
+        stolen, plug_in = _losses([cells[k] for k in both], "emulator"), _losses([row.fine_tuned[k] for k in both], "full")
+        if stolen is None or plug_in is None:
+            return {}
+        arms = {"stolen": stolen, "plug_in": plug_in, "start": np.array([self._results.full_zero_shot["losses"]["full"]])}
+        return {
+            "reached": self._score({"stolen": stolen}, mean_of("stolen")),
+            "gap": self._number(arms, difference("stolen", "plug_in")),
+            "ahead_of_zero_shot": self._number(arms, difference("stolen", "start")),
+            "chosen": cells[both[0]]["chosen"],
+        }
 
     def _number(self, arms: Mapping[str, Floats], statistic: Statistic) -> Json:
         found = self._interval(arms, statistic)
@@ -158,6 +179,10 @@ class Summary:
 def method_of_entry(entry: Entry) -> str:
     """Return the name of an emulator's method."""
     return str(entry.options.__struct_config__.tag)
+
+
+def _cells(row: Row) -> list[Json]:
+    return [*row.zero_shot, *row.fine_tuned, *(cell for cells in row.attacked.values() for cell in cells)]
 
 
 def _kept(cells: Sequence[Json], kept: Sequence[int]) -> list[Json]:

@@ -6,44 +6,50 @@ Files of emulators are large and there are many of them, so only the one in use 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import psutil
 
+from hushtune_common.config import parse_method
+from hushtune_common.errors import ConfigError
+from hushtune_common.messages import Digest
 from hushtune_common.methods import EmulatorOptions, Refining
 from hushtune_common.model.bundle import Refinement, emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
-from hushtune_common.model.materialise import EmulatorTensors
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.engine import Telling, Workplace, refine
+from hushtune_server.owner.emulators.fitting import fit
 from hushtune_server.owner.emulators.method import EmulatorMethod, Profile, Statistic
 from hushtune_server.owner.emulators.planning import method_for, request_of
 from hushtune_server.owner.emulators.profile import profile
+from hushtune_server.owner.emulators.profile_file import read_profile, write_profile
 from hushtune_server.owner.emulators.text import PublicText, public_text
 from hushtune_server.testbed.emulators.cells import Cell, Cells, Json
 from hushtune_server.testbed.emulators.schema import Comparison, Entry
 
 T = TypeVar("T")
 
-_WIDTHS = {"F32": 4, "F16": 2, "I8": 1, "U8": 1}
-_FREE_OF_OPTIONS = frozenset({Statistic.ABLATION_LOSS, Statistic.INFLUENCE, Statistic.SIMILARITY, Statistic.NEURON_NORMS})
-"""What is measured the same whatever a method's options are, but for the number of tokens."""
+_DECIDING = {Statistic.GREEDY_ORDER: ("drop",), Statistic.GRADIENT_SCORES: ("damping",)}
+"""Options that a statistic depends on, beside the number of tokens."""
+_AFTER_LEARNING = frozenset({"plan", "replace", "chosen", "rank_keep", "quantise_bits", "quantise_block"})
+"""Options of scaleot that what is learned does not depend on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emulator:
     """An emulator as decided: its plan, what identifies its training on public text, its size, and what it cost the owner.
 
-    ``seed`` is the one that its training drew from, none for emulators that nothing trained. ``bytes`` are those of the tensors.
+    ``options`` are those of the entry, at the size that fits the budget. ``seed`` is the one that its training drew from, none
+    for emulators that nothing trained. ``bytes`` are those of the tensors.
     """
 
     entry: Entry
+    options: EmulatorOptions
     seed: int | None
     plan: Plan
     refinement: str | None
@@ -67,12 +73,13 @@ class Forge:
     def __init__(
         self, source: ModelSource, *, comparison: Comparison, cells: Cells, work: Path, telling: Telling, replan: bool = False
     ) -> None:
-        """Keep intermediate results and the current emulator's file in ``work``; ``replan`` takes no remembered plan."""
+        """Keep intermediate results and the current emulator's file in ``work``; ``replan`` makes every plan again."""
         self.source = source
         self.request = request_of(comparison.model, source=source)
         self._comparison, self._cells, self._work, self._telling = comparison, cells, work, telling
         self._replan = replan
-        self._profiles: dict[str, tuple[Profile, float]] = {}
+        self._profiles: dict[str, Profile] = {}
+        self._emulators: dict[tuple[str, int | None], Emulator] = {}
         self._made: tuple[str, Path] | None = None
         work.mkdir(parents=True, exist_ok=True)
 
@@ -94,10 +101,16 @@ class Forge:
 
     def emulator(self, entry: Entry, *, seed: int | None) -> Emulator:
         """Return an emulator, made when it is not known."""
+        if (entry.name, seed) not in self._emulators:
+            self._emulators[entry.name, seed] = self._found(entry, seed)
+        return self._emulators[entry.name, seed]
+
+    def _found(self, entry: Entry, seed: int | None) -> Emulator:
         cell = self._cell(entry, seed)
         found = self._cells.settle(cell, lambda: self._make(entry, seed), again=self._replan)
         return Emulator(
             entry=entry,
+            options=parse_method(found["options"], where=f"emulators.{entry.name}"),
             seed=seed,
             plan=Plan.from_json(found["plan"]),
             refinement=found["refinement"],
@@ -109,7 +122,7 @@ class Forge:
     def bundle(self, emulator: Emulator) -> Path:
         """Return the file of an emulator; it is there until another one is asked for."""
         if self._made is None or self._made[0] != _name(emulator.plan, emulator.refinement):
-            refinement, _ = self._refined(emulator.entry.options, emulator.plan, seed=emulator.seed)
+            refinement, _ = self._refined(emulator.options, emulator.plan, seed=emulator.seed)
             self.written(emulator.plan, refinement)
         return self._require_made()
 
@@ -140,6 +153,7 @@ class Forge:
             "base": self.request.base.hex,
             "adapter": self.request.adapter,
             "options": msgspec.to_builtins(entry.options),
+            "bytes_max": self._budget(entry),
             "corpus": self.text.corpus.hex,
             "window_tokens": c.data.window_tokens,
             "seeds": [c.seed, seed],
@@ -147,50 +161,98 @@ class Forge:
         }
         return Cell(kind="emulator", title=f"emulator {entry.name}" + ("" if seed is None else f", seed {seed}"), key=key)
 
+    def _budget(self, entry: Entry) -> int | None:
+        """Return the bytes that an emulator may have, none where its options say its size."""
+        if not entry.fit:
+            return None
+        return self._allowed
+
+    @cached_property
+    def _allowed(self) -> int:
+        yardstick = self._comparison.yardstick
+        if yardstick is None:
+            return self._comparison.budget.bytes
+        return self.emulator(yardstick, seed=self.seeds_of(yardstick)[0]).bytes
+
     def _make(self, entry: Entry, seed: int | None) -> Json:
-        method = method_for(entry.options)
-        found, profile_cpu_s = self.profile(method)
-        plan = method.plan(found, self.request, seeds=SeedTree(self._comparison.seed).child("emulator", "plan"))
-        refinement, refine_cpu_s = self._refined(entry.options, plan, seed=seed)
+        method = self._fitted(entry)
+        found = self.profile(method)
+        plan = method.plan(found, self.request, seeds=_plan_seeds(self._comparison))
+        refinement, refine_cpu_s = self._refined(method.options, plan, seed=seed)
         bundle = read_bundle(self.written(plan, refinement))
         return {
+            "options": msgspec.to_builtins(method.options),
             "plan": plan.to_json(),
             "plan_digest": plan.digest.hex,
             "refinement": None if refinement is None else refinement.digest.hex,
-            "bytes": size_bytes(emulator_tensors(self.source, plan=plan, refinement=refinement)),
+            "bytes": emulator_tensors(self.source, plan=plan, refinement=refinement).size_bytes,
             "parameters_per_token": bundle.parameters_per_token,
-            "profile_cpu_s": profile_cpu_s,
+            "profile_cpu_s": found.cpu_s,
             "refine_cpu_s": refine_cpu_s,
         }
 
-    def profile(self, method: EmulatorMethod) -> tuple[Profile, float]:
-        """Return what a method needs to know and the processor seconds that this took; measured once for all that need it."""
-        if not method.needs:
-            return Profile(), 0.0
-        known = [sorted(method.needs), method.options.profile_tokens]
-        if not method.needs <= _FREE_OF_OPTIONS:
-            known.append(msgspec.to_builtins(method.options))
-        key = msgspec.json.encode(known, order="deterministic").decode()
-        if key not in self._profiles:
-            self._telling.phase("profiling blocks on public text")
-            model = self.model
-            self._profiles[key] = _timed(
-                lambda: profile(
-                    model,
-                    self.text,
-                    request=self.request,
-                    method=method,
-                    seeds=SeedTree(self._comparison.seed).child("emulator", "profile"),
-                    work=self._work,
-                    progress=self._telling.progress,
-                )
+    def _fitted(self, entry: Entry) -> EmulatorMethod:
+        method, budget = method_for(entry.options), self._budget(entry)
+        if budget is None:
+            return method
+        try:
+            return fit(
+                method,
+                self.profile(method),
+                self.request,
+                weights=self.source.weights,
+                bytes_max=budget,
+                seeds=_plan_seeds(self._comparison),
             )
+        except ConfigError as error:
+            raise ConfigError("budget", f"{entry.name}: {error.problem}") from error
+
+    def profile(self, method: EmulatorMethod) -> Profile:
+        """Return what a method needs to know; measured once for all that need the same, and kept in a file."""
+        if not method.needs:
+            return Profile()
+        key = self._profile_key(method)
+        if key not in self._profiles:
+            path = self._work / "profiles" / f"{key}.safetensors"
+            if not path.is_file():
+                write_profile(path, self._measured(method))
+            self._profiles[key] = read_profile(path, base=self.request.base)
         return self._profiles[key]
+
+    def _profile_key(self, method: EmulatorMethod) -> str:
+        """Return the digest of what a profile depends on; options of what follows are none of it."""
+        options = msgspec.to_builtins(method.options)
+        names = {name for s in method.needs for name in _DECIDING.get(s, ())}
+        if Statistic.REPLACEMENT_SCORES in method.needs:
+            names = {*options} - _AFTER_LEARNING
+        body = [
+            self.request.base.hex,
+            self.request.adapter,
+            self.text.corpus.hex,
+            self._comparison.data.window_tokens,
+            self._comparison.seed,
+            self._comparison.compute.precision,
+            sorted(method.needs),
+            {name: options[name] for name in sorted({"profile_tokens", *names}) if name in options},
+        ]
+        return Digest.of(msgspec.json.encode(body, order="deterministic")).hex[:32]
+
+    def _measured(self, method: EmulatorMethod) -> Profile:
+        self._telling.phase(f"measuring on public text: {', '.join(sorted(method.needs))}")
+        return profile(
+            self.model,
+            self.text,
+            request=self.request,
+            method=method,
+            seeds=SeedTree(self._comparison.seed).child("emulator", "profile"),
+            work=self._work,
+            progress=self._telling.progress,
+        )
 
     def _refined(self, options: EmulatorOptions, plan: Plan, *, seed: int | None) -> tuple[Refinement | None, float]:
         if seed is None:
             return None, 0.0
-        found, _ = self.profile(method_for(options))
+        found = self.profile(method_for(options))
         place = Workplace(
             source=self.source,
             model=self.model,
@@ -208,9 +270,8 @@ def trains(entry: Entry) -> bool:
     return isinstance(entry.options, Refining) and entry.options.steps > 0
 
 
-def size_bytes(tensors: EmulatorTensors) -> int:
-    """Return the bytes that the tensors of an emulator take in its file."""
-    return sum(prod(tensors.shape(name)) * _WIDTHS[tensors.dtype(name)] for name in tensors.names())
+def _plan_seeds(comparison: Comparison) -> SeedTree:
+    return SeedTree(comparison.seed).child("emulator", "plan")
 
 
 def _name(plan: Plan, refinement: str | None) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 Json = Mapping[str, Any]
+_HEADINGS = ("MB", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery")
 
 
 def print_comparison(document: Json, *, console: Console) -> None:
@@ -25,11 +26,16 @@ def print_comparison(document: Json, *, console: Console) -> None:
 def _table(rows: Sequence[Json]) -> Table:
     table = Table(title="\nPerplexity on held-out private text; nats in delta", title_justify="left")
     table.add_column("emulator")
-    for heading in ("MB", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery"):
+    attacks = sorted({name for row in rows for name in row.get("attacks", {})})
+    for heading in (*_HEADINGS, *(f"gap to {name}" for name in attacks)):
         table.add_column(heading, justify="right")
     for row in sorted(rows, key=_rank):
-        table.add_row(row["name"], *_cells(row))
+        table.add_row(row["name"], *_cells(row), *(_interval(_gap(row, name)) for name in attacks))
     return table
+
+
+def _gap(row: Json, name: str) -> Json | None:
+    return row.get("attacks", {}).get(name, {}).get("gap")
 
 
 def _rank(row: Json) -> tuple[float, str]:
@@ -39,7 +45,7 @@ def _rank(row: Json) -> tuple[float, str]:
 
 def _cells(row: Json) -> list[str]:
     if "bytes" not in row:
-        return ["-"] * 7
+        return ["-"] * len(_HEADINGS)
     settings: Json = row.get("settings", {})
     scores = [_perplexity(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")]
     return [

@@ -16,9 +16,7 @@ from hushtune_common.config import ComputeConfig, ModelConfig, TrainingConfig
 from hushtune_common.errors import ConfigError
 from hushtune_common.methods import EmulatorOptions
 from hushtune_common.schema import Count, Name, Positive, Section, Share
-
-Attack = Literal["full"]
-"""``full``: fine-tuning of all that was shipped, on the clients' training text."""
+from hushtune_server.testbed.attacks.attack import AttackName
 
 
 class TextConfig(Section, frozen=True):
@@ -37,7 +35,9 @@ class SelectionConfig(Section, frozen=True):
 
     learning_rates: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (2e-4, 4e-4)
     full_rate_share: Share = 1 / 3
-    """Training all blocks takes this share of each rate: all blocks at once tolerate less."""
+    """Full fine-tuning, of the model or of an emulator, takes this share of each rate: all blocks at once tolerate less."""
+    full: Literal["everything", "blocks"] = "everything"
+    """What full fine-tuning trains: every number of the model, or all blocks and neither embedding nor last norm."""
     epochs: tuple[Count, ...] = ()
     """Numbers of epochs to choose among; none for ``training.epochs``."""
     share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
@@ -67,7 +67,8 @@ class _Document(Section, frozen=True):
     training: TrainingConfig = TrainingConfig()
     selection: SelectionConfig = SelectionConfig()
     budget: BudgetConfig = BudgetConfig()
-    attacks: tuple[Attack, ...] = ("full",)
+    attacks: tuple[AttackName, ...] = ("full",)
+    """What a thief does with each emulator; `hushtune_server.testbed.attacks.attack` says more."""
     resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
 
 
@@ -95,9 +96,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     training: TrainingConfig
     selection: SelectionConfig
     budget: BudgetConfig
-    attacks: tuple[Attack, ...]
+    attacks: tuple[AttackName, ...]
     resamples: int
     emulators: tuple[Entry, ...]
+    yardstick: Entry | None = None
+    """The emulator whose bytes are the budget."""
 
     def only(self, *, names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Comparison":
         """Return the part of the comparison with these emulators and seeds; ``ConfigError`` for a name it does not have."""
@@ -133,7 +136,10 @@ def parse(tree: Mapping[str, Any]) -> Comparison:
     if document.budget == BudgetConfig() and any(e.fit for e in entries):
         raise ConfigError("budget", "an emulator has fit = true, but there is no budget; give budget.bytes or budget.same_as")
     fields = {f: getattr(document, f) for f in document.__struct_fields__ if f != "emulators"}
-    return Comparison(emulators=entries, **fields)
+    yardstick = next((e for e in entries if e.name == document.budget.same_as), None)
+    if yardstick is not None and yardstick.fit:
+        raise ConfigError("budget.same_as", f"{yardstick.name!r} has fit = true itself; take one whose size is given")
+    return Comparison(emulators=entries, yardstick=yardstick, **fields)
 
 
 def _entry(table: Mapping[str, Any], *, where: str) -> Entry:

@@ -3,27 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hushtune_common.adapter import AdapterState
-from hushtune_common.clock import Clock
-from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_common.model.data import load_records, share_out
-from hushtune_common.model.finetune import Progress, Unpaced, finetune
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed.emulators.schema import Comparison
 
 Windows = NDArray[np.int64]
-Part = Literal["select", "test"]
 
 _EVERYBODY = "everybody"
 
@@ -43,16 +36,6 @@ class Texts:
         return Digest.of(b"".join(f"{p.shape}".encode() + np.ascontiguousarray(p, dtype="<i8").tobytes() for p in parts))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """What training gave, and what it cost."""
-
-    state: AdapterState
-    tokens: int
-    cpu_s: float
-    wall_s: float
-
-
 def texts_of(comparison: Comparison, *, source: ModelSource) -> Texts:
     """Divide the private records as a run does, cut them into windows; the last training windows are for selection only.
 
@@ -69,29 +52,6 @@ def texts_of(comparison: Comparison, *, source: ModelSource) -> Texts:
             f"gives {len(windows)} windows of {data.window_tokens} tokens to train on, {len(test)} to score on; give more text",
         )
     return Texts(train=windows[:-held], select=windows[-held:], test=test)
-
-
-def train(
-    bundle: Path,
-    windows: Windows,
-    *,
-    config: TrainingConfig,
-    compute: ComputeConfig,
-    seeds: SeedTree,
-    clock: Clock,
-    progress: Callable[[int, int], None],
-) -> Trained:
-    """Fine-tune the adapter blocks of an emulator file; `TrainerFailed` when the loss stops being finite."""
-    last: list[Progress] = []
-
-    def report(now: Progress) -> None:
-        last[:] = [now]
-        progress(now.step, now.steps)
-
-    state = finetune(bundle, windows, config=config, compute=compute, seeds=seeds, governor=Unpaced(clock=clock), report=report)
-    if not all(np.isfinite(t).all() for t in state.tensors.values()):
-        raise TrainerFailed(f"training at rate {config.learning_rate:g} left numbers that are not finite; lower the rate")
-    return Trained(state=state, tokens=last[-1].tokens, cpu_s=float(last[-1].cpu_s), wall_s=float(last[-1].wall_s))
 
 
 def scores(model: LanguageModel, windows: Windows) -> list[float]:
