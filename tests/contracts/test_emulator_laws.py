@@ -382,6 +382,17 @@ def test_the_size_said_beforehand_is_the_size_of_the_file(family: str, slot: Slo
     assert emulator_tensors(source, plan=plan).size_bytes == (tmp_path / "b").stat().st_size - 8 - header
 
 
+@every_family
+def test_a_token_meets_every_copy_of_a_shared_block_and_the_head_but_no_table_that_is_looked_up(
+    family: str, tmp_path: Path
+) -> None:
+    source = SOURCES[family]
+    write_bundle(tmp_path / "b", source=source, plan=plan_of(source, Share(2, 1), Drop(3)))
+    block = sum(source.tensor(n).size for n in source.names() if block_of(n) == 1)
+    head = 0 if family == "bert" else 256 * HIDDEN
+    assert read_bundle(tmp_path / "b").parameters_per_token == 4 * block + head
+
+
 # Memory: one tensor at a time, however many blocks.
 
 

@@ -110,7 +110,7 @@ def rewritten(honest: bytes, metadata: dict[str, str]) -> bytes:
 
 CHANGED_METADATA = {
     "plan": ["", "{}", HOSTILE["deepest"], "\x00", plan_of(GPT2).to_json()],
-    "config": ["", "[]", "1", "nan", '{"a":' * 50_000, "\x00"],
+    "config": ["", "[]", "1", "nan", "{}", '{"model_type":"t5"}', '{"model_type":[]}', '{"a":' * 50_000, "\x00"],
     "tokenizer": ["", "{}", '{"version":"1.0"}', "[" * 50_000, "null"],
     "format": ["", "pt", "hushtune-bundle/1"],
     "refinement": ["{}", "lr", "[" * 50_000],

@@ -15,6 +15,7 @@ from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 from hushtune_common.model.adapter import adapter_specs
+from hushtune_common.model.families import HEAD, family_of, usual_head
 from hushtune_common.model.materialise import EmulatorTensors, refinement_digest
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.plan import Plan
@@ -61,9 +62,14 @@ class Bundle:
         sizes = {name: prod(shape) * _weights_per_entry(name, self.file.dtype(name)) for name, shape in shapes.items()}
         blocks = Counter(s.source if isinstance(s, Share) else s.index for s in self.plan.slots)
         inside = sum(size * blocks[b] for name, size in sizes.items() if (b := block_of(name)) is not None)
-        outside = {name: size for name, size in sizes.items() if block_of(name) is None and len(shapes[name]) == 2}
-        head = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in outside)
-        return inside + (max(outside.values(), default=0) if head or self.config.get("tie_word_embeddings", True) else 0)
+        return inside + self._head_size({name: size for name, size in sizes.items() if block_of(name) is None})
+
+    def _head_size(self, outside: Mapping[str, int]) -> int:
+        own = [size for name, size in outside.items() if usual_head(name) == HEAD]
+        family = family_of(self.config)
+        # A tied head is the embedding of tokens, the largest of what stands outside the blocks; an encoder has none.
+        tied = family.causal and not own and self.config.get("tie_word_embeddings", family.tied)
+        return max(own or (outside.values() if tied else []), default=0)
 
     def adapter_numpy(self) -> dict[str, Float32]:
         """Return the adapter tensors as shipped, in the order of the schema; the caller's own."""
@@ -146,6 +152,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         plan = Plan.from_json(file.metadata["plan"])
         config = msgspec.json.decode(file.metadata["config"], type=dict[str, Any])
+        family_of(config)
         tokens = Tokens.from_json(file.metadata["tokenizer"])
         _require_refinement(file.metadata)
     except (KeyError, ValueError, RecursionError, ConfigError, MalformedUpdate) as error:
