@@ -23,7 +23,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.expanded import Expanded, Recipe, expanded
 from hushtune_server.testbed.attacks.attack import ATTACKS, AttackName, attack
 from hushtune_server.testbed.attacks.reinsertion import FILLS, Filling, reinserted
-from hushtune_server.testbed.attacks.thief import Loot, opened, tuned
+from hushtune_server.testbed.attacks.thief import Loot, opened, taught, tuned
 from tests.fakes import FakeClock
 from tests.models import ADAPTER, some_windows, tiny_source
 
@@ -144,6 +144,39 @@ def test_healing_lowers_the_loss_on_public_text(tmp_path: Path) -> None:
     before = start.model.loss(PUBLIC)
     healed = tuned(start, PUBLIC, config=CONFIG, seeds=SeedTree(1), progress=lambda _done, _all: None)
     assert healed.model.loss(PUBLIC) < before - 0.05
+
+
+@pytest.mark.slow
+def test_answers_of_the_full_model_bring_a_thief_closer_to_it_and_each_token_is_asked_about_once(tmp_path: Path) -> None:
+    full, path = tiny_source().load(), bundle_with(tmp_path, Drop(2), Drop(3))
+
+    def divergence(model: LanguageModel) -> float:
+        ours, theirs = (torch.distributions.Categorical(logits=logits(m)) for m in (model, full))
+        return float(torch.distributions.kl_divergence(theirs, ours).mean())
+
+    before = divergence(opened(path, compute=EXACT).model)
+    by_count: list[float] = []
+    for count in (4, 64):
+        asked = some_windows(count, seed=8)
+        loot = opened(path, compute=EXACT)
+        config = TrainingConfig(learning_rate=3e-3, batch_windows=4, epochs=2)
+        found = taught(loot, asked, api=full.logits, config=config, seeds=SeedTree(1), progress=lambda _done, _all: None)
+        assert found.cost.queried == count * 16
+        by_count.append(divergence(found.model))
+    assert by_count[1] < by_count[0] < before
+
+
+def test_a_thief_s_gradient_of_everything_is_the_one_of_the_plain_loss(tmp_path: Path) -> None:
+    model = opened(bundle_with(tmp_path), compute=EXACT).model
+    model.module.requires_grad_(True)
+    tokens = torch.from_numpy(TRAIN)
+    plain = torch.nn.functional.cross_entropy(model.logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    names, parameters = zip(*model.module.named_parameters(), strict=True)
+    wanted = torch.autograd.grad(plain, parameters)
+    found = torch.autograd.grad(model.batch_loss(tokens), parameters)
+    assert "model.embed_tokens.weight" in names
+    for name, ours, theirs in zip(names, found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_putting_back_the_true_blocks_gives_the_full_model(tmp_path: Path) -> None:

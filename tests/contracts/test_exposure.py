@@ -57,6 +57,7 @@ slots_of_two = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(slots_of_two, st.sampled_from([Keep(3), Drop(3), Harmonize(3, 1), Compress(index=3, channels=(0,))]))
 def test_what_is_shown_and_what_is_hidden_add_up_to_the_model(second: Slot, third: Slot) -> None:
     found = measured(second, third)

@@ -61,6 +61,7 @@ def published_recipes() -> tuple[ModelSource, list[Plan]]:
     return source, [Uniform(o).plan(Profile(), request, seeds=SeedTree(0)) for o in options]
 
 
+@pytest.mark.slow
 def test_two_roundings_of_one_recipe_show_eleven_middle_blocks_instead_of_eight() -> None:
     source, plans = published_recipes()
     releases = [release(plan, "c1", source=source) for plan in plans]
@@ -69,6 +70,7 @@ def test_two_roundings_of_one_recipe_show_eleven_middle_blocks_instead_of_eight(
     assert together(releases, "c1").shown == inside[None] + (4 + 11) * inside[0]
 
 
+@pytest.mark.slow
 def test_the_second_rounding_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:
     source, plans = published_recipes()
     first, second = (release(plan, "c1", source=source) for plan in plans)
@@ -208,6 +210,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(PARTS), max_size=5))
 def test_a_union_is_between_its_largest_part_and_the_whole_whatever_order_parts_come_in(parts: list[Shown]) -> None:
     union = united(parts)

@@ -1,6 +1,6 @@
-"""What does a thief do with an emulator, step by step? Opens it, heals it on public text, trains it on the text it has.
+"""What does a thief do with an emulator, step by step? Opens it, heals it or has it taught, trains it on the text it has.
 
-Letters in shapes: N windows, T tokens.
+Letters in shapes: N windows, B of them at a time, T tokens, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from hushtune_common.config import ComputeConfig, TrainingConfig
@@ -25,18 +26,23 @@ from hushtune_server.testbed.attacks.reinsertion import Fill, reinserted
 
 Windows = NDArray[np.int64]
 Told = Callable[[int, int], None]
+Api = Callable[[Tensor], Tensor]
+"""Answers token ids (B, T) with logits (B, T, V): the full model behind a door that is open to all."""
+Loss = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What an attack took: numbers trained, steps, tokens seen, and the floating-point operations of training on them.
+    """What an attack took: numbers trained, steps, tokens seen, tokens asked the full model about, floating-point operations.
 
-    ``flops`` is six for every number in a matrix and token (two forward, four backward), attention scores left out.
+    ``flops`` is six for every number in a matrix and token (two forward, four backward), attention scores left out. An answer is
+    asked for once and kept.
     """
 
     parameters: int = 0
     steps: int = 0
     tokens: int = 0
+    queried: int = 0
     flops: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -45,6 +51,7 @@ class Cost:
             parameters=max(self.parameters, other.parameters),
             steps=self.steps + other.steps,
             tokens=self.tokens + other.tokens,
+            queried=self.queried + other.queried,
             flops=self.flops + other.flops,
         )
 
@@ -82,13 +89,35 @@ def tuned(loot: Loot, windows: Windows, *, config: TrainingConfig, seeds: SeedTr
     `TrainerFailed` names the step when the loss or the gradient stops being finite; `ConfigError` for settings that a thief has
     no use for.
     """
+    return _trained(loot, windows, loss=loot.model.batch_loss, config=config, seeds=seeds, progress=progress)
+
+
+def taught(loot: Loot, windows: Windows, *, api: Api, config: TrainingConfig, seeds: SeedTree, progress: Told) -> Loot:
+    """Train on what ``api`` answers to ``windows`` (N, T), otherwise as `tuned`; it is asked about every token but the last.
+
+    The loss is the mean Kullback-Leibler divergence of the student's next-token distribution from the one that was answered.
+    """
+
+    def divergence(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            answers = api(tokens[:, :-1]).float().log_softmax(dim=-1)
+        with loot.model.arithmetic():
+            student = loot.model.logits(tokens[:, :-1]).float().log_softmax(dim=-1)
+        return functional.kl_div(student.flatten(0, 1), answers.flatten(0, 1), reduction="batchmean", log_target=True)
+
+    done = _trained(loot, windows, loss=divergence, config=config, seeds=seeds, progress=progress)
+    return replace(done, cost=done.cost + Cost(queried=windows[:, :-1].size))
+
+
+def _trained(loot: Loot, windows: Windows, *, loss: Loss, config: TrainingConfig, seeds: SeedTree, progress: Told) -> Loot:
     _require_plain(config)
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
         raise ValueError(f"no windows to train on: shape {windows.shape}")
     for parameter in loot.trained:
         parameter.requires_grad_(True)
     batches = batch_order(len(windows), config=config, seeds=seeds)
-    _descend(loot, torch.from_numpy(windows).to(loot.model.device), batches, config=config, progress=progress)
+    tokens = torch.from_numpy(windows).to(loot.model.device)
+    _descend(loot.trained, [tokens[batch] for batch in batches], loss=loss, config=config, progress=progress)
     for parameter in loot.trained:
         parameter.requires_grad_(False)
         parameter.grad = None
@@ -96,19 +125,18 @@ def tuned(loot: Loot, windows: Windows, *, config: TrainingConfig, seeds: SeedTr
 
 
 def _descend(
-    loot: Loot, tokens: torch.Tensor, batches: Sequence[NDArray[np.int64]], *, config: TrainingConfig, progress: Told
+    trained: Sequence[nn.Parameter], batches: Sequence[Tensor], *, loss: Loss, config: TrainingConfig, progress: Told
 ) -> None:
-    optimizer = torch.optim.AdamW(loot.trained, lr=config.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
     for step, batch in enumerate(batches, start=1):
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate_share(step, steps=len(batches), config=config)
         optimizer.zero_grad(set_to_none=True)
-        loss = loot.model.batch_loss(tokens[batch])
-        loss.backward()
-        norm = float(clip_grad_norm_(loot.trained, CLIP_NORM, foreach=False))
-        if not (isfinite(float(loss.detach())) and isfinite(norm)):
-            raise TrainerFailed(
-                f"the loss of step {step} is {float(loss.detach())}, its gradient {norm}; lower the learning rate"
-            )
+        found = loss(batch)
+        found.backward()
+        norm = float(clip_grad_norm_(trained, CLIP_NORM, foreach=False))
+        value = float(found.detach())
+        if not (isfinite(value) and isfinite(norm)):
+            raise TrainerFailed(f"the loss of step {step} is {value}, its gradient's norm {norm}; lower the learning rate")
         optimizer.step()
         progress(step, len(batches))
 
