@@ -88,3 +88,12 @@ def test_people_read_how_often_a_round_was_shared_out_and_why() -> None:
     (line,) = (line for line in out.getvalue().splitlines() if "shared out" in line)
     assert "3 times: first at 2.0 s (global for 3 clients, gap 1.0e-07); after channel change of c2" in line
     assert "after departure of c3 at 21.0 s (nothing found: numbers)" in line
+
+
+def test_of_very_many_solutions_people_read_the_first_few_and_how_many_there_are() -> None:
+    out = io.StringIO()
+    body = {"seed": 1, "fidelity": "abstract", "clients": [], "rounds": [{"round_id": 1, "solutions": story()["solutions"] * 3}]}
+    print_report(body, console=Console(file=out, width=1000))
+    (line,) = (line for line in out.getvalue().splitlines() if "shared out" in line)
+    assert line.startswith("Round 1 was shared out 9 times: first at")
+    assert line.endswith("; 5 more in the report")

@@ -164,12 +164,16 @@ def _add_plan(table: Table, client: str, entry: Mapping[str, Any]) -> None:
     table.add_row("  deviation", *("-" if value is None else f"{value:+.1f} %" for value in off), "", end_section=True)
 
 
+_SOLUTIONS_MAX = 4
+
+
 def _print_solutions(report: Mapping[str, Any], console: Console) -> None:
     """Say how often a round was shared out anew, and why."""
     for entry in report.get("rounds") or ():
         solutions = entry.get("solutions") or ()
         if len(solutions) > 1:
-            told = "; ".join(_solution(s) for s in solutions)
+            told = "; ".join(_solution(s) for s in solutions[:_SOLUTIONS_MAX])
+            told += f"; {rest} more in the report" if (rest := len(solutions) - _SOLUTIONS_MAX) > 0 else ""
             console.print(f"Round {entry['round_id']} was shared out {len(solutions)} times: {told}", markup=False)
 
 
