@@ -40,7 +40,11 @@ _SECOND_STAGE = ("plan", "profile_tokens", "quantise_bits", "quantise_block", "r
 
 @dataclass(frozen=True, slots=True)
 class Scaleot:
-    """Replaces the blocks of lowest learned score by their harmonizers; attention matrices of the others lose rank if asked."""
+    """Replaces the blocks of lowest learned score by their harmonizers; attention matrices of the others lose rank if asked.
+
+    Scores tell blocks of one group apart: equally many of each group always stay and rewards sum to zero, so that within a group
+    scores rise and fall against each other. ``chosen`` says whether they are compared over all groups all the same.
+    """
 
     options: ScaleotOptions
 
