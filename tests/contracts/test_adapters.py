@@ -47,6 +47,22 @@ def test_insert_refuses_and_names_the_tensor_and_changes_nothing(how: str) -> No
     assert all(np.array_equal(value, SOURCE.tensor(name)) for name, value in extract(model, ADAPTER).tensors.items())
 
 
+REASONS = {
+    "missing": f"{NAME}: missing from the adapter",
+    "extra": "model.layers.2.self_attn.q_proj.weight: not a tensor of the adapter blocks",
+    "shape": f"{NAME}: shape (1024,), expected (32, 32)",
+    "nan": f"{NAME}: holds values that are not finite",
+    "infinite": f"{NAME}: holds values that are not finite",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), REASONS.items())
+def test_a_refusal_names_the_tensor_and_what_is_wrong_with_it(how: str, reason: str) -> None:
+    with pytest.raises(MalformedUpdate) as refused:
+        require_matches(AdapterState(spoiled(how)), EXPECTED)
+    assert str(refused.value) == reason
+
+
 @pytest.mark.parametrize("how", ["missing", "extra", "shape", "nan", "infinite", "dtype"])
 def test_a_file_with_a_spoiled_adapter_is_refused_and_the_tensor_named(tmp_path: Path, how: str) -> None:
     tensors: dict[str, NDArray[np.floating]] = dict(shipped() if how == "dtype" else spoiled(how))
