@@ -23,8 +23,9 @@ def fit(
 ) -> EmulatorMethod:
     """Return the method at its largest size whose emulator's tensors take at most ``bytes_max``; its other options stay.
 
-    A greedy order may be shorter than the size needs: of blocks that are alike it matters how many go, not which; measure again
-    for the size found. `ConfigError` names the smallest emulator of the method when even that is too large.
+    The largest is the one that keeps most: what stands in for a block can take more bytes than the block. A greedy order may be
+    shorter than the size needs: of blocks that are alike it matters how many go, not which; measure again for the size found.
+    `ConfigError` names the smallest emulator of the method when even that is too large.
     """
     complete = _with_whole_order(profile, request)
     least: int | None = None
