@@ -1,6 +1,7 @@
 """Does training on public text improve an emulator, leave the adapter blocks alone, and survive being killed?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -211,6 +212,15 @@ def test_a_person_hears_the_loss_its_terms_and_the_tokens_of_every_step(tmp_path
     made(msgspec.structs.replace(DISTILL, steps=3), workplace(tmp_path, learned=heard.append))
     assert [(h.step, h.steps, h.tokens) for h in heard] == [(1, 3, 64), (2, 3, 128), (3, 3, 192)]
     assert all(h.loss == pytest.approx(h.terms["hidden"] + h.terms["language"]) for h in heard)
+
+
+def test_ten_times_in_all_a_phase_tells_the_loss_against_tokens(tmp_path: Path) -> None:
+    phases: list[str] = []
+    telling = Telling(phase=phases.append, progress=lambda done, total: None)
+    made(msgspec.structs.replace(DISTILL, steps=20), replace(workplace(tmp_path), telling=telling))
+    told = [phase for phase in phases if "tokens of training" in phase]
+    assert len(told) == 10
+    assert told[0].startswith("after 128 tokens of training the loss is ")
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:

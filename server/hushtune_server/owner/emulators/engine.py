@@ -22,6 +22,9 @@ from hushtune_server.owner.emulators.refine import refined
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.emulators.training import Learned, Report, unheard
 
+TOLD = 10
+"""How often in all a phase says what training has come to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telling:
@@ -99,3 +102,7 @@ def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Prof
 def _tell(telling: Telling, learned: Learned) -> None:
     telling.progress(learned.step, learned.steps)
     telling.learned(learned)
+    # How many tokens are enough is what people ask first, so the loss is told against them, ten times in all.
+    if learned.step * TOLD // learned.steps != (learned.step - 1) * TOLD // learned.steps:
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in sorted(learned.terms.items()))
+        telling.phase(f"after {learned.tokens} tokens of training the loss is {learned.loss:.4f} ({terms})")
