@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -86,7 +86,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """Progress after one optimiser step; ``tokens``, ``cpu_s`` and ``wall_s`` count from the start of training."""
+    """Progress after one optimiser step; ``tokens``, ``cpu_s`` and ``wall_s`` count from the start of training.
+
+    ``privacy`` says what a private training will have spent at its end, and on which terms.
+    """
 
     step: int
     steps: int
@@ -94,6 +97,7 @@ class StepReport:
     tokens: int
     cpu_s: float
     wall_s: float
+    privacy: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +215,8 @@ class Trainer:
                         logged = self._clock.monotonic()
                         _log_progress(order, last)
                 case "finished" if first is not None and last is not None:
+                    if last.privacy is not None:
+                        log_event(_logger, "privacy_spent", round_id=order.round_id, terms=last.privacy)
                     return Trained(
                         steps=last.steps,
                         tokens=last.tokens,
@@ -412,6 +418,7 @@ def _obey(connection: Connection, order: dict[str, Any], reins: _Reins) -> None:
             tokens=progress.tokens,
             cpu_s=float(progress.cpu_s),
             wall_s=float(progress.wall_s),
+            privacy=None if progress.privacy is None else asdict(progress.privacy),
         )
 
     state = finetune(

@@ -18,7 +18,7 @@ from hushtune_client.governor import PacingGovernor
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, load_windows, save_windows
 from hushtune_common.adapter import load_adapter
 from hushtune_common.clock import SystemClock
-from hushtune_common.config import ComputeConfig, TrainingConfig
+from hushtune_common.config import ComputeConfig, DpConfig, TrainingConfig
 from hushtune_common.errors import MalformedUpdate, TrainerFailed
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
@@ -105,6 +105,19 @@ def test_the_child_trains_exactly_like_a_direct_call(trainer: Trainer, order: Or
     assert [s.step for s in steps] == [1, 2, 3, 4, 5, 6]
     assert (trained.steps, trained.tokens) == (6, 2 * 12 * 17)
     assert (trained.loss_first, trained.loss_last) == (steps[0].loss, steps[-1].loss)
+
+
+@pytest.mark.slow
+def test_a_private_training_says_and_logs_what_it_spent(trainer: Trainer, order: Order, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("opacus")
+    caplog.set_level("INFO")
+    steps = list[StepReport]()
+    private = TrainingConfig(batch_windows=12, epochs=3, dp=DpConfig(epsilon=4.0))
+    train(trainer, replace(order, config=private), report=steps.append)
+    assert steps[-1].privacy is not None
+    assert 3.9 < steps[-1].privacy["epsilon"] <= 4.0
+    assert steps[-1].privacy["steps"] == 3
+    assert "privacy_spent" in [record.getMessage() for record in caplog.records]
 
 
 @pytest.mark.slow

@@ -3,9 +3,10 @@
 Letters in shapes: N windows, B of them per step, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from functools import partial
+from math import ceil, isfinite, log
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,24 @@ from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.model.adapter import extract
 from hushtune_common.model.bundle import read_bundle
+from hushtune_common.model.dp import Privacy, draws, planned, secret_generator, set_private_gradient
 from hushtune_common.model.governor import Governor, Unpaced
 from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.lora import Lora, attached
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
 
-__all__ = ["Governor", "Progress", "Unpaced", "batch_order", "finetune", "rate_share"]
+__all__ = ["Governor", "Progress", "Unpaced", "accumulate", "batch_order", "finetune", "rate_share"]
 
 BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
+PASS_TOKENS: Mapping[str, int] = {"fp32": 128, "bf16": 256}
+"""Tokens that pass through the model at once on a CPU, by precision: fewer take less memory, and much fewer take longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """After one step: its number from 1, its loss in nats per token, and totals so far."""
+    """After one step: its number from 1, its loss in nats per token, and totals so far; what the whole run promises."""
 
     step: int
     steps: int
@@ -39,6 +44,7 @@ class Progress:
     tokens: int
     cpu_s: Second
     wall_s: Second
+    privacy: Privacy | None = None
 
 
 def finetune(
@@ -50,34 +56,132 @@ def finetune(
     seeds: SeedTree,
     governor: Governor,
     report: Callable[[Progress], None],
+    noise: np.random.Generator | None = None,
 ) -> AdapterState:
     """Return the adapter blocks of the emulator in ``bundle_path`` after training on ``windows`` (N, T).
 
     AdamW without weight decay; the learning rate rises linearly over the warm-up and falls linearly to its final share; gradients
-    are clipped at norm 1. Embedding, norms outside the blocks, head and middle stay as they are. ``report`` is called after every
-    step. The same arguments give the same adapter. Raises `TrainerFailed` when the loss stops being finite.
+    are clipped at norm 1. Embedding, norms outside the blocks, head and middle stay as they are. With ``config.lora`` factors are
+    trained and merged, so what is returned has every tensor of the blocks either way. ``report`` is called after every step.
+
+    The same arguments give the same adapter, unless ``config.dp`` asks for privacy: then windows and noise are drawn from the
+    operating system; a test may give ``noise`` that repeats. Raises `TrainerFailed` when the loss stops being finite.
     """
     torch.set_num_threads(compute.threads)
     torch.manual_seed(seeds.child("torch").integer())
     bundle = read_bundle(bundle_path)
     model = bundle.load(compute)
     _require_trainable(windows, vocabulary=model.vocabulary)
-    trained = list(model.adapter_parameters(bundle.plan.adapter).values())
+    lora, trained = _trainable(model, bundle.plan.adapter, config=config, seeds=seeds)
+    recipe = _recipe(len(windows), config=config, pass_tokens=PASS_TOKENS[compute.precision], seeds=seeds, noise=noise)
+    _train(
+        model, torch.from_numpy(windows).to(model.device), trained, recipe=recipe, config=config, governor=governor, report=report
+    )
+    if lora is not None:
+        lora.merge()
+    return extract(model, bundle.plan.adapter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recipe:
+    """The windows of every step, the tokens that pass at once and, where training is private, how much and with which noise."""
+
+    batches: Sequence[NDArray[np.int64]]
+    pass_tokens: int
+    privacy: Privacy | None = None
+    noise: np.random.Generator | None = None
+
+
+def _recipe(
+    count: int, *, config: TrainingConfig, pass_tokens: int, seeds: SeedTree, noise: np.random.Generator | None
+) -> _Recipe:
+    if config.dp is None:
+        return _Recipe(batches=batch_order(count, config=config, seeds=seeds), pass_tokens=pass_tokens)
+    privacy = planned(config.dp, training=config, count=count)
+    secret = secret_generator() if noise is None else noise
+    return _Recipe(batches=draws(privacy, count=count, noise=secret), pass_tokens=pass_tokens, privacy=privacy, noise=secret)
+
+
+def _trainable(
+    model: LanguageModel, blocks: Sequence[int], *, config: TrainingConfig, seeds: SeedTree
+) -> tuple[Lora | None, list[torch.nn.Parameter]]:
+    """Return what is trained: factors, or the blocks themselves."""
+    if config.lora is not None:
+        lora = attached(model, blocks, config=config.lora, seeds=seeds.child("lora"))
+        return lora, lora.parameters
+    trained = list(model.adapter_parameters(blocks).values())
     for parameter in trained:
         parameter.requires_grad_(True)
+    return None, trained
+
+
+def _train(
+    model: LanguageModel,
+    tokens: torch.Tensor,
+    trained: Sequence[torch.nn.Parameter],
+    *,
+    recipe: _Recipe,
+    config: TrainingConfig,
+    governor: Governor,
+    report: Callable[[Progress], None],
+) -> None:
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
-    batches = batch_order(len(windows), config=config, seeds=seeds)
-    tokens = torch.from_numpy(windows).to(model.device)
-    for step, batch in enumerate(batches, start=1):
+    steps, seen = len(recipe.batches), 0
+    loss = log(model.vocabulary)  # of a blind guess, should privacy draw no window for the first step
+    for step, batch in enumerate(recipe.batches, start=1):
         governor.step_began()
-        optimizer.param_groups[0]["lr"] = config.learning_rate * rate_share(step, steps=len(batches), config=config)
-        loss = _step(model, tokens[batch], trained=trained, optimizer=optimizer)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * rate_share(step, steps=steps, config=config)
+        found = _set_gradient(model, tokens[batch], trained, recipe=recipe, expected=len(tokens))
+        loss = loss if found is None else found
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         governor.step_ended()
         if not isfinite(loss):
             raise TrainerFailed(f"the loss of step {step} is {loss}; lower training.learning_rate")
-        seen = windows.shape[1] * sum(len(b) for b in batches[:step])
-        report(Progress(step=step, steps=len(batches), loss=loss, tokens=seen, cpu_s=governor.cpu_s, wall_s=governor.wall_s))
-    return extract(model, bundle.plan.adapter)
+        seen += batch.size * tokens.shape[1]
+        report(
+            Progress(
+                step=step,
+                steps=steps,
+                loss=loss,
+                tokens=seen,
+                cpu_s=governor.cpu_s,
+                wall_s=governor.wall_s,
+                privacy=recipe.privacy,
+            )
+        )
+
+
+def _set_gradient(
+    model: LanguageModel, batch: torch.Tensor, trained: Sequence[torch.nn.Parameter], *, recipe: _Recipe, expected: int
+) -> float | None:
+    """Set the gradients of one step and return its mean loss, if it has any windows."""
+    if recipe.privacy is None or recipe.noise is None:
+        loss = accumulate(model, batch, tokens_max=recipe.pass_tokens)
+        clip_grad_norm_(trained, CLIP_NORM, foreach=False)
+        return loss
+    return set_private_gradient(
+        trained,
+        [partial(model.batch_loss, window) for window in batch.split(1)],
+        privacy=recipe.privacy,
+        expected=expected * recipe.privacy.sample_rate,
+        noise=recipe.noise,
+    )
+
+
+def accumulate(model: LanguageModel, batch: torch.Tensor, *, tokens_max: int) -> float:
+    """Add the gradient of the mean loss of a batch (B, T) and return the loss.
+
+    On a CPU the batch passes in parts of at most ``tokens_max`` predicted tokens, but of one window at least: memory holds the
+    activations of a part only.
+    """
+    windows = len(batch) if batch.is_cuda else max(1, tokens_max // (batch.shape[1] - 1))
+    total = 0.0
+    for part in batch.split(windows):
+        loss = model.batch_loss(part) * (len(part) / len(batch))
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 def batch_order(count: int, *, config: TrainingConfig, seeds: SeedTree) -> Sequence[NDArray[np.int64]]:
@@ -96,21 +200,6 @@ def rate_share(step: int, *, steps: int, config: TrainingConfig) -> float:
     if step <= warmup:
         return step / warmup
     return 1.0 + (config.final_share - 1.0) * (step - warmup) / (steps - warmup)
-
-
-def _step(
-    model: LanguageModel,
-    tokens: torch.Tensor,
-    *,
-    trained: Sequence[torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss = model.batch_loss(tokens)
-    loss.backward()
-    clip_grad_norm_(trained, CLIP_NORM, foreach=False)
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _require_trainable(windows: NDArray[np.int64], *, vocabulary: int) -> None:

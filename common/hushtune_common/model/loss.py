@@ -38,7 +38,7 @@ def token_losses(hidden: Tensor, tokens: Tensor, *, head: nn.Linear) -> Tensor:
     wanted = tokens[:, 1:].reshape(-1)
     with torch.no_grad():
         states = hidden.reshape(-1, hidden.shape[-1])
-        parts = [_losses(scores, wanted[at])[0] for at, scores in _scored(states, weight, bias)]
+        parts = [_to_softmax(scores, wanted[at], share=1.0) for at, scores in _scored(states, weight, bias)]
     return torch.cat(parts).reshape(tokens.shape[0], -1)
 
 
@@ -50,13 +50,12 @@ class _MeanLoss(torch.autograd.Function):
         total = torch.zeros((), device=states.device)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         for at, scores in _scored(states, weight, bias):
-            losses, normaliser = _losses(scores, wanted[at])
-            total += losses.sum()
+            total += _to_softmax(scores, wanted[at], share=1.0 / len(wanted)).sum()
             if gradient is not None:
                 # The gradient of -log softmax is the softmax, less one at the token that came.
-                off = scores.sub_(normaliser[:, None]).exp_()
-                off[torch.arange(len(off), device=off.device), wanted[at]] -= 1.0
-                gradient[at] = (off.div_(len(wanted)).to(weight.dtype) @ weight).to(gradient.dtype)
+                scores[torch.arange(len(scores), device=scores.device), wanted[at]] -= 1.0 / len(wanted)
+                gradient[at] = (scores.to(weight.dtype) @ weight).to(gradient.dtype)
+            del scores
         ctx.gradient = gradient
         return total / len(wanted)
 
@@ -74,9 +73,13 @@ def _scored(states: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tup
         yield at, functional.linear(states[at].to(weight.dtype), weight, bias).float()
 
 
-def _losses(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    normaliser = scores.logsumexp(dim=1)
-    return normaliser - scores.gather(1, wanted[:, None])[:, 0], normaliser
+def _to_softmax(scores: Tensor, wanted: Tensor, *, share: float) -> Tensor:
+    """Return the loss of each position (P) from scores (P, V), which become ``share`` of their softmax in place."""
+    at_wanted = scores.gather(1, wanted[:, None])
+    top = scores.amax(dim=1, keepdim=True)
+    total = scores.sub_(top).exp_().sum(dim=1, keepdim=True)
+    scores.mul_(share / total)
+    return (total.log() + top - at_wanted)[:, 0]
 
 
 def _as_multiplied(head: nn.Linear, *, like: Tensor) -> tuple[Tensor, Tensor | None]:
