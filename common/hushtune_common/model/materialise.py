@@ -129,8 +129,10 @@ class EmulatorTensors:
                 left, right = self._factored(made.source, slot)
                 return left if made.kind == "left" else right
             case "product", Compress() as slot:
+                from hushtune_common.model.decompose import product
+
                 left, right = self._factored(made.source, slot)
-                return _turned(left @ right, self.layout.matrix(inner_of(name).removesuffix(".weight")))
+                return _turned(product(left, right), self.layout.matrix(inner_of(name).removesuffix(".weight")))
             case _:
                 return self._base.tensor(made.source)
 
@@ -139,6 +141,8 @@ class EmulatorTensors:
         if self._factors is None or self._factors[0] != source:
             matrix = self.layout.matrix(inner_of(source).removesuffix(".weight"))
             stored = _finite(source, self._base.tensor(source))
+            from hushtune_common.model.decompose import factors  # needs torch, which readers of a bundle do without
+
             left, right = factors(_turned(stored, matrix), components=slot.ranks[matrix.path])
             self._factors = (source, left, right)
         return self._factors[1].copy(), self._factors[2].copy()
@@ -202,21 +206,6 @@ class EmulatorTensors:
         """Return the matrix whose weights, as the model stores them, a tensor of a block holds; none for every other tensor."""
         path, _, kind = inner_of(name).rpartition(".")
         return next((m for m in self.layout.matrices if kind == "weight" and m.path == path), None)
-
-
-def factors(matrix: Float32, *, components: Sequence[int]) -> tuple[Float32, Float32]:
-    """Return (rows, R) and (R, columns) whose product holds the singular ``components`` of a matrix, counted from the largest.
-
-    The singular values are shared evenly between the factors. Signs are fixed by the largest entry of each left vector.
-    """
-    u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    chosen = np.asarray(components)
-    if chosen[-1] >= len(s):
-        raise ValueError(f"component {chosen[-1]} of a matrix that has {len(s)}")
-    u, s, vt = u[:, chosen], s[chosen], vt[chosen]
-    signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(len(chosen))])
-    root = np.sqrt(s) * np.where(signs == 0, 1.0, signs)
-    return (u * root).astype(np.float32), (root[:, None] * vt).astype(np.float32)
 
 
 def refinement_digest(trained: Mapping[str, Float32], *, settings: str) -> Digest:
