@@ -1,20 +1,27 @@
 """Is the comparison of emulators honest: paired, resumable, chosen on text of its own, and exact about what is wrong?"""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hushtune_common.clock import SystemClock
-from hushtune_common.errors import ConfigError, TrainerFailed
+from hushtune_common.errors import ConfigError, Infeasible, TrainerFailed
+from hushtune_common.model.plan import Plan
 from hushtune_common.seeding import SeedTree
 from hushtune_server.cli import main
 from hushtune_server.testbed.emulators.cells import Cell, Cells, Done
 from hushtune_server.testbed.emulators.schema import parse
+from hushtune_server.testbed.emulators.search import Demands, Point, answer, front
 from hushtune_server.testbed.emulators.statistics import Bootstrap, difference, mean_of, recovery
+from tests.models import some_windows, tiny_bundle
 
 COMPARISON = """
 name = "tiny"
@@ -225,3 +232,84 @@ def test_a_method_that_the_comparison_does_not_have_is_named_with_those_it_has(
 ) -> None:
     assert compare(folder, "--methods", "crash") == ConfigError.exit_code
     assert "every-other, least-missed" in capsys.readouterr().err
+
+
+NUMBERS = st.sampled_from([-0.5, 0.0, 0.25, 0.5, 1.0])
+POINTS = st.lists(st.tuples(st.integers(1, 4), NUMBERS, NUMBERS), min_size=1, max_size=8)
+
+
+def points(rows: list[tuple[int, float, float]]) -> list[Point]:
+    return [Point(name=f"p{k}", bytes=size, plug_in=plug_in, gap=gap) for k, (size, plug_in, gap) in enumerate(rows)]
+
+
+@given(POINTS)
+def test_the_front_is_what_nothing_else_is_at_least_as_good_as_everywhere(rows: list[tuple[int, float, float]]) -> None:
+    found = {p.name for p in front(points(rows))}
+    for k, (size, plug_in, gap) in enumerate(rows):
+        better = [r for r in rows if r != (size, plug_in, gap) and r[0] <= size and r[1] >= plug_in and r[2] >= gap]
+        assert (f"p{k}" in found) == (not better)
+
+
+@given(POINTS, NUMBERS, NUMBERS, st.integers(1, 4))
+def test_what_is_taken_meets_every_demand_and_has_the_best_plug_in_of_all_that_do(
+    rows: list[tuple[int, float, float]], plug_in_min: float, gap_min: float, bytes_max: int
+) -> None:
+    found = answer(points(rows), Demands(plug_in_min=plug_in_min, gap_min=gap_min, bytes_max=bytes_max))
+    fit = [r for r in rows if r[0] <= bytes_max and r[1] >= plug_in_min and r[2] >= gap_min]
+    assert (found.taken is None) == (not fit) == (found.problem is not None)
+    if found.taken is not None:
+        assert found.taken.plug_in == max(r[1] for r in fit)
+        assert found.taken in found.front
+
+
+def test_a_demand_that_nobody_meets_is_named_with_what_is_missing() -> None:
+    rows = points([(300, 0.9, -0.2), (200, 0.7, 0.1)])
+    problem = answer(rows, Demands(gap_min=0.25)).problem
+    assert problem == "gap is missed by 0.1500 even by p1, the best at it"
+    both = answer(rows, Demands(gap_min=0.0, plug_in_min=0.75)).problem
+    assert both == "each demand can be met, but not all at once; p1 comes nearest: plug-in is missed by 0.0500"
+
+
+@pytest.mark.slow
+def test_a_search_tries_sizes_and_writes_the_plan_to_take(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = folder / "plan.json"
+    where = ["--scenario", str(folder / "comparison.toml"), "--out", str(folder / "out"), "--cache", str(folder / "cache")]
+    more = ["--methods", "every-other", "--sizes", "2", "--seeds", "1", "--plan", str(plan), "--json"]
+    assert main(["emulator", "search", *where, *more, "--plug-in-min", "-1000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    dropped = {"every-other-size-0": (), "every-other-size-2": (1, 2)}
+    assert Plan.from_json(plan.read_bytes()).dropped == dropped[found["taken"]["name"]]
+    assert main(["emulator", "search", *where, *more, "--bytes-max", "10"]) == Infeasible.exit_code
+    assert "bytes are exceeded" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_document_has_the_numbers_of_the_result_and_its_figures_beside_it(folder: Path) -> None:
+    file = folder / "doc" / "emulators.md"
+    assert compare(folder, "--seeds", "1", "--document", str(file)) == 0
+    text = file.read_text(encoding="utf-8")
+    for row in result_of(folder)["emulators"]:
+        assert f"{row['settings']['plug_in']['perplexity']:.2f}" in text
+        assert row["plan_digest"][:16] in text
+    for figure in ("plug_in", "delta", "importance"):
+        assert (folder / "doc" / "emulators" / f"{figure}.svg").is_file()
+        assert f"(emulators/{figure}.svg)" in text
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_says_how_fast_training_was_and_how_large_it_became(tmp_path: Path) -> None:
+    windows = some_windows(6).tolist()
+    order = {"bundle": str(tiny_bundle(tmp_path, 2)), "trained": "adapter", "windows": windows, "training": {"batch_windows": 2}}
+    done = subprocess.run(
+        [sys.executable, "-m", "hushtune_server.testbed.emulators.cost_child"],
+        input=json.dumps({**order, "compute": {}}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["steps"] == 3
+    assert found["tokens_per_s"] > 0.0
+    # It has torch loaded, and is not this process, which holds what pytest and hypothesis do as well.
+    assert 5e7 < found["peak_bytes"] < 4e9

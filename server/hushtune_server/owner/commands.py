@@ -138,8 +138,9 @@ def build(
     import msgspec
 
     with extra("owner"):
-        from hushtune_common.model.bundle import write_bundle
+        from hushtune_common.model.bundle import read_bundle, write_bundle
         from hushtune_server.owner.emulators.engine import build as engine_build
+        from hushtune_server.owner.emulators.exposure import describe, exposure
         from hushtune_server.owner.emulators.inspection import contents, summary
         from hushtune_server.owner.emulators.planning import shipped_plan
     resolved = _scenario(scenario, subject)
@@ -150,13 +151,19 @@ def build(
     built = engine_build(options, start.request, at=start.place, plan=shipped_plan(options, request=start.request))
     with _written(out):
         write_bundle(out, source=start.place.source, plan=built.plan, refinement=built.refinement)
-    print_pairs({"emulator": str(out), **summary(built.plan), **contents(out)})
+    shown = exposure(built.plan, base=start.place.source.weights, shipped=read_bundle(out).file)
+    print_pairs({"emulator": str(out), **summary(built.plan), **contents(out), **dict(describe(shown))})
     if predict:
         print_pairs(_predicted(start, resolved, out))
 
 
-def inspect(file: Annotated[Path, Parameter(help="A plan (JSON) or an emulator bundle (safetensors).")]) -> None:
-    """Show what stands in an emulator at every block of the model, how large that is and why it is so.
+def inspect(
+    file: Annotated[Path, Parameter(help="A plan (JSON) or an emulator bundle (safetensors).")],
+    *,
+    model: Annotated[str | None, Parameter(help="The model it was made of: what it shows of that is then exact.")] = None,
+    cache: Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")] = MODEL_CACHE,
+) -> None:
+    """Show what stands in an emulator at every block of the model, how large that is, why it is so, and what it gives away.
 
     Example: `hushtune emulator inspect scenarios/plans/smollm2-jargon-drop8.json`
     """
@@ -171,9 +178,18 @@ def inspect(file: Annotated[Path, Parameter(help="A plan (JSON) or an emulator b
         plan = Plan.from_json(beginning)
     else:
         from hushtune_common.model.bundle import read_bundle
+        from hushtune_common.model.sources import open_source
+        from hushtune_server.owner.emulators.exposure import describe, exposure, exposure_at_most
 
-        plan = read_bundle(file).plan
-        pairs, stored = inspection.contents(file), inspection.sizes(file)
+        bundle = read_bundle(file)
+        plan, stored = bundle.plan, inspection.sizes(file)
+        shown = exposure_at_most(plan, shipped=bundle.file)
+        if model is not None:
+            source = open_source(model, cache=cache)
+            if source.base_digest != plan.base:
+                raise ConfigError("--model", f"is {source.base_digest.short}; the emulator was made of {plan.base.short}")
+            shown = exposure(plan, base=source.weights, shipped=bundle.file)
+        pairs = {**inspection.contents(file), **dict(describe(shown))}
     print_pairs({**inspection.summary(plan), **pairs})
     for line in inspection.lines(plan, stored=stored):
         print(f"  {line}")

@@ -17,7 +17,7 @@ from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_server.testbed.rundir import read_json, write_json
 
-FORMAT = "hushtune-cell/1"
+FORMAT = "hushtune-cell/2"
 """Part of every digest; raised when what is computed changes, so that old cells are not taken for new ones."""
 
 Json = dict[str, Any]

@@ -115,6 +115,8 @@ class Summary:
             "refinement_digests": [e.refinement for e in row.emulators],
             "bytes": max(e.bytes for e in row.emulators),
             "parameters_per_token": first.parameters_per_token,
+            "shown_share": first.exposure.share,
+            "verbatim_share": first.exposure.verbatim / first.exposure.total,
             "owner_cpu_s": float(np.mean([e.owner_cpu_s for e in row.emulators])),
         }
         return found | self._measured(row)

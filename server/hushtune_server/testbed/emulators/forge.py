@@ -23,6 +23,7 @@ from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.engine import Telling, Workplace, refine
+from hushtune_server.owner.emulators.exposure import Exposure, exposure
 from hushtune_server.owner.emulators.fitting import fit
 from hushtune_server.owner.emulators.method import EmulatorMethod, Profile, Statistic
 from hushtune_server.owner.emulators.planning import method_for, request_of
@@ -56,6 +57,7 @@ class Emulator:
     bytes: int
     parameters_per_token: int
     owner_cpu_s: float
+    exposure: Exposure
 
     @property
     def key(self) -> dict[str, Any]:
@@ -117,6 +119,7 @@ class Forge:
             bytes=found["bytes"],
             parameters_per_token=found["parameters_per_token"],
             owner_cpu_s=found["profile_cpu_s"] + found["refine_cpu_s"],
+            exposure=Exposure(**found["exposure"]),
         )
 
     def bundle(self, emulator: Emulator) -> Path:
@@ -180,6 +183,8 @@ class Forge:
         plan = method.plan(found, self.request, seeds=_plan_seeds(self._comparison))
         refinement, refine_cpu_s = self._refined(method.options, plan, seed=seed)
         bundle = read_bundle(self.written(plan, refinement))
+        self._telling.phase("measuring what the emulator shows of the model")
+        shown = exposure(plan, base=self.source.weights, shipped=bundle.file)
         return {
             "options": msgspec.to_builtins(method.options),
             "plan": plan.to_json(),
@@ -187,6 +192,7 @@ class Forge:
             "refinement": None if refinement is None else refinement.digest.hex,
             "bytes": emulator_tensors(self.source, plan=plan, refinement=refinement).size_bytes,
             "parameters_per_token": bundle.parameters_per_token,
+            "exposure": {"verbatim": shown.verbatim, "near": shown.near, "partial": shown.partial, "hidden": shown.hidden},
             "profile_cpu_s": found.cpu_s,
             "refine_cpu_s": refine_cpu_s,
         }

@@ -6,8 +6,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hushtune_server.testbed.emulators.search import Answer
+
 Json = Mapping[str, Any]
-_HEADINGS = ("MB", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery")
+_HEADINGS = ("MB", "shown", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery")
 
 
 def print_comparison(document: Json, *, console: Console) -> None:
@@ -21,6 +23,19 @@ def print_comparison(document: Json, *, console: Console) -> None:
     for row in document["emulators"]:
         for why in row["failed"]:
             console.print(f"{row['name']}: {why}", style="bold red", markup=False)
+
+
+def print_answer(found: Answer, *, console: Console) -> None:
+    """Print the front of a search and what to take."""
+    table = Table(title="Emulators that no other beats", title_justify="left")
+    for heading in ("emulator", "MB", "plug-in (recovery)", "gap, nats"):
+        table.add_column(heading, justify="left" if heading == "emulator" else "right")
+    for point in found.front:
+        style = "bold" if point == found.taken else ""
+        table.add_row(point.name, f"{point.bytes / 1e6:.1f}", f"{point.plug_in:.3f}", f"{point.gap:.3f}", style=style)
+    console.print(table)
+    if found.taken is not None:
+        console.print(f"take {found.taken.name}", style="bold")
 
 
 def _table(rows: Sequence[Json]) -> Table:
@@ -50,6 +65,7 @@ def _cells(row: Json) -> list[str]:
     scores = [_perplexity(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")]
     return [
         f"{row['bytes'] / 1e6:.1f}",
+        f"{100 * row['shown_share']:.0f} %",
         f"{row['owner_cpu_s']:.0f}",
         *scores,
         _interval(row.get("delta")),

@@ -12,12 +12,14 @@ from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_common.model.data import load_records, share_out
 from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.loss import token_losses
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed.emulators.schema import Comparison
 
 Windows = NDArray[np.int64]
 
+_BATCH = 8
 _EVERYBODY = "everybody"
 
 
@@ -57,8 +59,10 @@ def texts_of(comparison: Comparison, *, source: ModelSource) -> Texts:
 def scores(model: LanguageModel, windows: Windows) -> list[float]:
     """Return the loss of each window in nats per token; `TrainerFailed` when one is not finite."""
     tokens = torch.from_numpy(windows).to(model.device)
-    with torch.inference_mode():
-        found = [float(model.batch_loss(window)) for window in tokens.split(1)]
+    found: list[float] = []
+    with torch.inference_mode(), model.arithmetic():
+        for part in tokens.split(_BATCH):
+            found += token_losses(model.hidden(part[:, :-1]), part, head=model.head).mean(dim=1).tolist()
     if not all(isfinite(loss) for loss in found):
         raise TrainerFailed("the loss on held-out text is not finite; lower the learning rates")
     return found
