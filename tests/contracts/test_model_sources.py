@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_blocks_that_attend_in_different_ways_are_refused(tmp_path: Path) -> Non
     ("changed", "problem"),
     [({"num_hidden_layers": "six"}, "num_hidden_layers"), ({"num_attention_heads": 5}, "not valid")],
 )
-def test_a_configuration_that_makes_no_model_is_refused(tmp_path: Path, changed: dict[str, object], problem: str) -> None:
+def test_a_configuration_that_makes_no_model_is_refused(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         open_directory(model_directory(tmp_path / "m", **changed)).load()
 
