@@ -120,6 +120,21 @@ def test_the_same_arguments_train_the_same_emulator(tmp_path: Path, options: Emu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "adapter"), [("llama", (0, 3)), ("gpt2", (2,)), ("opt", (0, 1, 5)), ("gpt_neox", (1, 3, 5))])
+def test_every_family_trains_wherever_its_adapter_blocks_lie(tmp_path: Path, family: str, adapter: tuple[int, ...]) -> None:
+    source = tiny_source(f"random:blocks=6,hidden=32,heads=4,seed=1,family={family}")
+    request = request_of(ModelConfig(source="random:", adapter_blocks=adapter), source=source)
+    at = replace(workplace(tmp_path), source=source, model=source.load())
+    for options in REFINING[1:]:
+        built = build(msgspec.structs.replace(options, steps=1, batch_windows=2), request, at=at)
+        assert built.refinement is not None
+        assert not {block_of(name) for name in built.refinement.trained} & set(adapter)
+        tensors = emulator_tensors(source, plan=built.plan, refinement=built.refinement)
+        trained = LanguageModel.build(source.config, tensors, slots=built.plan.slots)
+        assert np.isfinite(trained.loss(some_windows(2)))
+
+
+@pytest.mark.slow
 def test_quantising_comes_on_top_of_the_same_training(tmp_path: Path) -> None:
     _, plain = made(DISTILL, workplace(tmp_path / "a"))
     _, quantised = made(msgspec.structs.replace(DISTILL, quantise_bits=8), workplace(tmp_path / "b"))
