@@ -321,7 +321,7 @@ def _add_testbed() -> None:
         with extra("testbed"):
             from hushtune_server.testbed import commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs", "link", "solve", "experiments"):
+        for name in ("testbed", "runs", "link", "membership", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         for name in ("compare", "search"):
             app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")

@@ -21,6 +21,7 @@ from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.emulators import commands as emulators
 from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
+from hushtune_server.testbed.membership import commands as membership
 from hushtune_server.testbed.solve import commands as solve
 
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
@@ -44,6 +45,7 @@ def register(app: App) -> None:
     runs.command(show_logs, name="logs")
     app.command(runs)
     link.register(app)
+    membership.register(app)
     solve.register(app)
     experiments.register(app)
     emulators.register(app["emulator"])

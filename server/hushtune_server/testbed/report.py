@@ -15,7 +15,6 @@ ASSUMPTIONS = (
     "of the scenario, not a measurement.",
     "The leakage bound is derived along published lines, not peer reviewed, and checked by exact enumeration of a short code.",
     "The update is sealed (X25519 and ML-KEM-768, AES-256-GCM) independently of the air.",
-    "The owner sees each client's adapter in the clear and may learn about its data from it; nothing here bounds that.",
     "Power, clock and energy are modelled from the scenario, not measured on a device.",
     "Test perplexities come from a referee that sees both sides; in a deployment nobody does.",
 )
@@ -56,10 +55,25 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
 
 
 def _assumptions(scenario: Scenario) -> list[str]:
-    said = [f"The fidelity is {Fidelity(scenario.air.fidelity).claim}.", *ASSUMPTIONS]
+    said = [f"The fidelity is {Fidelity(scenario.air.fidelity).claim}.", *ASSUMPTIONS, _privacy(scenario)]
     if scenario.secrecy.randomness == "seeded":
         said.insert(0, "REPRODUCIBLE, NOT SECRET: random bits, hash seeds and dither come from the scenario's seed.")
     return said
+
+
+def _privacy(scenario: Scenario) -> str:
+    """Say what bounds what an owner learns about a client's text from the adapter that it opens."""
+    dp = scenario.training.dp
+    seen = "The owner sees each client's adapter in the clear and may learn about its data from it"
+    if dp is None:
+        return f"{seen}; nothing here bounds that."
+    return (
+        f"{seen}, bounded by differential privacy: epsilon at most {dp.epsilon:g} at delta {dp.delta:g} for adding or removing "
+        f"one window of {scenario.data.window_tokens} tokens (DP-SGD: the gradient of each window clipped at norm "
+        f"{dp.clip_norm:g}, windows drawn independently for each step, noise and draws from the operating system, spending found "
+        "by a PRV accountant). Not covered: a person with several windows, the number of windows, how long training took, and "
+        "losses, which stay at the client."
+    )
 
 
 def failure_of(run: RunDirectory) -> str:
@@ -102,6 +116,7 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
         "train_s": completion.get("train_s"),
         "energy_j": completion.get("energy_j"),
         "training": {k: training.get(k) for k in ("steps", "loss_first", "loss_last", "cpu_s", "clock_share", "governor")},
+        "privacy": _latest(run, client, "privacy_spent", **this_round).get("terms"),
         "accepted": client in (last.get("accepted") or ()),
         "outcome": _outcome(client, last, completion, refused),
         "verdict": {k: verdict.get(k) for k in ("accepted", "kept", "reason", "score")} if verdict else None,

@@ -1,0 +1,1 @@
+"""Whether a window of text was trained on, asked of a returned adapter."""
