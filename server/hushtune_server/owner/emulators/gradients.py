@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hushtune_common.model.decompose import decomposed
 from hushtune_common.model.language import LanguageModel, next_token_loss
 from hushtune_common.model.layout import BlockLayout, Matrix
 from hushtune_common.model.resolve import State
@@ -79,7 +80,8 @@ def component_scores(weight: Floats, moments: Moments) -> Scores:
 
     In closed form, with D = -s u v': ``|G D A|`` summed over entries is ``s |G u| |A v|``, and <g, D> is ``-s u' g v``.
     """
-    u, s, vt = np.linalg.svd(weight, full_matrices=False)
+    # Decomposed as the emulator's tensors are, so that a component has the same number there.
+    u, s, vt = decomposed(np.ascontiguousarray(weight, dtype=np.float32))
     preserve = s * np.abs(moments.outputs @ u).sum(axis=0) * np.abs(moments.inputs @ vt.T).sum(axis=0)
     private = -s * np.einsum("ok,ok->k", u, moments.gradient @ vt.T)
     return Scores(preserve=preserve.astype(np.float32), private=private.astype(np.float32))
