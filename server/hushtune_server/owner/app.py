@@ -129,6 +129,7 @@ class OwnerProcess:
         state = self._options.state_dir
         bundle = state / "emulator.partial"
         prepared = await self._in_worker(partial(_load, self._options, bundle, self._seeds.child("plan"), self._clock))
+        await self._in_worker(partial(self._admit, bundle, prepared))
         private = _sealing_key(state / "sealing.key")
         codec = codec_id(self._scenario.codec)
         published = await self._catalog.publish(bundle, sealing_key=private.public.to_bytes(), codec=codec)
@@ -140,8 +141,26 @@ class OwnerProcess:
             blocks_kept=len(prepared.plan.kept),
             blocks_dropped=list(prepared.plan.dropped),
             method=prepared.plan.method,
+            gradient_cosine=round(prepared.fidelity.cosine, 4),
+            gradient_norm_ratio=round(prepared.fidelity.norm_ratio, 4),
+            middle_cka=round(prepared.fidelity.cka, 4),
         )
         return prepared, published, private
+
+    def _admit(self, bundle: Path, prepared: "Prepared") -> None:
+        """Enter the release in the ledger, in the worker thread, before anybody can fetch it; refuse one that shows too much."""
+        from hushtune_common.model.bundle import read_bundle
+        from hushtune_server.owner.ledger import LEDGER, admit, release_of
+
+        release = release_of(
+            read_bundle(bundle),
+            base=prepared.source.weights,
+            recipients=[c.id for c in self._scenario.clients],
+            date=self._clock.wall().date().isoformat(),
+        )
+        admit(self._options.state_dir / LEDGER, release, config=self._scenario.owner.exposure)
+        shown = release.coverage.exposure
+        log_event(_log, "exposure_measured", share=round(shown.share, 4), verbatim_share=round(shown.verbatim / shown.total, 4))
 
     @property
     def _blobs(self) -> BlobsService:

@@ -15,7 +15,7 @@ from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey
-from hushtune_common.model.bundle import read_bundle, write_bundle
+from hushtune_common.model.bundle import emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
@@ -23,7 +23,8 @@ from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.book import Judgement, refusal
-from hushtune_server.owner.emulators.engine import Telling, Workplace, build
+from hushtune_server.owner.emulators.engine import Built, Telling, Workplace, build
+from hushtune_server.owner.emulators.fidelity import Fidelity, fidelity
 from hushtune_server.owner.emulators.method import EmulatorRequest
 from hushtune_server.owner.emulators.planning import request_of, shipped_plan
 from hushtune_server.owner.emulators.text import public_text
@@ -43,6 +44,7 @@ class Prepared:
     model: LanguageModel
     plan: Plan
     windows: NDArray[np.int64]
+    fidelity: Fidelity
 
 
 def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
@@ -72,7 +74,16 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     telling.phase("writing the emulator")
     bundle.parent.mkdir(parents=True, exist_ok=True)
     write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement)
-    return Prepared(source=source, model=place.model, plan=built.plan, windows=windows)
+    telling.phase("comparing gradients with the model's")
+    alike = _fidelity(place, built, scenario, probe=windows[: scenario.data.public_windows // 3 or 1])
+    return Prepared(source=source, model=place.model, plan=built.plan, windows=windows, fidelity=alike)
+
+
+def _fidelity(place: Workplace, built: Built, scenario: Scenario, *, probe: NDArray[np.int64]) -> Fidelity:
+    """Return how alike the adapter blocks' gradients are on a few public windows."""
+    tensors = emulator_tensors(place.source, plan=built.plan, refinement=built.refinement)
+    emulator = LanguageModel.build(place.source.config, tensors, slots=built.plan.slots, compute=scenario.compute)
+    return fidelity(place.model, emulator, probe, adapter=built.plan.adapter)
 
 
 class Workshop:

@@ -122,6 +122,13 @@ def _gate(event: Mapping[str, Any]) -> str:
 
 _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "serving_started": lambda e: f"serving at {e.get('address')}",
+    "exposure_measured": lambda e: (
+        f"the emulator shows {100 * _number(e, 'share'):.1f} % of the model, {100 * _number(e, 'verbatim_share'):.1f} % word for word"
+    ),
+    "emulator_published": lambda e: (
+        f"emulator by {e.get('method')} published, {_mb(e, 'bytes_total')}; its adapter gradients point "
+        f"{_number(e, 'gradient_cosine'):.2f} the model's way (cosine), middle alike {_number(e, 'middle_cka'):.2f} (CKA)"
+    ),
     "emulator_verified": lambda e: f"emulator {str(e.get('digest', ''))[:12]} verified, {_mb(e, 'bytes')}",
     "assignments_solved": lambda e: f"resources shared out by {e.get('method')}",
     "round_opened": lambda e: f"round {e.get('round_id', '')} opened",
