@@ -163,7 +163,7 @@ def killed_after(steps: int) -> Callable[[Learned], None]:
     return learned
 
 
-LONG: dict[str, Any] = {"steps": CHECKPOINT_STEPS + 5, "batch_windows": 4}
+LONG: dict[str, Any] = {"steps": CHECKPOINT_STEPS + 5, "batch_windows": 2}
 
 
 @pytest.mark.slow
@@ -324,7 +324,7 @@ def gap_and_cosine(plan: Plan, refinement: Refinement | None) -> tuple[float, fl
 
 @pytest.mark.slow
 def test_with_a_margin_the_gap_approaches_it_and_the_gradients_turn_the_same_way(tmp_path: Path) -> None:
-    options = MarginOptions(drop=2, ranking="uniform", steps=60, batch_windows=12, learning_rate=1e-2, margin_nats=0.5)
+    options = MarginOptions(drop=2, ranking="uniform", steps=40, batch_windows=8, learning_rate=1e-2, margin_nats=0.5)
     plan, refinement = made(options, workplace(tmp_path))
     (gap, turned), (gap_before, turned_before) = gap_and_cosine(plan, refinement), gap_and_cosine(plan, None)
     assert abs(gap - 0.5) < 0.3 * abs(gap_before - 0.5)

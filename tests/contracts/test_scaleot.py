@@ -173,7 +173,7 @@ def planted(block: int, factor: float) -> tuple[LanguageModel, PublicText]:
     return model, PublicText(corpus=Digest.of(b"own"), windows=tokens.numpy())
 
 
-SEARCH = ScaleotOptions(rank=2, steps=50, batch_windows=8, candidates=4, reward_rate=0.1, learning_rate=1e-4)
+SEARCH = ScaleotOptions(rank=2, steps=32, batch_windows=8, candidates=4, reward_rate=0.1, learning_rate=1e-4)
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_a_killed_search_goes_on_and_ends_bit_for_bit_as_if_nothing_had_been(tmp
 def test_harmonizers_learn_while_the_search_goes_on(tmp_path: Path) -> None:
     model, text = planted(6, 2.0)
     heard: list[Learned] = []
-    options = msgspec.structs.replace(SEARCH, rank=16, steps=50, learning_rate=1e-2)
+    options = msgspec.structs.replace(SEARCH, rank=16, steps=40, learning_rate=1e-2)
     learned(model, text, options=options, work=tmp_path, report=heard.append)
     first, last = (np.mean([h.loss for h in part]) for part in (heard[:10], heard[-10:]))
     assert last < 0.9 * first
