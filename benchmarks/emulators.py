@@ -13,7 +13,8 @@ from pathlib import Path
 from hushtune_server.cli import main
 
 COMPARISONS = {
-    "scenarios/emulators.toml": "docs/results/emulators.md",
+    "scenarios/emulators.toml": ["--document", "docs/results/emulators.md", "--cost"],
+    "scenarios/emulators-trec.toml": ["--document", "docs/results/emulators-trec.md"],
 }
 
 
@@ -27,9 +28,8 @@ def arguments() -> argparse.Namespace:
 def run() -> int:
     asked = arguments()
     more = [] if asked.seeds is None else ["--seeds", asked.seeds]
-    for scenario, document in COMPARISONS.items():
-        command = ["emulator", "compare", "--scenario", scenario, "--document", document, "--cost", "--out", str(asked.out)]
-        code = main([*command, *more])
+    for scenario, options in COMPARISONS.items():
+        code = main(["emulator", "compare", "--scenario", scenario, *options, "--out", str(asked.out), *more])
         if code:
             return code
     return 0

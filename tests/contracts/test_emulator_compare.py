@@ -113,7 +113,7 @@ def test_the_first_seed_chooses_the_rate_on_text_that_no_arm_is_trained_or_score
     stored = [json.loads(path.read_text(encoding="utf-8")) for path in cells_of(folder)]
     trained = {(c["title"], c["key"]["seed"]): c["result"] for c in stored if c["kind"] == "train"}
     first = trained["every-other, adapter blocks, seed 1", 1]
-    best = min(first["grid"], key=lambda row: row["held_out_nats"])
+    best = min(first["grid"], key=lambda row: row["held_out"])
     assert first["chosen"] == [best["learning_rate"], best["epochs"]]
     second = trained["every-other, adapter blocks, seed 2", 2]
     assert [[row["learning_rate"], row["epochs"]] for row in second["grid"]] == [first["chosen"]]
@@ -313,3 +313,26 @@ def test_a_process_of_its_own_says_how_fast_training_was_and_how_large_it_became
     assert found["tokens_per_s"] > 0.0
     # It has torch loaded, and is not this process, which holds what pytest and hypothesis do as well.
     assert 5e7 < found["peak_bytes"] < 4e9
+
+
+@pytest.mark.slow
+def test_an_encoder_is_compared_by_the_texts_that_it_tells_apart(folder: Path) -> None:
+    questions = [f"{'who' if k % 2 else 'where'} is number {k} of {'people' if k % 2 else 'places'}" for k in range(40)]
+    rows = [json.dumps({"text": text, "label": text.split()[0]}) for text in map(_worded, questions)]
+    (folder / "private.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    text = COMPARISON.replace("random:", "random:family=bert,").replace("txt:private.txt", "jsonl:private.jsonl")
+    text = text.replace('name = "tiny"', 'name = "tiny"\ntask = "classify"').replace("train_windows = 6", "train_windows = 20")
+    (folder / "comparison.toml").write_text(text.replace("test_windows = 2", "test_windows = 10"), encoding="utf-8")
+    assert compare(folder, "--methods", "every-other", "--seeds", "1") == 0
+    result = result_of(folder)
+    assert result["data"]["windows"] == {"train": 18, "select": 2, "test": 10}
+    (row,) = result["emulators"]
+    for score in (*result["settings"].values(), *row["settings"].values()):
+        assert score["accuracy"] == pytest.approx(1.0 - score["error"])
+        assert (10 * score["accuracy"]) % 1 == pytest.approx(0.0, abs=1e-9)
+    assert {"full_zero_shot", "full_fine_tuned", "bound"} == set(result["settings"])
+
+
+def _worded(text: str) -> str:
+    """Spell numbers: texts that differ in digits only count as the same."""
+    return "".join("abcdefghij"[int(c)] if c.isdigit() else c for c in text)

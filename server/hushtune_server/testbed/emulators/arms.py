@@ -14,9 +14,11 @@ import torch
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import Clock
 from hushtune_common.config import ComputeConfig, TrainingConfig
-from hushtune_common.errors import TrainerFailed
+from hushtune_common.errors import ConfigError, TrainerFailed
+from hushtune_common.messages import Digest
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.finetune import Progress, Unpaced, finetune
+from hushtune_common.model.indexed import IndexedModel
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed.attacks.attack import ATTACKS, AttackName, prepared
@@ -65,10 +67,86 @@ class Session(Protocol):
         ...
 
 
+class Task(Protocol):
+    """What all arms are trained for and scored on.
+
+    Laws: scores are losses, lower is better, one for each test item in the same order for every arm; equal arguments give equal
+    scores on a CPU.
+    """
+
+    @property
+    def unit(self) -> str:
+        """``nats`` per token, or ``error``, 1 for a text that is misjudged."""
+        ...
+
+    @property
+    def digest(self) -> Digest:
+        """What identifies the text."""
+        ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many items train, choose learning rates (``select``) and score (``test``)."""
+        ...
+
+    def full_scores(self, model: IndexedModel) -> list[float]:
+        """Score the full model as it is."""
+        ...
+
+    def shipped_scores(self, bundle: Path) -> list[float]:
+        """Score an emulator as it is shipped."""
+        ...
+
+    def client(self, bundle: Path, *, seed: int, full: Callable[[], IndexedModel] | None) -> "Session":
+        """Begin to train adapter blocks as a client does; ``full`` is the model to plug them into."""
+        ...
+
+    def thief(self, name: AttackName, bundle: Path, *, seed: int, healing: TrainingConfig) -> "Session":
+        """Begin an attack; ``full`` on the whole model's file is full fine-tuning."""
+        ...
+
+
+class LanguageTask:
+    """Predicting the next token of private text."""
+
+    unit = "nats"
+
+    def __init__(self, setting: Setting) -> None:
+        """Take text and tools."""
+        self._setting = setting
+
+    @property
+    def digest(self) -> Digest:
+        """What identifies the windows."""
+        return self._setting.texts.digest
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many windows train, choose and score."""
+        texts = self._setting.texts
+        return {"train": len(texts.train), "select": len(texts.select), "test": len(texts.test)}
+
+    def full_scores(self, model: IndexedModel) -> list[float]:
+        """Return the losses of the full model."""
+        return scores(_language(model), self._setting.texts.test)
+
+    def shipped_scores(self, bundle: Path) -> list[float]:
+        """Return the losses of an emulator."""
+        return scores(read_bundle(bundle).load(self._setting.compute), self._setting.texts.test)
+
+    def client(self, bundle: Path, *, seed: int, full: Callable[[], IndexedModel] | None) -> "Session":
+        """Train adapter blocks by the client's own recipe."""
+        return AdapterSession(bundle, seed=seed, setting=self._setting, full=full)
+
+    def thief(self, name: AttackName, bundle: Path, *, seed: int, healing: TrainingConfig) -> "Session":
+        """Attack an emulator file."""
+        return ThiefSession(name, bundle, seed=seed, setting=self._setting, healing=healing)
+
+
 class AdapterSession:
     """Adapter blocks of an emulator file, trained as a client does; scored in the emulator and, if asked, in ``full``."""
 
-    def __init__(self, bundle: Path, *, seed: int, setting: Setting, full: Callable[[], LanguageModel] | None) -> None:
+    def __init__(self, bundle: Path, *, seed: int, setting: Setting, full: Callable[[], IndexedModel] | None) -> None:
         """Load the emulator."""
         self._bundle, self._setting, self._full = bundle, setting, full
         self._seeds = SeedTree(seed).child("training")
@@ -109,7 +187,7 @@ class AdapterSession:
         test = self._setting.texts.test
         found = {"emulator": scores(self._emulator, test)}
         if self._full is not None:
-            model = self._full()
+            model = _language(self._full())
             found["full"] = with_state(model, self._state.tensors, then=lambda: scores(model, test))
         return found
 
@@ -157,8 +235,14 @@ def trains_adapter_only(name: AttackName) -> bool:
     return ATTACKS[name].adapter_only
 
 
+def _language(model: IndexedModel) -> LanguageModel:
+    if not isinstance(model, LanguageModel):
+        raise ConfigError("task", '"language" needs a causal language model; take task = "classify" for an encoder')
+    return model
+
+
 def _tokens(after: Loot, before: Loot) -> int:
     return after.cost.tokens - before.cost.tokens
 
 
-_conforms: tuple[type[Session], type[Session]] = (AdapterSession, ThiefSession)
+_conforms: tuple[type[Task], type[Session], type[Session]] = (LanguageTask, AdapterSession, ThiefSession)

@@ -9,22 +9,14 @@ import msgspec
 from hushtune_common.clock import Clock
 from hushtune_common.config import TrainingConfig
 from hushtune_common.errors import TrainerFailed
-from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.plan import Plan
 from hushtune_server.testbed.attacks.attack import AttackName
-from hushtune_server.testbed.emulators.arms import (
-    AdapterSession,
-    Session,
-    Setting,
-    Spent,
-    Stepped,
-    ThiefSession,
-    trains_adapter_only,
-)
+from hushtune_server.testbed.emulators.arms import LanguageTask, Session, Setting, Spent, Stepped, Task, trains_adapter_only
 from hushtune_server.testbed.emulators.cells import Cell, Cells, Json
+from hushtune_server.testbed.emulators.classification import ClassifyTask
 from hushtune_server.testbed.emulators.forge import Emulator, Forge
 from hushtune_server.testbed.emulators.schema import Comparison
-from hushtune_server.testbed.emulators.tasks import grid_of, scores, texts_of
+from hushtune_server.testbed.emulators.tasks import grid_of, texts_of
 
 Rate = tuple[float, int]
 """A learning rate and a number of epochs."""
@@ -51,20 +43,17 @@ class Bench:
         """Take the emulators' forge and the folder of cells; ``stepped`` hears of training steps done and in all."""
         self.comparison, self.forge = comparison, forge
         self._cells = cells
-        self.texts = texts_of(comparison, source=forge.source)
-        data = comparison.data
-        public = forge.text.spread(tokens=data.train_windows * data.window_tokens)
-        self._setting = Setting(texts=self.texts, public=public, compute=comparison.compute, clock=clock, stepped=stepped)
+        self.task = task_of(comparison, forge=forge, clock=clock, stepped=stepped)
 
     def full_zero_shot(self) -> Json:
         """Score the full model as it is."""
         cell = self._cell("score", "full model, zero-shot", key={"plan": None, "refinement": None})
-        return self._cells.settle(cell, lambda: {"losses": {"full": scores(self.forge.model, self.texts.test)}})
+        return self._cells.settle(cell, lambda: {"losses": {"full": self.task.full_scores(self.forge.model)}})
 
     def emulator_zero_shot(self, emulator: Emulator) -> Json:
         """Score an emulator as it is shipped."""
         cell = self._cell("score", f"{emulator.entry.name}, emulator zero-shot", key=emulator.key)
-        return self._cells.settle(cell, lambda: {"losses": {"emulator": self._shipped_scores(emulator)}})
+        return self._cells.settle(cell, lambda: {"losses": {"emulator": self.task.shipped_scores(self.forge.bundle(emulator))}})
 
     def full_fine_tuned(self) -> list[Json]:
         """Train the full model, all blocks or everything, once for each seed."""
@@ -77,8 +66,8 @@ class Bench:
         def begin(seed: int) -> Session:
             bundle = self.forge.written(plan)
             if everything:
-                return ThiefSession("full", bundle, seed=seed, setting=self._setting, healing=self._healing(share))
-            return AdapterSession(bundle, seed=seed, setting=self._setting, full=None)
+                return self.task.thief("full", bundle, seed=seed, healing=self._healing(share))
+            return self.task.client(bundle, seed=seed, full=None)
 
         return self._all_seeds([Arm(title="full fine-tuning", key=key, rate_share=share, begin=begin)])
 
@@ -89,7 +78,7 @@ class Bench:
             title="bound",
             key={"plan": plan.digest.hex, "refinement": None, "attack": None, "in_full": False},
             rate_share=1.0,
-            begin=lambda seed: AdapterSession(self.forge.written(plan), seed=seed, setting=self._setting, full=None),
+            begin=lambda seed: self.task.client(self.forge.written(plan), seed=seed, full=None),
         )
         return self._all_seeds([arm])
 
@@ -106,9 +95,7 @@ class Bench:
             title=f"{emulator.entry.name}, adapter blocks",
             key={**emulator.key, "attack": None, "in_full": True},
             rate_share=1.0,
-            begin=lambda seed: AdapterSession(
-                self.forge.bundle(emulator), seed=seed, setting=self._setting, full=lambda: self.forge.model
-            ),
+            begin=lambda seed: self.task.client(self.forge.bundle(emulator), seed=seed, full=lambda: self.forge.model),
         )
 
     def _thief(self, name: AttackName, emulator: Emulator) -> Arm:
@@ -117,9 +104,7 @@ class Bench:
             title=f"{emulator.entry.name}, attack {name}",
             key={**emulator.key, "attack": name, "in_full": False},
             rate_share=share,
-            begin=lambda seed: ThiefSession(
-                name, self.forge.bundle(emulator), seed=seed, setting=self._setting, healing=self._healing(share)
-            ),
+            begin=lambda seed: self.task.thief(name, self.forge.bundle(emulator), seed=seed, healing=self._healing(share)),
         )
 
     def _healing(self, share: float) -> TrainingConfig:
@@ -141,7 +126,11 @@ class Bench:
         training = msgspec.structs.replace(self.comparison.training, learning_rate=1.0, epochs=1)  # both are among the rates
         key = {**arm.key, "rates": rates, "training": msgspec.to_builtins(training), "seed": seed}
         if arm.key["attack"] not in (None, "adapter", "full"):
-            key["healing"] = [self._healing(arm.rate_share).learning_rate, self.forge.text.corpus.hex, len(self._setting.public)]
+            key["healing"] = [
+                self._healing(arm.rate_share).learning_rate,
+                self.forge.text.corpus.hex,
+                self.comparison.data.train_windows,
+            ]
         cell = self._cell("train", f"{arm.title}, seed {seed}", key=key)
         return self._cells.settle(cell, lambda: self._tried(arm, rates, seed=seed))
 
@@ -155,9 +144,9 @@ class Bench:
             try:
                 config = msgspec.structs.replace(self.comparison.training, learning_rate=rate, epochs=epochs)
                 spent = session.train(config)
-                row["held_out_nats"] = fmean(session.held_out())
-                if best is None or row["held_out_nats"] < best[0]:
-                    best = (row["held_out_nats"], _result(session, spent, chosen=(rate, epochs)))
+                row["held_out"] = fmean(session.held_out())
+                if best is None or row["held_out"] < best[0]:
+                    best = (row["held_out"], _result(session, spent, chosen=(rate, epochs)))
             except TrainerFailed as error:
                 row["failed"] = str(error)
             grid.append(row)
@@ -165,16 +154,22 @@ class Bench:
             raise TrainerFailed(f"no learning rate worked: {next(row['failed'] for row in grid if 'failed' in row)}")
         return {**best[1], "grid": grid}
 
-    def _shipped_scores(self, emulator: Emulator) -> list[float]:
-        return scores(read_bundle(self.forge.bundle(emulator)).load(self.comparison.compute), self.texts.test)
-
     def _cell(self, kind: str, title: str, *, key: Json) -> Cell:
         base = {
             "base": self.forge.request.base.hex,
-            "texts": self.texts.digest.hex,
+            "texts": self.task.digest.hex,
             "precision": self.comparison.compute.precision,
         }
         return Cell(kind=kind, title=title, key={**base, **key})
+
+
+def task_of(comparison: Comparison, *, forge: Forge, clock: Clock, stepped: Stepped) -> Task:
+    """Return what the comparison trains for."""
+    if comparison.task == "classify":
+        return ClassifyTask(comparison, source=forge.source, clock=clock, stepped=stepped)
+    texts, data = texts_of(comparison, source=forge.source), comparison.data
+    public = forge.text.spread(tokens=data.train_windows * data.window_tokens)
+    return LanguageTask(Setting(texts=texts, public=public, compute=comparison.compute, clock=clock, stepped=stepped))
 
 
 def _result(session: Session, spent: Spent, *, chosen: Rate) -> Json:

@@ -71,6 +71,8 @@ def compare(
     from hushtune_server.testbed.emulators import schema
 
     asked = schema.load(scenario, overrides=set_ or ()).only(names=_listed(methods), seeds=_numbers(seeds))
+    if cost and asked.task != "language":
+        raise ConfigError("--cost", "is measured for language models; leave it out for an encoder")
     command = f"hushtune emulator compare --scenario {scenario}" + ("" if seeds is None else f" --seeds {seeds}")
     run = _run(asked, out=out, cache=cache, replan=replan, command=command, cost=cost)
     _keep(run, folder=out)

@@ -170,6 +170,9 @@ class Summary:
 
     def _score(self, arms: Mapping[str, Floats], statistic: Statistic) -> Json:
         found = self._interval(arms, statistic)
+        if self._comparison.task == "classify":
+            right = {"accuracy": 1.0 - found.value, "accuracy_low": 1.0 - found.high, "accuracy_high": 1.0 - found.low}
+            return {"error": found.value, "error_low": found.low, "error_high": found.high, **right}
         nats = {"nats": found.value, "nats_low": found.low, "nats_high": found.high}
         return {**nats, "perplexity": exp(found.value), "perplexity_low": exp(found.low), "perplexity_high": exp(found.high)}
 
@@ -207,21 +210,22 @@ def document(bench: Bench, results: Results, *, facts: Mapping[str, Any]) -> Jso
     """Return the comparison as one JSON document; ``facts`` are its date, versions and command."""
     comparison, request = bench.comparison, bench.forge.request
     summary = Summary(comparison, results)
-    texts = bench.texts
     return {
         "format": FORMAT,
         "name": comparison.name,
         **facts,
-        "unit": "nats per token; intervals: 95 % percentile bootstrap over windows and seeds, paired",
+        "task": comparison.task,
+        "unit": bench.task.unit,
+        "intervals": "95 % percentile bootstrap over test items and seeds, paired",
         "resamples": comparison.resamples,
         "seed": comparison.seed,
         "seeds": list(comparison.seeds),
         "model": {"source": comparison.model.source, "digest": request.base.hex, "adapter": list(request.adapter)},
         "data": {
             **msgspec.to_builtins(comparison.data),
-            "digest": texts.digest.hex,
+            "digest": bench.task.digest.hex,
             "public_digest": bench.forge.text.corpus.hex,
-            "windows": {"train": len(texts.train), "select": len(texts.select), "test": len(texts.test)},
+            "windows": dict(bench.task.sizes),
         },
         "training": msgspec.to_builtins(comparison.training),
         "selection": msgspec.to_builtins(comparison.selection),

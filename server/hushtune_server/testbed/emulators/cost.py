@@ -18,6 +18,7 @@ from hushtune_common.errors import TrainerFailed
 from hushtune_common.model.plan import Plan
 from hushtune_server.testbed.emulators.bench import Bench
 from hushtune_server.testbed.emulators.compare import Results, Row
+from hushtune_server.testbed.emulators.tasks import texts_of
 
 Json = dict[str, Any]
 
@@ -60,11 +61,12 @@ def _plug_in(row: Row) -> float:
 def _measured(bench: Bench, bundle: Path, *, trained: str) -> Json:
     """Run the child that trains for some steps and says what it took."""
     comparison = bench.comparison
+    texts = texts_of(comparison, source=bench.forge.source)
     order = {
         "bundle": str(bundle),
         "trained": trained,
         "steps": STEPS,
-        "windows": bench.texts.train[: STEPS * comparison.training.batch_windows].tolist(),
+        "windows": texts.train[: STEPS * comparison.training.batch_windows].tolist(),
         "training": msgspec.to_builtins(comparison.training),
         "compute": msgspec.to_builtins(comparison.compute),
     }

@@ -8,11 +8,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hushtune_server.testbed.emulators.report import loss_of
+
 Json = Mapping[str, Any]
 
 _OURS: Final = "#1b6ca8"
 _THEIRS: Final = "#b3402a"
 _GREY: Final = "#6b6b6b"
+_AXES: Final = {"nats": "nats per token on held-out private text", "error": "share of held-out texts misjudged"}
 _IMPORTANCE: Final = ("loss_rise_nats", "influences", "influence", "replacement_scores", "scores")
 
 
@@ -50,45 +53,50 @@ def _figure(title: str, *, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
 def _plug_in(document: Json, rows: Sequence[Json]) -> Figure:
     figure, (axes,) = _figure("Plug-in and emulator after training, over bytes shipped")
     for setting, colour, label in (("plug_in", _OURS, "plug-in"), ("emulator_fine_tuned", _THEIRS, "emulator")):
-        scores = [row["settings"][setting] for row in rows]
+        scores = [loss_of(row["settings"][setting]) for row in rows]
         _points(axes, rows, scores, colour=colour, label=label, names=setting == "plug_in")
     for setting, style in (("full_zero_shot", ":"), ("bound", "--"), ("full_fine_tuned", "-")):
         if setting in document["settings"]:
-            axes.axhline(document["settings"][setting]["nats"], color=_GREY, linestyle=style, linewidth=1, label=_said(setting))
-    axes.set(xlabel="MB", ylabel="nats per token on held-out private text")
+            axes.axhline(
+                loss_of(document["settings"][setting])[0], color=_GREY, linestyle=style, linewidth=1, label=_said(setting)
+            )
+    axes.set(xlabel="MB", ylabel=_AXES[document["unit"]])
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
 def _delta(rows: Sequence[Json]) -> Figure:
     figure, (axes,) = _figure("By how much the plug-in is ahead of whoever holds the emulator")
-    deltas = [{"nats": row["delta"]["value"], "nats_low": row["delta"]["low"], "nats_high": row["delta"]["high"]} for row in rows]
+    deltas = [_ends(row["delta"]) for row in rows]
     _points(axes, rows, deltas, colour=_OURS, label="adapter blocks trained", names=True)
     attacks = sorted({name for row in rows for name, found in row.get("attacks", {}).items() if found})
     for name in attacks:
         attacked = [row for row in rows if row["attacks"].get(name)]
-        gaps = [row["attacks"][name]["gap"] for row in attacked]
-        scores = [{"nats": g["value"], "nats_low": g["low"], "nats_high": g["high"]} for g in gaps]
+        scores = [_ends(row["attacks"][name]["gap"]) for row in attacked]
         _points(axes, attacked, scores, colour=_THEIRS, label=f"attack {name}", names=False)
     axes.axhline(0.0, color=_GREY, linewidth=1)
-    axes.set(xlabel="MB", ylabel="nats per token")
+    axes.set(xlabel="MB", ylabel="difference of losses")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _points(axes: Axes, rows: Sequence[Json], scores: Sequence[Json], *, colour: str, label: str, names: bool) -> None:
-    x = [row["bytes"] / 1e6 for row in rows]
-    y = [score["nats"] for score in scores]
-    below = [max(0.0, score["nats"] - _or(score["nats_low"], score["nats"])) for score in scores]
-    above = [max(0.0, _or(score["nats_high"], score["nats"]) - score["nats"]) for score in scores]
+Ends = tuple[float, float, float]
+"""A number and the ends of its interval."""
+
+
+def _points(axes: Axes, rows: Sequence[Json], scores: Sequence[Ends], *, colour: str, label: str, names: bool) -> None:
+    x, y = [row["bytes"] / 1e6 for row in rows], [value for value, _, _ in scores]
+    below = [max(0.0, value - low) for value, low, _ in scores]
+    above = [max(0.0, high - value) for value, _, high in scores]
     axes.errorbar(x, y, yerr=[below, above], fmt="o", color=colour, markersize=4, linewidth=1, capsize=2, label=label)
     if names:
         for row, across, up in zip(rows, x, y, strict=True):
             axes.annotate(row["name"], (across, up), xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
+def _ends(number: Json) -> Ends:
+    value = float(number["value"])
+    return (value, value, value) if number["low"] is None else (value, float(number["low"]), float(number["high"]))
 
 
 def _importance(plans: Mapping[str, Json]) -> Figure | None:

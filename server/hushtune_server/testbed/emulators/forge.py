@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import psutil
@@ -18,6 +18,7 @@ from hushtune_common.messages import Digest
 from hushtune_common.methods import EmulatorOptions, Refining
 from hushtune_common.model.bundle import Refinement, emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
+from hushtune_common.model.encoder import EncoderModel
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
@@ -92,10 +93,17 @@ class Forge:
         return public_text(load_records(data.public), tokens=self.source.tokens, length=data.window_tokens)
 
     @cached_property
-    def model(self) -> LanguageModel:
+    def model(self) -> LanguageModel | EncoderModel:
         """The full model; whoever changes it puts it back."""
         self._telling.phase("loading the model")
+        if self._comparison.task == "classify":
+            return self.source.encoder(self._comparison.compute)
         return self.source.load(self._comparison.compute)
+
+    @property
+    def _measurable(self) -> LanguageModel:
+        # Methods that need a head say so when they ask for it; the others run blocks, which an encoder has as well.
+        return cast(LanguageModel, self.model)
 
     def seeds_of(self, entry: Entry) -> tuple[int | None, ...]:
         """Return the seeds with which this emulator is made: all, or none where nothing is trained."""
@@ -246,7 +254,7 @@ class Forge:
     def _measured(self, method: EmulatorMethod) -> Profile:
         self._telling.phase(f"measuring on public text: {', '.join(sorted(method.needs))}")
         return profile(
-            self.model,
+            self._measurable,
             self.text,
             request=self.request,
             method=method,
@@ -261,7 +269,7 @@ class Forge:
         found = self.profile(method_for(options))
         place = Workplace(
             source=self.source,
-            model=self.model,
+            model=self._measurable,
             text=self.text,
             compute=self._comparison.compute,
             seeds=SeedTree(seed).child("emulator"),

@@ -62,7 +62,7 @@ def _outcome(done: Done) -> str:
     if "failed" in result:
         return f"failed: {result['failed']}"
     if "losses" in result:
-        return ", ".join(f"{name} {sum(losses) / len(losses):.4f} nats" for name, losses in result["losses"].items())
+        return ", ".join(f"{name} {sum(losses) / len(losses):.4f}" for name, losses in result["losses"].items())
     return f"{result['bytes'] / 1e6:.1f} MB" if "bytes" in result else "done"
 
 

@@ -9,17 +9,20 @@ from rich.table import Table
 from hushtune_server.testbed.emulators.search import Answer
 
 Json = Mapping[str, Any]
+_UNITS = {"nats": "nats per token", "error": "share of texts"}
 _HEADINGS = ("MB", "shown", "owner CPU s", "emulator ZS", "emulator FT", "plug-in", "delta", "recovery")
 
 
 def print_comparison(document: Json, *, console: Console) -> None:
     """Print the five settings of every emulator, with what is the same for all of them above."""
     settings: Json = document["settings"]
+    what = "accuracy" if document["task"] == "classify" else "perplexity"
     words = {"full_zero_shot": "full model, zero-shot", "full_fine_tuned": "full fine-tuning", "bound": "bound"}
     for name, label in words.items():
         if name in settings:
-            console.print(f"{label:<22} perplexity {_perplexity(settings[name])}")
-    console.print(_table(document["emulators"]))
+            console.print(f"{label:<22} {what} {score_text(settings[name])}")
+    title = f"\n{what.capitalize()} on held-out private text; delta and gap in {_UNITS[document['unit']]}"
+    console.print(_table(document["emulators"], title=title))
     for row in document["emulators"]:
         for why in row["failed"]:
             console.print(f"{row['name']}: {why}", style="bold red", markup=False)
@@ -38,8 +41,8 @@ def print_answer(found: Answer, *, console: Console) -> None:
         console.print(f"take {found.taken.name}", style="bold")
 
 
-def _table(rows: Sequence[Json]) -> Table:
-    table = Table(title="\nPerplexity on held-out private text; nats in delta", title_justify="left")
+def _table(rows: Sequence[Json], *, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
     table.add_column("emulator")
     attacks = sorted({name for row in rows for name in row.get("attacks", {})})
     for heading in (*_HEADINGS, *(f"gap to {name}" for name in attacks)):
@@ -55,14 +58,14 @@ def _gap(row: Json, name: str) -> Json | None:
 
 def _rank(row: Json) -> tuple[float, str]:
     plug_in = row.get("settings", {}).get("plug_in")
-    return (float("inf") if plug_in is None else float(plug_in["nats"]), str(row["name"]))
+    return (float("inf") if plug_in is None else loss_of(plug_in)[0], str(row["name"]))
 
 
 def _cells(row: Json) -> list[str]:
     if "bytes" not in row:
         return ["-"] * len(_HEADINGS)
     settings: Json = row.get("settings", {})
-    scores = [_perplexity(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")]
+    scores = [score_text(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")]
     return [
         f"{row['bytes'] / 1e6:.1f}",
         f"{100 * row['shown_share']:.0f} %",
@@ -73,8 +76,20 @@ def _cells(row: Json) -> list[str]:
     ]
 
 
-def _perplexity(score: Json | None) -> str:
-    return "-" if score is None else f"{score['perplexity']:.2f} [{score['perplexity_low']:.2f}, {score['perplexity_high']:.2f}]"
+def score_text(score: Json | None, *, missing: str = "-") -> str:
+    """Return a score with its interval, as people know it: perplexity, or accuracy in percent."""
+    if score is None:
+        return missing
+    if "accuracy" in score:
+        low, high = (100.0 * score[f"accuracy_{side}"] for side in ("low", "high"))
+        return f"{100.0 * score['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+    return f"{score['perplexity']:.2f} [{score['perplexity_low']:.2f}, {score['perplexity_high']:.2f}]"
+
+
+def loss_of(score: Json) -> tuple[float, float, float]:
+    """Return the loss of a score, and the ends of its interval; lower is better."""
+    unit = "error" if "error" in score else "nats"
+    return float(score[unit]), float(score[f"{unit}_low"]), float(score[f"{unit}_high"])
 
 
 def _interval(number: Json | None) -> str:

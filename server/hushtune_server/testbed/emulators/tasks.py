@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_common.model.data import load_records, share_out
+from hushtune_common.model.indexed import IndexedModel
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.loss import token_losses
 from hushtune_common.model.sources import ModelSource
@@ -68,7 +69,7 @@ def scores(model: LanguageModel, windows: Windows) -> list[float]:
     return found
 
 
-def with_state(model: LanguageModel, state: Mapping[str, NDArray[np.float32]], *, then: Callable[[], list[float]]) -> list[float]:
+def with_state(model: IndexedModel, state: Mapping[str, NDArray[np.float32]], *, then: Callable[[], list[float]]) -> list[float]:
     """Return what ``then`` finds while the tensors of ``state`` are in the model; afterwards its own are back, bit for bit."""
     own = model.adapter_parameters(model.blocks)
     before = {name: np.array(own[name].detach().cpu().numpy(), copy=True) for name in state}
