@@ -13,9 +13,8 @@ from hushtune_common.model.slots import Compress, Drop, Harmonize, Keep, Share, 
 _SCORES: Mapping[str, tuple[str, str]] = {
     "loss_rise_nats": ("{:+.4f}", "nats without it"),
     "influence": ("{:.4f}", "influence"),
-    "influences": ("{:.4f}", "influence"),
-    "scores": ("{:+.4f}", "score"),
-    "replacement_scores": ("{:+.4f}", "score"),
+    "score": ("{:+.4f}", "learned score"),
+    "similarity_to_next": ("{:.4f}", "similar to the next"),
 }
 """Statistics of blocks that a plan may record, and how to say them."""
 

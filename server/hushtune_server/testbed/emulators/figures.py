@@ -16,7 +16,7 @@ _OURS: Final = "#1b6ca8"
 _THEIRS: Final = "#b3402a"
 _GREY: Final = "#6b6b6b"
 _AXES: Final = {"nats": "nats per token on held-out private text", "error": "share of held-out texts misjudged"}
-_IMPORTANCE: Final = ("loss_rise_nats", "influences", "influence", "replacement_scores", "scores")
+_IMPORTANCE: Final = ("loss_rise_nats", "influence", "score", "similarity_to_next")
 
 
 def draw(document: Json, plans: Mapping[str, Json], folder: Path) -> dict[str, str]:
