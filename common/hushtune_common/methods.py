@@ -77,8 +77,25 @@ class DistillOptions(Refining, frozen=True, tag="distill"):
     hidden_weight: NotNegative = 30.0
     layerwise_weight: NotNegative = 0.0
     logits_weight: NotNegative = 0.0
+    hidden_scale: Literal["overall", "channel"] = "overall"
+    """Measure errors of the hidden state against its mean square as a whole, or each channel against its own variance, so that
+    the few channels of huge magnitude that many models have do not decide alone."""
     harmonizer_rank: Whole = 0
     """Put a harmonizer of this rank where blocks were dropped and train it too; 0 leaves the gap."""
+    harmonizer_start: Literal["nothing", "regression"] = "nothing"
+    """Start as no block at all, or as the affine map that fits best what the block adds."""
+    fit_tokens: Count = 20_000
+    """Tokens of public text that a regression looks at."""
+    ridge: Positive = 1e-2
+    """Its penalty, as a share of each input's variance."""
+
+
+class LinearOptions(DistillOptions, frozen=True, tag="linear"):
+    """Puts affine maps found by regression in the place of blocks; ours. Trains nothing unless ``steps`` are asked for."""
+
+    steps: Whole = 0
+    harmonizer_rank: Count = 256
+    harmonizer_start: Literal["nothing", "regression"] = "regression"
 
 
 class CrashOptions(EmulatorOptions, frozen=True, tag="crash"):
@@ -160,6 +177,7 @@ MethodOptions = (
     | InfluenceOptions
     | GreedyOptions
     | DistillOptions
+    | LinearOptions
     | CrashOptions
     | ScaleotOptions
     | GradotOptions

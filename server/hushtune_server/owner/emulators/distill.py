@@ -5,6 +5,7 @@ Letters in shapes: B windows, T tokens, H hidden size.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hushtune_common.errors import ConfigError
-from hushtune_common.methods import DistillOptions, MarginOptions
+from hushtune_common.methods import DistillOptions, MarginOptions, method_of
 from hushtune_common.model.language import next_token_loss
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.resolve import State
@@ -20,7 +21,7 @@ from hushtune_common.model.slots import Drop, Harmonize, Keep, Slot
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.batches import Batches
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Statistic
-from hushtune_server.owner.emulators.middles import Middle, relative_error
+from hushtune_server.owner.emulators.middles import Middle, channel_error, relative_error
 from hushtune_server.owner.emulators.ranking import evidence, most_droppable, needs_of, ranked
 
 
@@ -40,7 +41,7 @@ class Distill:
         chosen = self.options
         if not any((chosen.language_weight, chosen.hidden_weight, chosen.layerwise_weight, chosen.logits_weight)):
             raise ConfigError("owner.emulator.hidden_weight", "every weight of the loss is 0; there is nothing to learn from")
-        return thinned(chosen, profile, request, method="distill")
+        return thinned(chosen, profile, request, method=method_of(chosen))
 
     def sizes(self, request: EmulatorRequest) -> Iterator["Distill"]:
         """Drop nothing, then one block more each time."""
@@ -60,10 +61,17 @@ def thinned(options: DistillOptions | MarginOptions, profile: Profile, request: 
             "drop": options.drop,
             "ranking": options.ranking,
             "harmonizer_rank": options.harmonizer_rank,
+            **_start_of(options),
             **evidence(options.ranking, profile, request, options.drop),
         },
         corpus=profile.corpus,
     )
+
+
+def _start_of(options: DistillOptions | MarginOptions) -> dict[str, Any]:
+    if isinstance(options, MarginOptions) or options.harmonizer_start == "nothing":
+        return {}
+    return {name: getattr(options, name) for name in ("harmonizer_start", "fit_tokens", "ridge")}
 
 
 def _slot(block: int, *, gone: frozenset[int], rank: int) -> Slot:
@@ -76,9 +84,9 @@ def _slot(block: int, *, gone: frozenset[int], rank: int) -> Slot:
 class Distillation:
     """The loss of distilling ``teacher`` into ``student``.
 
-    ``language_weight`` CE + ``hidden_weight`` mean(((hT - hS) / rms(hT))^2) after the middle, + ``layerwise_weight`` times the
-    sum of the same after every block of the middle that stayed, + ``logits_weight`` KL(teacher || student) per token. A term of
-    weight 0 costs nothing.
+    ``language_weight`` CE + ``hidden_weight`` mean(((hT - hS) / rms(hT))^2), or by channel, after the middle,
+    + ``layerwise_weight`` times the sum of the same after every block of the middle that stayed, + ``logits_weight``
+    KL(teacher || student) per token. A term of weight 0 costs nothing.
     """
 
     teacher: Middle
@@ -110,12 +118,15 @@ class Distillation:
     def _hidden_terms(self, found: Mapping[int, State], wanted: Mapping[int, State]) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.options.hidden_weight:
-            terms["hidden"] = self.options.hidden_weight * relative_error(found[-1].hidden, wanted[-1].hidden)
+            terms["hidden"] = self.options.hidden_weight * self._error(found[-1].hidden, wanted[-1].hidden)
         between = sorted(found.keys() - {-1})
         if between:
-            errors = [relative_error(found[block].hidden, wanted[block].hidden) for block in between]
+            errors = [self._error(found[block].hidden, wanted[block].hidden) for block in between]
             terms["layerwise"] = self.options.layerwise_weight * torch.stack(errors).sum()
         return terms
+
+    def _error(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return channel_error(found, wanted) if self.options.hidden_scale == "channel" else relative_error(found, wanted)
 
     def _prediction_terms(self, found: Mapping[int, State], wanted: Mapping[int, State], *, tokens: Tensor) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

@@ -96,6 +96,7 @@ def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Prof
         seeds=at.seeds.child("refine"),
         work=at.work,
         report=lambda learned: _tell(at.telling, learned),
+        fitted=at.telling.progress,
     )
 
 

@@ -7,6 +7,7 @@ they are. Letters in shapes: B windows, T tokens, H hidden size.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hushtune_common.model.language import LanguageModel
@@ -56,3 +57,10 @@ def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean squared difference as a share of the mean square of what is ``wanted``, over everything; a scalar."""
     # A block that does nothing asks for nothing; the bound keeps its share finite.
     return (found.float() - wanted.float()).square().mean() / wanted.float().square().mean().clamp(min=1e-12)
+
+
+def channel_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean over channels of the mean squared difference as a share of the variance of what is ``wanted``; a scalar."""
+    difference = (found.float() - wanted.float()).square().flatten(0, -2).mean(dim=0)
+    variance = wanted.float().flatten(0, -2).var(dim=0)
+    return (difference / variance.clamp_min(torch.finfo(torch.float32).tiny)).mean()

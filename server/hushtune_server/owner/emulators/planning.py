@@ -31,6 +31,7 @@ METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {
     "gradot": Gradot,
     "greedy": Greedy,
     "influence": Influence,
+    "linear": Distill,
     "margin": Margin,
     "scaleot": Scaleot,
     "uniform": Uniform,

@@ -4,8 +4,10 @@ A plan that quantises is trained as if it did not: quantising comes on top of wh
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import msgspec
 from torch import nn
@@ -36,6 +38,7 @@ from hushtune_server.owner.emulators.margin import Contrast
 from hushtune_server.owner.emulators.method import Profile
 from hushtune_server.owner.emulators.middles import Middle
 from hushtune_server.owner.emulators.narrowing import Narrowing
+from hushtune_server.owner.emulators.regression import fit_harmonizers
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.emulators.training import Lesson, Report, train
 
@@ -69,6 +72,8 @@ class Pupil:
             paths = {matrix.path for matrix in (*self.layout.up, self.layout.down)}
             inside = self.student.adapter_parameters(sorted(self.narrowed))
             return {name: p for name, p in inside.items() if inner_of(name).rpartition(".")[0] in paths}
+        if not options.steps:
+            return self.student.adapter_parameters(s.index for s in self.plan.slots if isinstance(s, Harmonize))
         return self.student.adapter_parameters(b for b in self.student.blocks if b not in self.plan.adapter)
 
     def between(self, model: LanguageModel) -> Middle:
@@ -88,14 +93,15 @@ def refined(
     seeds: SeedTree,
     work: Path,
     report: Report,
+    fitted: Callable[[int, int], None],
 ) -> Refinement | None:
     """Return what training makes of the emulator of ``plan``; none for methods that train nothing.
 
     The same arguments give the same bits on a CPU. A training that was interrupted goes on from its last checkpoint below
-    ``work``; one that is over is not repeated. ``report`` hears of every step. Raises `TrainerFailed` when numbers stop being
-    finite.
+    ``work``; one that is over is not repeated. ``report`` hears of every step, ``fitted`` of every harmonizer that was found by
+    regression. Raises `TrainerFailed` when numbers stop being finite.
     """
-    if not isinstance(options, Refining) or not options.steps:
+    if not isinstance(options, Refining) or not (options.steps or _starts_fitted(options)):
         return None
     plain = unquantised(plan)
     settings = {
@@ -110,11 +116,18 @@ def refined(
     elif (stored := place.finished()) is not None:
         trained = _arrays(stored)
     else:
-        pupil = _pupil(options, source=source, teacher=teacher, plan=plain, text=text, compute=compute, seeds=seeds)
+        pupil = _pupil(
+            options, source=source, teacher=teacher, plan=plain, text=text, compute=compute, seeds=seeds, fitted=fitted
+        )
         trained = _arrays(train(_lesson(options, pupil), options=options, shelf=place, report=report)) if pupil else {}
     if not trained:
         return None
     return Refinement(settings=json.dumps(settings, sort_keys=True, separators=(",", ":")), trained=trained)
+
+
+def _starts_fitted(options: EmulatorOptions) -> TypeGuard[DistillOptions]:
+    """Whether harmonizers are found by regression before anything is trained."""
+    return isinstance(options, DistillOptions) and options.harmonizer_start == "regression" and options.harmonizer_rank > 0
 
 
 def unquantised(plan: Plan) -> Plan:
@@ -163,11 +176,15 @@ def _pupil(
     text: PublicText,
     compute: ComputeConfig,
     seeds: SeedTree,
+    fitted: Callable[[int, int], None],
 ) -> Pupil | None:
     """Return the emulator as the plan alone gives it; none when there is nothing in it to train."""
     tensors = emulator_tensors(source, plan=plan)
     student = LanguageModel.build(source.config, tensors, slots=plan.slots, compute=compute)
     batches = Batches(windows=text.windows, size=options.batch_windows, seeds=seeds.child("batches"))
+    if _starts_fitted(options):
+        windows = text.spread(tokens=options.fit_tokens)
+        fit_harmonizers(teacher, student, windows, ridge=options.ridge, progress=fitted)
     pupil = Pupil(teacher=teacher, student=student, plan=plan, layout=tensors.layout, batches=batches)
     return pupil if pupil.parameters(options) else None
 
