@@ -21,7 +21,7 @@ from hushtune_common.model.language import EXACT, LanguageModel
 from hushtune_common.seeding import SeedTree
 from hushtune_server.testbed import rundir
 from hushtune_server.testbed.membership import attack
-from hushtune_server.testbed.membership.attack import CONTROL, area, guessed, hit_share, membership, scores
+from hushtune_server.testbed.membership.attack import CONTROLS, area, guessed, hit_share, membership, scores
 from hushtune_server.testbed.membership.commands import attacked, own_windows
 from tests.fakes import FakeClock
 from tests.models import SPEC, some_windows, tiny_bundle, tiny_source
@@ -59,7 +59,7 @@ def test_windows_learnt_by_heart_are_found(tmp_path: Path) -> None:
         assert guess.auc > 0.95
         assert guess.tells
         assert guess.hits > 0.5
-    assert not report.guess(CONTROL).tells
+    assert not any(report.guess(control).tells for control in CONTROLS)
 
 
 def test_an_untrained_adapter_tells_nothing() -> None:
@@ -108,7 +108,14 @@ def test_the_interval_of_the_area_covers_as_often_as_it_says() -> None:
 def test_scores_are_losses_turned_round_and_calibrated_by_the_base() -> None:
     tuned_losses, base = np.array([[1.0, 2, 3, 4, 10]]), np.array([[2.0, 2, 2, 2, 22]])
     found = {name: float(value[0]) for name, value in scores(tuned_losses, base).items()}
-    assert found == {"loss against base": 2.0, "min-k against base": 12.0, "loss": -4.0, "min-k": -10.0, CONTROL: -6.0}
+    assert found == {
+        "loss against base": 2.0,
+        "min-k against base": 12.0,
+        "loss": -4.0,
+        "min-k": -10.0,
+        CONTROLS[0]: -6.0,
+        CONTROLS[1]: -22.0,
+    }
 
 
 def scenario_of(folder: Path) -> Scenario:

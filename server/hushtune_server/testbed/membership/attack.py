@@ -23,8 +23,8 @@ Windows = NDArray[np.int64]
 
 HARDEST_SHARE = 0.2
 """Share of a window's tokens, the least expected ones, that min-k looks at (Shi et al. 2024)."""
-CONTROL = "base model's loss"
-"""The score that never saw the adapter: what it tells apart, the two sets of windows tell by themselves."""
+CONTROLS = ("base model's loss", "base model's min-k")
+"""Scores that never saw the adapter: what they tell apart, the two sets of windows tell by themselves."""
 RESAMPLES = 2000
 FALSE_ALARMS = 0.01
 
@@ -53,7 +53,7 @@ class Guess:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MembershipReport:
-    """What the attack found about one adapter; the last guess is the control."""
+    """What the attack found about one adapter; the last guesses are the controls."""
 
     members: int
     nonmembers: int
@@ -102,7 +102,8 @@ def scores(tuned: Floats, base: Floats) -> Mapping[str, Floats]:
         "min-k against base": hardest(base) - hardest(tuned),
         "loss": -tuned.mean(axis=1),
         "min-k": -hardest(tuned),
-        CONTROL: -base.mean(axis=1),
+        CONTROLS[0]: -base.mean(axis=1),
+        CONTROLS[1]: -hardest(base),
     }
 
 

@@ -22,7 +22,7 @@ ASSUMED = (
     "The attacker is the owner: it holds the base model, the returned blocks, and whole windows to ask about, cut where the "
     "client cut them. A record seen in parts is harder to recognise.",
     "Members are the client's training windows; the others are windows of the same source that nobody trained on. Where the two "
-    "differ by themselves, the control says so: what it tells apart has nothing to do with the adapter.",
+    "differ by themselves, the base model's scores say so, and so do the scores that are not taken against it.",
     "An interval that includes 0.5 says that these scores found nothing in so many windows, not that nothing is there.",
 )
 
