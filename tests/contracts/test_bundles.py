@@ -14,8 +14,8 @@ from hushtune_common.errors import DigestMismatch, MalformedUpdate
 from hushtune_common.messages import Digest
 from hushtune_common.model.bundle import read_bundle, write_bundle
 from hushtune_common.model.plan import Plan
-from hushtune_common.model.slots import Drop, Keep
 from hushtune_common.model.random_model import RandomSpec, RandomWeights
+from hushtune_common.model.slots import Drop, Keep
 from hushtune_common.model.weights import TensorFile, Weights, write_tensors
 from tests.models import ADAPTER, plan_dropping, tiny_bundle, tiny_source
 

@@ -9,11 +9,11 @@ from hushtune_common.adapter import Float32
 from hushtune_common.config import DpConfig, TrainingConfig
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.model.bundle import emulator_tensors
-from hushtune_common.model.classify import Head, Step, accuracy, classify, correct, linear_probe
 from hushtune_common.model.encoder import EncoderModel, padded
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.slots import Drop, Harmonize, Keep
 from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.emulators.classify import Head, Step, accuracy, classify, correct, linear_probe
 from tests.models import tiny_source
 
 SOURCE = "random:family=bert,blocks=4,hidden=32,heads=4"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hushtune_common.errors import ConfigError, MissingPackage
 from hushtune_common.model import data
-from hushtune_common.model.labelled import Labelled, load_labelled, split_labelled
 from hushtune_common.seeding import SeedTree
+from hushtune_server.testbed.emulators.labelled import Labelled, load_labelled, split_labelled
 
 MANY = Labelled(texts=tuple(f"text {n}" for n in range(50)), labels=np.arange(50) % 3, names=("a", "b", "c"))
 

@@ -123,7 +123,9 @@ def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> f
 
 
 def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Clock) -> None:
-    training, compute = evidence.scenario.training, evidence.scenario.compute
+    # The bounds are what is lost by nothing: neither low rank nor privacy.
+    training = msgspec.structs.replace(evidence.scenario.training, lora=None, dp=None)
+    compute = evidence.scenario.compute
     gentle = msgspec.structs.replace(training, learning_rate=training.learning_rate * FULL_RATE_SHARE)
     blocks = tuple(range(evidence.source.block_count))
     adapter = read_bundle(evidence.bundle).plan.adapter

@@ -123,7 +123,8 @@ def _gate(event: Mapping[str, Any]) -> str:
 _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "serving_started": lambda e: f"serving at {e.get('address')}",
     "exposure_measured": lambda e: (
-        f"the emulator shows {100 * _number(e, 'share'):.1f} % of the model, {100 * _number(e, 'verbatim_share'):.1f} % word for word"
+        f"the emulator shows {100 * _number(e, 'share'):.1f} % of the model, "
+        f"{100 * _number(e, 'verbatim_share'):.1f} % word for word"
     ),
     "emulator_published": lambda e: (
         f"emulator by {e.get('method')} published, {_mb(e, 'bytes_total')}; its adapter gradients point "

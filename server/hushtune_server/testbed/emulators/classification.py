@@ -17,16 +17,16 @@ from hushtune_common.config import ComputeConfig, TrainingConfig
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
 from hushtune_common.model.bundle import Bundle, read_bundle
-from hushtune_common.model.classify import Head, Labels, classify, correct, linear_probe
 from hushtune_common.model.encoder import EncoderModel
 from hushtune_common.model.finetune import Unpaced
 from hushtune_common.model.indexed import IndexedModel
-from hushtune_common.model.labelled import Labelled, load_labelled, split_labelled
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.expanded import expanded
 from hushtune_server.testbed.attacks.attack import AttackName
 from hushtune_server.testbed.emulators.arms import Session, Spent, Stepped, Task
+from hushtune_server.testbed.emulators.classify import Head, Labels, classify, correct, linear_probe
+from hushtune_server.testbed.emulators.labelled import Labelled, load_labelled, split_labelled
 from hushtune_server.testbed.emulators.schema import Comparison
 from hushtune_server.testbed.emulators.tasks import with_state
 
