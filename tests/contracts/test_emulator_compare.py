@@ -96,6 +96,39 @@ def test_five_settings_of_every_emulator_come_with_intervals_around_them(folder:
 
 
 @pytest.mark.slow
+def test_what_regression_found_is_in_the_emulator_that_is_scored(folder: Path) -> None:
+    options = 'method = "linear"\ndrop = 1\nprofile_tokens = 34\nfit_tokens = 400\nharmonizer_rank = 16\n'
+    fitted = '[[emulators]]\nname = "fitted"\n' + options
+    gap = fitted.replace('"fitted"', '"gap"') + 'harmonizer_start = "nothing"\n'
+    with (folder / "comparison.toml").open("a", encoding="utf-8") as file:
+        file.write(fitted + gap)
+    assert compare(folder, "--methods", "fitted,gap,least-missed") == 0
+    scores = {row["name"]: row["settings"]["emulator_zero_shot"]["nats"] for row in result_of(folder)["emulators"]}
+    assert scores["gap"] == pytest.approx(scores["least-missed"], abs=1e-5)  # an untrained harmonizer is a gap
+    assert scores["fitted"] != pytest.approx(scores["gap"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_comparisons_at_once_in_one_folder_give_what_they_give_alone(folder: Path) -> None:
+    command = [sys.executable, "-m", "hushtune_server", "emulator", "compare", "--scenario", str(folder / "comparison.toml")]
+    together = [
+        subprocess.Popen(
+            [*command, "--out", str(folder / "out"), "--cache", str(folder / "cache"), "--methods", name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ("every-other", "least-missed")
+    ]
+    assert [process.wait(timeout=120) for process in together] == [0, 0]
+    assert compare(folder) == 0
+    shared = result_of(folder)
+    (folder / "out").rename(folder / "before")
+    assert compare(folder) == 0
+    alone = result_of(folder)
+    assert [row["settings"] for row in shared["emulators"]] == [row["settings"] for row in alone["emulators"]]
+
+
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_computes_only_what_is_missing(folder: Path) -> None:
     assert compare(folder) == 0
     first, before = result_of(folder), cells_of(folder)

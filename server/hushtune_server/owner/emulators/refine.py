@@ -101,7 +101,7 @@ def refined(
     ``work``; one that is over is not repeated. ``report`` hears of every step, ``fitted`` of every harmonizer that was found by
     regression. Raises `TrainerFailed` when numbers stop being finite.
     """
-    if not isinstance(options, Refining) or not (options.steps or _starts_fitted(options)):
+    if not changes(options):
         return None
     plain = unquantised(plan)
     settings = {
@@ -123,6 +123,11 @@ def refined(
     if not trained:
         return None
     return Refinement(settings=json.dumps(settings, sort_keys=True, separators=(",", ":")), trained=trained)
+
+
+def changes(options: EmulatorOptions) -> TypeGuard[Refining]:
+    """Whether public text changes anything of an emulator once it is planned."""
+    return isinstance(options, Refining) and (options.steps > 0 or _starts_fitted(options))
 
 
 def _starts_fitted(options: EmulatorOptions) -> TypeGuard[DistillOptions]:

@@ -3,6 +3,7 @@
 Files of emulators are large and there are many of them, so only the one in use is on the disk.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from hushtune_server.owner.emulators.method import EmulatorMethod, Profile, Stat
 from hushtune_server.owner.emulators.planning import method_for, request_of
 from hushtune_server.owner.emulators.profile import profile
 from hushtune_server.owner.emulators.profile_file import read_profile, write_profile
+from hushtune_server.owner.emulators.refine import changes
 from hushtune_server.owner.emulators.text import PublicText, public_text
 from hushtune_server.testbed.emulators.cells import Cell, Cells, Json
 from hushtune_server.testbed.emulators.schema import Comparison, Entry
@@ -141,7 +143,8 @@ class Forge:
         """Write the emulator of a plan in place of the one before."""
         name = _name(plan, None if refinement is None else refinement.digest.hex)
         if self._made is None or self._made[0] != name:
-            path = self._work / "emulator.safetensors"
+            # Comparisons may share a folder of results; each process has its own emulator in hand.
+            path = self._work / f"emulator-{os.getpid()}.safetensors"
             self._made = None
             write_bundle(path, source=self.source, plan=plan, refinement=refinement)
             self._made = (name, path)
@@ -264,7 +267,7 @@ class Forge:
         )
 
     def _refined(self, options: EmulatorOptions, plan: Plan, *, seed: int | None) -> tuple[Refinement | None, float]:
-        if seed is None:
+        if not changes(options):
             return None, 0.0
         found = self.profile(method_for(options))
         place = Workplace(
@@ -272,7 +275,7 @@ class Forge:
             model=self._measurable,
             text=self.text,
             compute=self._comparison.compute,
-            seeds=SeedTree(seed).child("emulator"),
+            seeds=SeedTree(self._comparison.seed if seed is None else seed).child("emulator"),
             work=self._work,
             telling=self._telling,
         )
