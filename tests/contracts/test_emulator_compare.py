@@ -162,6 +162,40 @@ def test_a_training_that_diverges_is_told_and_stops_no_other_cell(folder: Path) 
     assert "bound" not in result["settings"]
 
 
+FITTED = """
+[[emulators]]
+name = "fitted"
+method = "linear"
+drop = 1
+harmonizer_rank = 8
+fit_tokens = 200
+profile_tokens = 34
+"""
+
+
+@pytest.mark.slow
+def test_an_emulator_whose_training_diverges_is_told_and_stops_no_other(folder: Path) -> None:
+    (folder / "comparison.toml").write_text(COMPARISON + FITTED + "steps = 2\nlearning_rate = 1e38\n", encoding="utf-8")
+    for _ in range(2):  # the second time it is known
+        assert compare(folder, "--methods", "fitted,every-other", "--seeds", "1", "--set", "attacks=[]") == 0
+        rows = {row["name"]: row for row in result_of(folder)["emulators"]}
+        assert "lower owner.emulator.learning_rate" in rows["fitted"]["failed"][0]
+        assert "plug_in" in rows["every-other"]["settings"]
+
+
+@pytest.mark.slow
+def test_a_document_names_the_whole_command(folder: Path) -> None:
+    assert compare(folder, "--methods", "every-other", "--seeds", "1", "--set", "attacks=[]") == 0
+    said = result_of(folder)["command"]
+    assert said.endswith("--methods every-other --seeds 1 --set 'attacks=[]'")
+
+
+@pytest.mark.parametrize("seeds", ["", ",", "1,1", "--1", "²", "1-2"])
+def test_seeds_are_whole_numbers_each_named_once(folder: Path, capsys: pytest.CaptureFixture[str], seeds: str) -> None:
+    assert compare(folder, f"--seeds={seeds}") == ConfigError.exit_code
+    assert "--seeds" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_emulator_that_fits_a_budget_is_the_largest_of_its_method_that_does(folder: Path) -> None:
     text = COMPARISON.replace("drop = 1\nprofile_tokens", "fit = true\nprofile_tokens")
@@ -327,6 +361,18 @@ def test_the_document_has_the_numbers_of_the_result_and_its_figures_beside_it(fo
     for figure in ("plug_in", "delta", "importance"):
         assert (folder / "doc" / "emulators" / f"{figure}.svg").is_file()
         assert f"(emulators/{figure}.svg)" in text
+
+
+@pytest.mark.slow
+def test_a_document_claims_no_choice_where_there_was_none_and_says_how_rates_were_found(folder: Path) -> None:
+    file = folder / "doc.md"
+    found = ["--set", "selection.learning_rates=[1e-3]", "--set", 'selection.note="by a look at test scores"']
+    few = ["--methods", "every-other", "--seeds", "1", "--set", "attacks=[]"]
+    assert compare(folder, *few, *found, "--document", str(file)) == 0
+    text = file.read_text(encoding="utf-8")
+    assert "1 are left out" in text
+    assert "how these were found: by a look at test scores" in text
+    assert "the first seed chooses" not in text
 
 
 @pytest.mark.slow

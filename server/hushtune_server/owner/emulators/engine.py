@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushtune_common.config import ComputeConfig
-from hushtune_common.methods import EmulatorOptions, Refining
+from hushtune_common.methods import EmulatorOptions
 from hushtune_common.model.bundle import Refinement
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
@@ -18,7 +18,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.method import EmulatorRequest, Profile, Statistic
 from hushtune_server.owner.emulators.planning import method_for
 from hushtune_server.owner.emulators.profile import profile
-from hushtune_server.owner.emulators.refine import refined
+from hushtune_server.owner.emulators.refine import changes, refined
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.emulators.training import Learned, Report, unheard
 
@@ -83,8 +83,8 @@ def build(options: EmulatorOptions, request: EmulatorRequest, *, at: Workplace, 
 
 def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Profile) -> Refinement | None:
     """Train what the method trains of the emulator of ``plan``; none when it trains nothing."""
-    if isinstance(options, Refining):
-        at.telling.phase("training the emulator on public text")
+    if changes(options):
+        at.telling.phase("training the emulator on public text" if options.steps else "fitting stand-ins to public text")
     return refined(
         options,
         source=at.source,

@@ -14,7 +14,7 @@ import msgspec
 import psutil
 
 from hushtune_common.config import parse_method
-from hushtune_common.errors import ConfigError
+from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_common.methods import EmulatorOptions, Refining
 from hushtune_common.model.bundle import Refinement, emulator_tensors, read_bundle, write_bundle
@@ -112,7 +112,7 @@ class Forge:
         return self._comparison.seeds if trains(entry) else (None,)
 
     def emulator(self, entry: Entry, *, seed: int | None) -> Emulator:
-        """Return an emulator, made when it is not known."""
+        """Return an emulator, made when it is not known; `TrainerFailed` when its training diverged, now or in an earlier run."""
         if (entry.name, seed) not in self._emulators:
             self._emulators[entry.name, seed] = self._found(entry, seed)
         return self._emulators[entry.name, seed]
@@ -120,6 +120,8 @@ class Forge:
     def _found(self, entry: Entry, seed: int | None) -> Emulator:
         cell = self._cell(entry, seed)
         found = self._cells.settle(cell, lambda: self._make(entry, seed), again=self._replan)
+        if "failed" in found:
+            raise TrainerFailed(found["failed"])
         return Emulator(
             entry=entry,
             options=parse_method(found["options"], where=f"emulators.{entry.name}"),
