@@ -23,7 +23,7 @@ from hushtune_server.owner.emulators.gradients import Moments, each_blocks_momen
 from hushtune_server.owner.emulators.hidden_states import cka
 from hushtune_server.owner.emulators.method import EmulatorRequest, Profile, Scores
 from hushtune_server.owner.emulators.planning import METHODS, request_of
-from hushtune_server.owner.emulators.profile import profile
+from hushtune_server.owner.emulators.profile import profile, require_measured_for
 from hushtune_server.owner.emulators.profile_file import read_profile, write_profile
 from hushtune_server.owner.emulators.text import PublicText
 from tests.emulators import BASE, every_name, options_of, profile_for, request_for
@@ -166,10 +166,10 @@ def test_only_what_a_method_asks_for_is_measured(tmp_path: Path) -> None:
     def never(done: int, passes: int) -> None:
         raise AssertionError("looked at text")
 
-    assert measured("uniform", tmp_path, progress=never) == Profile(base=REQUEST.base)
+    assert measured("uniform", tmp_path, progress=never) == Profile(base=REQUEST.base, adapter=REQUEST.adapter)
     found = measured("gradot", tmp_path)
     filled = {f.name for f in fields(found) if getattr(found, f.name) != getattr(Profile(), f.name)}
-    assert filled == {"base", "corpus", "tokens", "loss", "cpu_s", "component_scores", "channel_scores"}
+    assert filled == {"base", "corpus", "tokens", "loss", "cpu_s", "component_scores", "channel_scores", "adapter", "settings"}
 
 
 def test_processor_seconds_are_counted_and_change_nothing(tmp_path: Path) -> None:
@@ -356,6 +356,31 @@ def test_a_profile_of_another_model_is_refused(tmp_path: Path) -> None:
     write_profile(tmp_path / "profile", profile_for(request_for(4, [0]), seed=1))
     with pytest.raises(ConfigError, match="profile"):
         read_profile(tmp_path / "profile", base=Digest.of(b"other"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "field"),
+    [("gradot", {"damping": 0.5}, "damping"), ("scaleot", {"rank": 3}, "rank"), ("scaleot", {"replace": 1}, None)],
+)
+def test_a_profile_for_other_options_is_refused_unless_they_come_later(
+    tmp_path: Path, name: str, change: dict[str, object], field: str | None
+) -> None:
+    write_profile(tmp_path / "profile", measured(name, tmp_path))
+    found, method = read_profile(tmp_path / "profile"), METHODS[name](options_of(name, **change))
+    if field is None:
+        require_measured_for(found, method=method, request=REQUEST)
+    else:
+        with pytest.raises(ConfigError, match=field):
+            require_measured_for(found, method=method, request=REQUEST)
+
+
+@pytest.mark.parametrize("name", ["greedy", "gradot"])
+def test_a_profile_for_other_adapter_blocks_is_refused_where_they_matter(tmp_path: Path, name: str) -> None:
+    found, other = measured(name, tmp_path), replace(REQUEST, adapter=(0, 5))
+    require_measured_for(found, method=METHODS[name](options_of(name)), request=REQUEST)
+    with pytest.raises(ConfigError, match=r"adapter blocks \[0, 2, 5\], not \[0, 5\]"):
+        require_measured_for(found, method=METHODS[name](options_of(name)), request=other)
+    require_measured_for(found, method=METHODS["ablation"](options_of("ablation")), request=other)
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from hushtune_common.adapter import Float32
 from hushtune_common.errors import ConfigError
@@ -52,7 +52,8 @@ class Profile:
     ``trained`` are tensors that profiling trained (harmonizers). ``corpus`` and ``tokens`` say on what was measured, ``cpu_s``
     how much processor time it took; no plan depends on the latter, and it plays no part when profiles are compared.
 
-    Arrays are float32, so that a profile comes back from a file as it was.
+    ``adapter`` and ``settings`` are the blocks and the options of the method that it was measured for; none where that is not
+    known. Arrays are float32, so that a profile comes back from a file as it was.
     """
 
     base: Digest | None = None
@@ -70,6 +71,8 @@ class Profile:
     component_scores: Mapping[tuple[int, str], Scores] = field(default_factory=dict[tuple[int, str], Scores])
     replacement_scores: Mapping[int, float] = field(default_factory=dict[int, float])
     trained: Mapping[str, Float32] = field(default_factory=dict[str, Float32])
+    adapter: tuple[int, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import Float32
+from hushtune_common.errors import ConfigError
 from hushtune_common.methods import EmulatorOptions, GradotOptions, ScaleotOptions
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.seeding import SeedTree
@@ -26,6 +29,9 @@ SIMILARITY_WINDOWS = 512
 
 _OF_WEIGHTS = frozenset({Statistic.NEURON_NORMS})
 """Statistics for which no text is looked at."""
+
+_OF_ADAPTER = frozenset({Statistic.GREEDY_ORDER, Statistic.GRADIENT_SCORES, Statistic.REPLACEMENT_SCORES})
+"""Statistics that depend on which blocks are adapter blocks."""
 
 
 def profile(
@@ -45,12 +51,36 @@ def profile(
     intermediate results of long measurements, which go on there when they were interrupted.
     """
     begin = cpu_time()
-    found = Profile(base=request.base)
+    found = Profile(base=request.base, adapter=request.adapter, settings=_settings_of(method))
     if method.needs - _OF_WEIGHTS:
         found = replace(found, corpus=text.corpus, tokens=_windows(method, text).size)
     for statistic in sorted(method.needs):
         found = _with(statistic, found, model, text, request=request, method=method, seeds=seeds, work=work, progress=progress)
     return replace(found, cpu_s=cpu_time() - begin)
+
+
+def require_measured_for(found: Profile, *, method: EmulatorMethod, request: EmulatorRequest) -> None:
+    """Raise `ConfigError` when statistics that depend on adapter blocks or options were measured for others."""
+    if found.adapter is None:
+        return
+    if found.adapter != request.adapter and method.needs & _OF_ADAPTER:
+        raise ConfigError("profile", f"was measured for adapter blocks {list(found.adapter)}, not {list(request.adapter)}")
+    for name, asked in _settings_of(method).items():
+        if name in found.settings and found.settings[name] != asked:
+            raise ConfigError("profile", f"was measured with {name} = {found.settings[name]!r}, not {asked!r}; profile again")
+
+
+def _settings_of(method: EmulatorMethod) -> dict[str, Any]:
+    """Return the options that what is measured depends on, beside the number of tokens, which plans record.
+
+    How far a greedy order goes is not one: a shorter one is its beginning.
+    """
+    from hushtune_server.owner.emulators.scaleot import SECOND_STAGE  # it plans as well, and knows this module's vocabulary
+
+    options: dict[str, Any] = msgspec.to_builtins(method.options)
+    if Statistic.REPLACEMENT_SCORES in method.needs:
+        return {name: value for name, value in options.items() if name not in SECOND_STAGE}
+    return {"damping": options["damping"]} if Statistic.GRADIENT_SCORES in method.needs else {}
 
 
 def neuron_norms(model: LanguageModel, request: EmulatorRequest) -> dict[int, Float32]:

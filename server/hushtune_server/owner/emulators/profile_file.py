@@ -1,6 +1,7 @@
 """How does a profile stand in a file? Arrays as tensors, everything else as JSON beside them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replacement_scores: dict[int, float]
 
 
+class _Purpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Beside the body, since files of before have none."""
+
+    adapter: tuple[int, ...] | None = None
+    settings: dict[str, Any] = {}
+
+
 def write_profile(path: Path, profile: Profile) -> None:
     """Write one safetensors file; equal profiles give equal bytes up to ``cpu_s``. Law: `read_profile` gives the same back.
 
@@ -57,7 +65,7 @@ def write_profile(path: Path, profile: Profile) -> None:
         path,
         shapes={name: tensor.shape for name, tensor in tensors.items()},
         tensor=lambda name: tensors[name],
-        metadata={"format": FORMAT, "profile": msgspec.json.encode(body).decode()},
+        metadata={"format": FORMAT, "profile": msgspec.json.encode(body).decode(), **_measured_for(profile)},
     )
 
 
@@ -72,13 +80,21 @@ def read_profile(path: Path, *, base: Digest | None = None) -> Profile:
     try:
         body = msgspec.json.decode(file.metadata["profile"], type=_Body)
         _require_finite(body)
-        profile = _profile(body, file)
+        purpose = msgspec.json.decode(file.metadata.get("measured_for", "{}"), type=_Purpose)
+        profile = replace(_profile(body, file), adapter=purpose.adapter, settings=purpose.settings)
     except (msgspec.DecodeError, KeyError, ValueError) as error:
         raise MalformedUpdate(f"{path.name}: not a profile ({error})") from error
     if base is not None and profile.base != base:
         measured = "no model" if profile.base is None else f"model {profile.base.short}"
         raise ConfigError("profile", f"{path.name} was measured on {measured}, this is {base.short}; profile this one")
     return profile
+
+
+def _measured_for(profile: Profile) -> dict[str, str]:
+    if profile.adapter is None:
+        return {}
+    purpose = _Purpose(adapter=profile.adapter, settings=dict(profile.settings))
+    return {"measured_for": msgspec.json.encode(purpose, order="deterministic").decode()}
 
 
 def _tensors(profile: Profile) -> dict[str, Float32]:

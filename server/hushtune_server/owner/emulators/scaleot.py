@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 DIGITS = 4
 """Decimals of scores that decide."""
 
-_SECOND_STAGE = ("plan", "profile_tokens", "quantise_bits", "quantise_block", "replace", "chosen", "rank_keep")
+SECOND_STAGE = ("plan", "profile_tokens", "quantise_bits", "quantise_block", "replace", "chosen", "rank_keep")
 """Options that what is learned does not depend on."""
 
 
@@ -189,7 +189,7 @@ def learn_replacements(
 
     facts = {
         "method": "scaleot",
-        "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in _SECOND_STAGE},
+        "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in SECOND_STAGE},
         "base": request.base.hex,
         "adapter": list(request.adapter),
         "windows": digest_of_arrays({"windows": text.windows}),
