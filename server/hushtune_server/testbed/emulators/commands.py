@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,14 +68,14 @@ def compare(
     goes on where it was, and another comparison with the same cells finds them there. A training that diverges is reported and
     stops nothing. Result and figures are in that folder too.
 
-    Example: hushtune emulator compare --scenario scenarios/emulators.toml --methods uniform-8,ablation-8 --json
+    Example: hushtune emulator compare --scenario scenarios/emulators.toml --methods uniform,ablation --json
     """
     from hushtune_server.testbed.emulators import schema
 
     asked = schema.load(scenario, overrides=set_ or ()).only(names=_listed(methods), seeds=_numbers(seeds))
     if cost and asked.task != "language":
         raise ConfigError("--cost", "is measured for language models; leave it out for an encoder")
-    command = f"hushtune emulator compare --scenario {scenario}" + ("" if seeds is None else f" --seeds {seeds}")
+    command = _said("compare", scenario, seeds=seeds, methods=methods, set_=set_)
     run = _run(asked, out=out, cache=cache, replan=replan, command=command, cost=cost)
     _keep(run, folder=out)
     if document is not None:
@@ -115,12 +117,15 @@ def search(
     from hushtune_server.testbed.emulators.search import Demands, answer, at_sizes, points_of
 
     asked = schema.load(scenario, overrides=set_ or ()).only(names=_listed(methods), seeds=_numbers(seeds))
+    if sizes < 0 or (bytes_max is not None and not isfinite(bytes_max)):
+        raise ConfigError("--sizes" if sizes < 0 else "--bytes-max", "takes a finite number, not below 0")
     if not asked.attacks:
         raise ConfigError("attacks", "is empty; a gap needs an attack to be against")
     if sizes:
         request = request_of(asked.model, source=open_source(asked.model.source, cache=cache))
         asked = at_sizes(asked, count=sizes, request=request)
-    run = _run(asked, out=out, cache=cache, replan=replan, command=f"hushtune emulator search --scenario {scenario}", cost=False)
+    command = _said("search", scenario, seeds=seeds, methods=methods, set_=set_)
+    run = _run(asked, out=out, cache=cache, replan=replan, command=command, cost=False)
     demands = Demands(plug_in_min=plug_in_min, gap_min=gap_min, bytes_max=None if bytes_max is None else int(bytes_max))
     found = answer(points_of(run.document, sure=sure), demands)
     if found.taken is not None and plan is not None:
@@ -132,6 +137,12 @@ def search(
     if found.problem is not None:
         raise Infeasible(found.problem)
     return 0
+
+
+def _said(command: str, scenario: Path, *, seeds: str | None, methods: str | None, set_: list[str] | None) -> str:
+    """Return the command with all that changes its numbers, as a person would type it."""
+    pairs = [("--scenario", str(scenario)), ("--methods", methods), ("--seeds", seeds), *(("--set", s) for s in set_ or ())]
+    return shlex.join(["hushtune", "emulator", command, *(part for key, value in pairs if value for part in (key, value))])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +228,13 @@ def _listed(text: str | None) -> list[str] | None:
 
 def _numbers(text: str | None) -> list[int] | None:
     parts = _listed(text)
-    if parts is not None and not all(part.lstrip("-").isdigit() for part in parts):
-        raise ConfigError("--seeds", f"whole numbers separated by commas, got {text!r}")
-    return None if parts is None else [int(part) for part in parts]
+    try:
+        numbers = None if parts is None else [int(part) for part in parts]
+    except ValueError as error:
+        raise ConfigError("--seeds", f"whole numbers separated by commas, got {text!r}") from error
+    if numbers is not None and (not numbers or len(set(numbers)) < len(numbers)):
+        raise ConfigError("--seeds", f"at least one, and each once, got {text!r}")
+    return numbers
 
 
 def _versions() -> dict[str, str]:

@@ -62,18 +62,22 @@ def _measured(bench: Bench, bundle: Path, *, trained: str) -> Json:
     """Run the child that trains for some steps and says what it took."""
     comparison = bench.comparison
     texts = texts_of(comparison, source=bench.forge.source)
+    count = STEPS * comparison.training.batch_windows
     order = {
         "bundle": str(bundle),
         "trained": trained,
         "steps": STEPS,
-        "windows": texts.train[: STEPS * comparison.training.batch_windows].tolist(),
+        "windows": np.resize(texts.train, (count, texts.train.shape[1])).tolist(),  # too few are taken again
         "training": msgspec.to_builtins(comparison.training),
         "compute": msgspec.to_builtins(comparison.compute),
     }
     command = [sys.executable, "-m", "hushtune_server.testbed.emulators.cost_child"]
-    done = subprocess.run(  # noqa: S603 - our own module
-        command, input=json.dumps(order), capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module
+            command, input=json.dumps(order), capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TrainerFailed(f"the process that measures costs took more than {LIMIT_S:.0f} s and was ended") from error
     if done.returncode != 0:
         raise TrainerFailed(f"the process that measures costs ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     return json.loads(done.stdout)

@@ -31,7 +31,7 @@ def print_comparison(document: Json, *, console: Console) -> None:
 def print_answer(found: Answer, *, console: Console) -> None:
     """Print the front of a search and what to take."""
     table = Table(title="Emulators that no other beats", title_justify="left")
-    for heading in ("emulator", "MB", "plug-in (recovery)", "gap, nats"):
+    for heading in ("emulator", "MB", "plug-in (recovery)", "gap"):
         table.add_column(heading, justify="left" if heading == "emulator" else "right")
     for point in found.front:
         style = "bold" if point == found.taken else ""

@@ -8,10 +8,11 @@ from hushtune_server.testbed.emulators.report import loss_of, score_text
 Json = Mapping[str, Any]
 
 _SCORES = {
-    "language": "Scores are perplexities on held-out private windows that trained nothing and chose nothing; differences are in "
-    "nats per token.",
-    "classify": "Scores are accuracies on held-out texts that trained nothing and chose nothing, with a linear head beside the "
-    "blocks; differences are shares of texts. ZS is the linear probe on the frozen model, the plug-in has the client's head.",
+    "language": "Scores are perplexities on held-out private windows that trained nothing and, here, chose nothing; "
+    "differences are in nats per token.",
+    "classify": "Scores are accuracies on held-out texts that trained nothing and, here, chose nothing, with a "
+    "linear head beside the blocks; differences are shares of texts. ZS is the linear probe on the frozen model, the plug-in has "
+    "the client's head.",
 }
 _READING = """\
 **ZS**: as it is; **FT**: after training on the clients' text; **plug-in**: the full model with adapter blocks that were trained
@@ -49,20 +50,30 @@ def _setting(document: Json) -> str:
     data, model, windows = document["data"], document["model"], document["data"]["windows"]
     items = "texts of at most" if document["task"] == "classify" else "windows of"
     blocks = ", ".join(map(str, model["adapter"]))
-    rates = ", ".join(f"{rate:g}" for rate in document["selection"]["learning_rates"])
+    selection: Json = document["selection"]
+    rates = ", ".join(f"{rate:g}" for rate in selection["learning_rates"])
     return "\n".join(
         [
             f"- model `{model['source']}`, digest `{model['digest'][:16]}`, adapter blocks {blocks}",
             f"- private text `{data['private']}`: {windows['train']} {items} {data['window_tokens']} tokens train, "
-            f"{windows['select']} choose learning rates, {windows['test']} score; digest `{data['digest'][:16]}`",
+            f"{windows['select']} {_use(selection)}, {windows['test']} score; digest `{data['digest'][:16]}`",
             f"- public text `{data['public']}`, all that plans and training of emulators see; "
             f"digest `{data['public_digest'][:16]}`",
             f"- learning rates {rates}; full fine-tuning and attacks that train everything take "
-            f"{document['selection']['full_rate_share']:.2f} of each; the first seed chooses",
+            f"{selection['full_rate_share']:.2f} of each" + ("; the first seed chooses" if _chooses(selection) else ""),
+            *([f"- how these were found: {selection['note']}"] if selection.get("note") else []),
             f"- seed of split and plans {document['seed']}, training seeds {', '.join(map(str, document['seeds']))}; "
             f"{document['resamples']:,} resamples; arithmetic {document['compute']['precision']}",
         ]
     )
+
+
+def _chooses(selection: Json) -> bool:
+    return len(selection["learning_rates"]) * max(1, len(selection["epochs"])) > 1
+
+
+def _use(selection: Json) -> str:
+    return "choose learning rates" if _chooses(selection) else "are left out, since there is nothing to choose"
 
 
 def _settings(settings: Json) -> str:

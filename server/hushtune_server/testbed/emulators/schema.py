@@ -47,6 +47,8 @@ class SelectionConfig(Section, frozen=True):
     """Numbers of epochs to choose among; none for ``training.epochs``."""
     share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.1
     """Share of the training windows that choose and train nothing."""
+    note: str = ""
+    """How the learning rates of the file were found, for readers of the results."""
 
 
 class BudgetConfig(Section, frozen=True):
@@ -91,7 +93,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """One comparison of emulators, checked.
 
     ``seed`` decides the split of the text and the owner's plans, which are the same for every arm; each of ``seeds`` decides the
-    order of the data, and what training an emulator on public text draws.
+    order of the data, and what training an emulator on public text draws (``scaleot`` learns as it plans: from ``seed``).
     """
 
     name: str
@@ -113,6 +115,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     def only(self, *, names: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> "Comparison":
         """Return the part of the comparison with these emulators and seeds; ``ConfigError`` for a name it does not have."""
         known = [e.name for e in self.emulators]
+        if names is not None and not names:
+            raise ConfigError("--methods", f"names no emulator; the comparison has {', '.join(known)}")
         strangers = [n for n in names or () if n not in known]
         if strangers:
             raise ConfigError("--methods", f"no emulator {strangers[0]!r} in the comparison; it has {', '.join(known)}")
