@@ -69,20 +69,26 @@ class Sounder:
         self._note = note
         self._turn = turn
         self._bell = bell
-        self._at = Second(0.0)
+        self._at: Second | None = None
         self._told: Channel | None = None
         self._last_call = 0
 
     async def measure(self, round_id: int) -> Channel:
         """Return the channel as it is now, with the assumed bound on the tap's gain at this device's place."""
         sounding = await self._ports.air.sound(round_id)
-        self._at = max(self._at, sounding.at)
+        self._at = sounding.at if self._at is None else max(self._at, sounding.at)
         gain_tap = secrecy.tap_gain_bound(self._scenario, self._standing(sounding.at))
         return Channel(at=sounding.at, gain_main=sounding.gain_main, gain_tap=gain_tap)
 
     def device(self, assignment: Assignment) -> ClientConfig:
-        """Return this device where it stood when it last measured, in this life or for the ``assignment``."""
-        return self._standing(max(self._at, assignment.channel.at) if assignment.channel is not None else self._at)
+        """Return this device where it stood when it last measured.
+
+        Only before the first measurement of this life, so before anything can be sent, the moment that the ``assignment`` names
+        is taken instead: the coordinator has no say in where a device stands.
+        """
+        if self._at is not None:
+            return self._standing(self._at)
+        return self._standing(Second(0.0) if assignment.channel is None else assignment.channel.at)
 
     def assigned_anew(self) -> None:
         """Wake who waits for a newer assignment."""

@@ -235,13 +235,21 @@ class WanderingAir(LoopbackAir):
         return digest
 
 
-@pytest.mark.parametrize(("place", "secret"), [(TAP_SIDE, False), (AWAY, True)], ids=["towards the tap", "away from it"])
-def test_who_goes_towards_the_tap_after_sealing_does_not_transmit(tmp_path: Path, place: dict[str, float], secret: bool) -> None:
-    scenario = scenario_of(moves={50.0: place})
+@pytest.mark.parametrize(
+    ("place", "claimed_at", "secret"),
+    [(TAP_SIDE, 0.0, False), (AWAY, 0.0, True), (TAP_SIDE, 1e9, False)],
+    ids=["towards the tap", "away from it", "towards the tap, assigned for where it will stand"],
+)
+def test_who_goes_towards_the_tap_after_sealing_does_not_transmit(
+    tmp_path: Path, place: dict[str, float], claimed_at: float, secret: bool
+) -> None:
+    scenario = scenario_of(moves={50.0: place, 1000.0: AWAY})
 
     async def work() -> None:
         async with training(tmp_path, scenario) as here:
-            granted = replace(assignment_of(), power=Watt(1e-6), channel=first_assignment(scenario).channel)
+            bound = tap_gain_bound(scenario, scenario.clients[0])
+            claimed = Channel(at=Second(claimed_at), gain_main=GAIN, gain_tap=bound)
+            granted = replace(assignment_of(), power=Watt(1e-6), channel=claimed)
             await here.state.keep_sealed(1, b"sealed" * 100, secret=b"", links={Part.PAYLOAD: link_seed()})
             ports = replace(loopback_ports(here.world, folder=tmp_path), air=WanderingAir(here.world))
             sounder = sounder_of(scenario, here.state, here.clock, ports)
