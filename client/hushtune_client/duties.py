@@ -203,10 +203,11 @@ class Duties:
             self._status.advance(1)
 
         trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
+        # Now: whoever waits for another assignment has been through with training, at this clock.
+        _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = await self._sounder.settled(self._newest(assignment))
         await self._require_consent(assignment)
-        _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         sealed = await self._seal(emulator, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
         return UpdateSealed(

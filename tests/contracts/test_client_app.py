@@ -19,6 +19,7 @@ from hushtune_client import app, cli
 from hushtune_client.app import ClientOptions
 from hushtune_client.duties import Duties
 from hushtune_client.phases import Send
+from hushtune_client.ports import Sounding
 from hushtune_client.progress import Status
 from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState
@@ -53,12 +54,13 @@ from hushtune_common.messages import (
 )
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import FlopPerSecond, Hertz, Watt
+from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
 from hushtune_common.wire.bell import Bell
 from tests.kits import Kits
 from tests.loopback import (
     CLIENT,
     DESIGN,
+    GAIN,
     REFUSED,
     RUN,
     World,
@@ -530,6 +532,37 @@ def test_a_newer_assignment_changes_clock_band_and_power_and_training_goes_on(st
     assert [e["clock_flops"] for e in told if e["event"] == "clock_changed"] == [1.9e12]
     assert {(sent.bandwidth, sent.power) for sent, _ in stage.world.sent.values()} == {(3e6, 6e-5)}
     assert received(stage).tensors
+
+
+async def moved_after_training(world: World) -> None:
+    """Play coordinator and owner to a client whose channel is worse, and its clock slower, once it has trained."""
+    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
+    await world.until(lambda: bool(world.reports))
+    first = replace(GRANTED, channel=next(iter(world.reports.values())).channel)
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=first))
+    world.sounding = Sounding(gain_main=PowerRatio(0.1 * GAIN), at=Second(7.0))
+    await world.until(lambda: bool(world.channels))
+    newer = replace(first, clock=FlopPerSecond(1.9e12), channel=world.channels[0][2])
+    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=newer))
+    await world.until(lambda: bool(world.completions))
+    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
+    world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
+    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
+
+
+@pytest.mark.slow
+def test_a_clock_assigned_after_training_is_not_the_one_that_training_is_said_to_have_kept(
+    stage: Stage, log: io.StringIO
+) -> None:
+    async def work() -> None:
+        directing = asyncio.create_task(moved_after_training(stage.world))
+        assert await stage.take_part() == 0
+        await directing
+
+    run(work())
+    (trained,) = [e for e in events(log) if e["event"] == "training_finished"]
+    assert trained["clock_share"] == pytest.approx(GRANTED.clock / stage.scenario.clients[0].clock_max_flops)
+    assert [e["clock_flops"] for e in events(log) if e["event"] == "clock_changed"] == [1.9e12]
 
 
 @pytest.mark.slow
