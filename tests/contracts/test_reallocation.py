@@ -1,12 +1,15 @@
 """Does the band of a client that goes, or has another channel, before it has transmitted reach the others, and never too much?"""
 
+import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hushtune_common.errors import LimitExceeded
 from hushtune_common.messages import (
     Assignment,
     Channel,
@@ -18,6 +21,7 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
+from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Joule, PowerRatio, Second
 from hushtune_server.coordinator.events import (
     OWNER,
@@ -41,8 +45,9 @@ from hushtune_server.coordinator.events import (
 from hushtune_server.coordinator.phases import CHANGES_MAX, Assigned, Closed, Occasion, Round, Rules, Settling, Solve, State
 from hushtune_server.coordinator.record import occasion_of
 from hushtune_server.coordinator.rounds import advance, fold, unsolved
+from hushtune_server.coordinator.service import Desk
 from hushtune_server.coordinator.stragglers import Quorum
-from tests.fakes import BAND, assignment_of, report_of
+from tests.fakes import BAND, FakeClock, FixedSolver, assignment_of, report_of
 
 CLIENTS = C1, C2, C3, C4 = tuple(ClientId(f"c{k}") for k in range(1, 5))
 RUN = RunId("run-1")
@@ -294,6 +299,24 @@ def test_nothing_is_ordered_for_a_changed_channel_where_re_allocation_is_off() -
 def test_a_channel_may_change_so_often_and_no_more() -> None:
     state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
     assert advance(state, changed(C2, 1e9), rules=RULES) == (state, ())
+
+
+def test_the_last_change_that_counts_may_be_told_twice_and_one_more_is_refused_by_name(tmp_path: Path) -> None:
+    state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
+    known = round_of(state).reports[C2].channel
+
+    async def tell(channel: Channel) -> None:
+        journal = Journal.open(tmp_path / "journal.sqlite", schema="test")
+        solver, clock, idle_s = FixedSolver(), FakeClock(start=10.0), Second(30.0)
+        desk = Desk(state, rules=RULES, log=journal, solver=solver, clock=clock, idle_s=idle_s, observe=lambda *_: None)
+        try:
+            await desk.change_channel(C2, 1, channel)
+        finally:
+            await journal.close()
+
+    asyncio.run(tell(known))
+    with pytest.raises(LimitExceeded, match="reallocate_db"):
+        asyncio.run(tell(replace(known, at=Second(1e9))))
 
 
 def test_every_solution_of_a_round_is_noted_with_its_occasion() -> None:

@@ -97,7 +97,7 @@ NO_OCCASION: Final = Occasion()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What came of one question to the allocator: the certificate of its solution (its assignments are kept elsewhere), or why
-    there is none. ``clients`` are those that it was asked for."""
+    there is none. ``clients`` are those that a solution was found for."""
 
     at: Second
     order: int

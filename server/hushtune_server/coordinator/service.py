@@ -131,11 +131,16 @@ class Desk:
         await self._commit(lambda at: Reported(at=at, report=report))
 
     async def change_channel(self, client: ClientId, round_id: int, channel: Channel) -> None:
-        """Take a client's word on its new channel; ``StaleRound`` as above, ``LimitExceeded`` when it changes all the time."""
+        """Take a client's word on its new channel; ``StaleRound`` as above, ``LimitExceeded`` when it changes all the time.
+
+        A word that was taken before is no further change.
+        """
         if round_id != self.state.round_id or isinstance(self.state.phase, Gathering):
             raise StaleRound(f"round {round_id} takes no channels; round {self.state.round_id} is {self.state.name}")
         round_ = self.state.phase.round
-        if round_ is not None and round_.changes.get(client, 0) >= CHANGES_MAX:
+        known = None if round_ is None else round_.reports.get(client)
+        is_new = known is not None and channel.at > known.sounded_at
+        if round_ is not None and is_new and round_.changes.get(client, 0) >= CHANGES_MAX:
             raise LimitExceeded(
                 f"the channel of {client} changed {CHANGES_MAX} times in round {round_id}: raise air.sounding_s or "
                 f"coordinator.allocator.reallocate_db"

@@ -274,7 +274,10 @@ class AllocationProblem:
 
 
 def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:
-    """Return the reports with no tap gain below the scenario's own bound: a client has no say in what the tap hears."""
+    """Return the reports with no tap gain below the scenario's own bound for where its clients stand.
+
+    A client has no say in what the tap hears, except for *when* it measured: of the scenario's places for it, that picks one.
+    """
     bounds = {c.id: link.tap_gain_bound(scenario, c) for c in scenario.clients}
     return tuple(replace(r, gain_tap=PowerRatio(max(r.gain_tap, bounds.get(r.client, 0.0)))) for r in reports)
 
