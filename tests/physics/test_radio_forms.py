@@ -162,6 +162,17 @@ def test_wandering_gains_are_the_same_in_any_order_and_independent_between_links
     assert abs(np.corrcoef(main, tap)[0, 1]) < 4 * (1.3 / len(moments)) ** 0.5
 
 
+@pytest.mark.parametrize("seam", [1, 2, 1_000_000])
+def test_shadowing_wanders_as_little_from_one_block_of_steps_to_the_next_as_within_one_however_late_it_is(seam: int) -> None:
+    step_s, path = 1.0 / 32, to_db(path_gain(Metre(60.0)))
+    moments = [Second((2048 * seam + n + 0.5) * step_s) for n in range(-20, 20)]
+    level = np.array([to_db(wandering(1.0).gain_main("c1", 1, at=s)) for s in moments]) - path
+    spread = 8.0 * (2.0 * (1.0 - np.exp(-step_s))) ** 0.5
+    steps = np.abs(np.diff(level))
+    assert steps.min() > 0.0
+    assert steps.max() < 5.0 * spread
+
+
 def test_both_gains_follow_a_client_that_moves() -> None:
     move = {"client": "c1", "after_s": 10.0, "position": {"x_m": 0.0, "y_m": -200.0}}
     place = Geography(scenario(air={"shadowing_db": 0.0, "moves": [move]}), SeedTree(1))

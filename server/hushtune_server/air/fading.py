@@ -4,6 +4,7 @@ from math import exp, sqrt
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from hushtune_common.config import Scenario
 from hushtune_common.link.secrecy import distance_between, path_gain
@@ -16,7 +17,10 @@ _STEPS_PER_COHERENCE: Final = 32
 """Shadowing stands still in between: with 4 dB it then steps by about 1 dB."""
 _STEPS_FELT: Final = 64 * _STEPS_PER_COHERENCE
 """What is longer ago weighs less than exp(-64), so nothing in a float."""
+_KEPT: Final = exp(-1.0 / _STEPS_PER_COHERENCE)
 _START: Final = Second(0.0)
+
+Values = npt.NDArray[np.float64]
 
 
 class Geography:
@@ -50,13 +54,25 @@ class Geography:
 
     def _shadowing(self, client_id: str, round_id: int, listener: Listener, at: Second) -> PowerRatio:
         air = self._scenario.air
-        wanders = air.coherence_s > 0.0
-        rng = self._seeds.child(listener.value, client_id, str(1 if wanders else round_id)).generator()
-        if not wanders:
+        if air.coherence_s == 0.0:
+            rng = self._seeds.child(listener.value, client_id, str(round_id)).generator()
             return from_db(air.shadowing_db * float(rng.standard_normal()))
         # Gudmundson (1991): shadowing in dB is a Gauss-Markov process, here over time instead of way.
         steps = int(at * _STEPS_PER_COHERENCE / air.coherence_s)
-        fresh, kept = rng.standard_normal(steps + 1), exp(-1.0 / _STEPS_PER_COHERENCE)
-        fresh[1:] *= sqrt(1.0 - kept**2)
-        recent = fresh[-_STEPS_FELT:]
-        return from_db(air.shadowing_db * float(kept ** np.arange(len(recent) - 1.0, -1.0, -1.0) @ recent))
+        recent = self._fresh(self._seeds.child(listener.value, client_id, "1"), steps)
+        return from_db(air.shadowing_db * float(_KEPT ** np.arange(len(recent) - 1.0, -1.0, -1.0) @ recent))
+
+    def _fresh(self, seeds: SeedTree, step: int) -> Values:
+        """Return what each of the latest steps brings, of at most two blocks: the work does not grow with time."""
+        block, within = divmod(step, _STEPS_FELT)
+        parts = [_steps(seeds, block, within + 1)]
+        if block:
+            parts.insert(0, _steps(seeds, block - 1, _STEPS_FELT))
+        return np.concatenate(parts)
+
+
+def _steps(seeds: SeedTree, block: int, count: int) -> Values:
+    """Return the first ``count`` steps of a block; the very first of all is the whole of a still channel's shadowing."""
+    fresh = (seeds.child(str(block)) if block else seeds).generator().standard_normal(count)
+    fresh[0 if block else 1 :] *= sqrt(1.0 - _KEPT**2)
+    return fresh
