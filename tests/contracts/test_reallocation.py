@@ -301,6 +301,10 @@ def test_a_channel_may_change_so_often_and_no_more() -> None:
     assert advance(state, changed(C2, 1e9), rules=RULES) == (state, ())
 
 
+def unseen(before: State, after_: State, event: Event) -> None:
+    """Watch nothing."""
+
+
 def test_the_last_change_that_counts_may_be_told_twice_and_one_more_is_refused_by_name(tmp_path: Path) -> None:
     state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
     known = round_of(state).reports[C2].channel
@@ -308,7 +312,7 @@ def test_the_last_change_that_counts_may_be_told_twice_and_one_more_is_refused_b
     async def tell(channel: Channel) -> None:
         journal = Journal.open(tmp_path / "journal.sqlite", schema="test")
         solver, clock, idle_s = FixedSolver(), FakeClock(start=10.0), Second(30.0)
-        desk = Desk(state, rules=RULES, log=journal, solver=solver, clock=clock, idle_s=idle_s, observe=lambda *_: None)
+        desk = Desk(state, rules=RULES, log=journal, solver=solver, clock=clock, idle_s=idle_s, observe=unseen)
         try:
             await desk.change_channel(C2, 1, channel)
         finally:
