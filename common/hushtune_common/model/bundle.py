@@ -62,7 +62,9 @@ class Bundle:
         sizes = {name: prod(shape) * _weights_per_entry(name, self.file.dtype(name)) for name, shape in shapes.items()}
         blocks = Counter(s.source if isinstance(s, Share) else s.index for s in self.plan.slots)
         inside = sum(size * blocks[b] for name, size in sizes.items() if (b := block_of(name)) is not None)
-        return inside + self._head_size({name: size for name, size in sizes.items() if block_of(name) is None})
+        outside = {name: size for name, size in sizes.items() if block_of(name) is None}
+        norms = sum(size for name, size in outside.items() if len(shapes[name]) == 1)
+        return inside + norms + self._head_size(outside)
 
     def _head_size(self, outside: Mapping[str, int]) -> int:
         own = [size for name, size in outside.items() if usual_head(name) == HEAD]

@@ -52,10 +52,11 @@ class Distill:
 def thinned(options: DistillOptions | MarginOptions, profile: Profile, request: EmulatorRequest, *, method: str) -> Plan:
     """Return the plan of a ``method`` that leaves out ranked blocks, or harmonizes them, and trains the rest."""
     gone = ranked(options.ranking, profile, request, options.drop)
+    rank = _rank(options, request)
     return Plan(
         base=request.base,
         adapter=request.adapter,
-        slots=tuple(_slot(block, gone=gone, rank=options.harmonizer_rank) for block in request.blocks),
+        slots=tuple(_slot(block, gone=gone, rank=rank) for block in request.blocks),
         method=method,
         parameters={
             "drop": options.drop,
@@ -66,6 +67,13 @@ def thinned(options: DistillOptions | MarginOptions, profile: Profile, request: 
         },
         corpus=profile.corpus,
     )
+
+
+def _rank(options: DistillOptions | MarginOptions, request: EmulatorRequest) -> int:
+    """Return the rank of harmonizers; an affine map needs no more than the hidden size."""
+    if isinstance(options, DistillOptions) and options.harmonizer_start == "regression" and request.layout is not None:
+        return min(options.harmonizer_rank, request.layout.hidden)
+    return options.harmonizer_rank
 
 
 def _start_of(options: DistillOptions | MarginOptions) -> dict[str, Any]:
