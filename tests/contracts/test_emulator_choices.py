@@ -255,11 +255,12 @@ def profile_like(request: EmulatorRequest) -> Profile:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_fit_is_the_largest_size_within_the_budget(name: str, quantise_bits: int) -> None:
     request, found = tiny_case()
-    method = method_for(options_of(name, quantise_bits=quantise_bits))
+    thin = {"harmonizer_rank": 4} if name == "linear" else {}  # its default rank is for far wider models
+    method = method_for(options_of(name, quantise_bits=quantise_bits, **thin))
     complete = found if name != "greedy" else Profile(greedy_order=request.middle, greedy_losses=(1.0, 1.0, 1.0))
     sizes = [emulator_tensors(SOURCE, plan=m.plan(complete, request, seeds=NOWHERE)).size_bytes for m in method.sizes(request)]
     # Of so small a model a harmonizer takes more than the four-bit block that it replaces.
-    assert sizes == sorted(sizes, reverse=True) or (name in ("linear", "scaleot") and quantise_bits == 4)
+    assert sizes == sorted(sizes, reverse=True) or (name, quantise_bits) == ("scaleot", 4)
     for budget in {sizes[0] + 1, sizes[len(sizes) // 2], sizes[-1]}:
         fitted = fit(method, found, request, weights=SOURCE.weights, bytes_max=budget)
         size = emulator_tensors(SOURCE, plan=fitted.plan(complete, request, seeds=NOWHERE)).size_bytes
