@@ -6,11 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from hushtune_common.adapter import Float32
-from hushtune_common.config import parse_method
 from hushtune_common.messages import Digest
 from hushtune_common.methods import OPTIONS, EmulatorOptions, method_of
 from hushtune_common.model.layout import BlockLayout, Matrix
 from hushtune_common.seeding import SeedTree
+from hushtune_common.tables import parse_method
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile, Scores
 from hushtune_server.owner.emulators.planning import METHODS
 

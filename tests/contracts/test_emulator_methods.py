@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import SystemClock
-from hushtune_common.config import ModelConfig, TrainingConfig, parse_method
+from hushtune_common.config import ModelConfig, TrainingConfig
 from hushtune_common.errors import ConfigError
 from hushtune_common.methods import OPTIONS, EmulatorOptions, Refining
 from hushtune_common.model.bundle import read_bundle, write_bundle
@@ -19,6 +19,7 @@ from hushtune_common.model.language import EXACT
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.slots import Compress, Drop, Harmonize, Keep, Share
 from hushtune_common.seeding import SeedTree
+from hushtune_common.tables import parse_method
 from hushtune_server.owner.emulators.engine import Telling, Workplace, build
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, Profile
 from hushtune_server.owner.emulators.planning import METHODS, method_for, request_of, shipped_plan

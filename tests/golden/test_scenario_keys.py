@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hushtune_common import config
+from hushtune_common import config, tables
 
 GOLDEN = Path(__file__).parent / "vectors" / "scenario-keys.txt"
 
@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parent / "vectors" / "scenario-keys.txt"
 def lines(section: type[config.Section], *, prefix: str = "") -> list[str]:
     found: list[str] = []
     for field in msgspec.structs.fields(section):
-        inner = config.section_of(field.type)
+        inner = tables.section_of(field.type)
         if inner is not None:
             found += lines(inner, prefix=f"{prefix}{field.name}.")
         elif field.required:

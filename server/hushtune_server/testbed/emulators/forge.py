@@ -13,7 +13,6 @@ from typing import Any, TypeVar, cast
 import msgspec
 import psutil
 
-from hushtune_common.config import parse_method
 from hushtune_common.errors import ConfigError, TrainerFailed
 from hushtune_common.messages import Digest
 from hushtune_common.methods import EmulatorOptions, Refining
@@ -24,6 +23,7 @@ from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
 from hushtune_common.seeding import SeedTree
+from hushtune_common.tables import parse_method
 from hushtune_server.owner.emulators.engine import Telling, Workplace, refine
 from hushtune_server.owner.emulators.exposure import Exposure, exposure
 from hushtune_server.owner.emulators.fitting import fit

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
-from hushtune_common import config
+from hushtune_common import tables
 from hushtune_common.config import ComputeConfig, ModelConfig, TrainingConfig
 from hushtune_common.errors import ConfigError
 from hushtune_common.methods import EmulatorOptions
@@ -126,7 +126,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(path: Path, *, overrides: Sequence[str] = ()) -> Comparison:
     """Read and check a comparison; ``overrides`` as in `config.load`. Paths inside are resolved against the file's folder."""
-    comparison = parse(config.read_tree(path, overrides=overrides))
+    comparison = parse(tables.read_tree(path, overrides=overrides))
     base = path.resolve().parent
     model, data = comparison.model, comparison.data
     replace = msgspec.structs.replace
@@ -139,7 +139,7 @@ def load(path: Path, *, overrides: Sequence[str] = ()) -> Comparison:
 
 def parse(tree: Mapping[str, Any]) -> Comparison:
     """Turn a decoded TOML document into a `Comparison`; ``ConfigError`` names the full path of what is wrong."""
-    document = config.parse_section(tree, _Document)
+    document = tables.parse_section(tree, _Document)
     entries = tuple(_entry(table, where=f"emulators[{k}]") for k, table in enumerate(document.emulators))
     _check_names([e.name for e in entries], budget=document.budget)
     for field, values in (("seeds", document.seeds), ("selection.learning_rates", document.selection.learning_rates)):
@@ -158,7 +158,7 @@ def parse(tree: Mapping[str, Any]) -> Comparison:
 
 def _entry(table: Mapping[str, Any], *, where: str) -> Entry:
     options = {k: v for k, v in table.items() if k not in ("name", "fit")}
-    found = config.parse_method(options, where=where)
+    found = tables.parse_method(options, where=where)
     if found.plan is not None:
         raise ConfigError(f"{where}.plan", "a comparison makes its own plans, so that all rest on the same public text")
     name, fit = table.get("name", options.get("method", "")), table.get("fit", False)
