@@ -26,6 +26,7 @@
     │   ├── StorageFull            no room left
     │   └── TrainerFailed          the training process died or diverged
     ├── Refusal                    nothing broke; the answer is no
+    │   ├── BudgetTooSmall         no encoding of the adapter is so short
     │   ├── ExposureExceeded       a release would show somebody more of the model than the owner allows
     │   ├── Infeasible             no allocation satisfies the constraints
     │   ├── QuorumMissed           too few clients
@@ -204,6 +205,17 @@ class Refusal(HushtuneError):
 
     reason = "REFUSED"
     exit_code = 9
+
+
+class BudgetTooSmall(Refusal):
+    """No encoding of the adapter fits the bytes granted for it."""
+
+    reason = "BUDGET_TOO_SMALL"
+
+    def __init__(self, *, least_bytes: int, budget_bytes: int) -> None:
+        """Carry the shortest encoding there is, in bytes."""
+        super().__init__(f"the adapter needs at least {least_bytes} bytes, {budget_bytes} are granted")
+        self.least_bytes = least_bytes
 
 
 class ExposureExceeded(Refusal):

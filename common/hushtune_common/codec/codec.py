@@ -1,5 +1,6 @@
-"""What a codec is: adapter tensors to bytes and back, within a stated error."""
+"""What a codec is: adapter tensors to at most so many bytes and back, within an error that the bytes state."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from hushtune_common.adapter import AdapterState
@@ -9,34 +10,28 @@ __all__ = ["AdapterCodec", "AdapterState"]
 
 
 class AdapterCodec(Protocol):
-    """Turns an adapter into bytes and back.
+    """Turns an adapter into bytes, as few as asked for, and back.
 
-    Every blob says how many bits per weight it spends, 2 to ``bits_max``, so one codec encodes and decodes them all.
-
-    Laws: equal states and bits give equal bytes; names, shapes and the order of ``expected`` survive; each element comes back
-    within ``bound(state, bits=bits)``; a blob is never longer than ``bytes_max``; any other bytes, and more bits than
-    ``bits_max``, raise ``MalformedUpdate`` and nothing else, and no size is taken from them; what is decoded is finite.
+    Laws: a blob is never longer than the budget it was made for, and ``bytes_max`` is a budget that always suffices; equal states
+    and budgets give equal bytes, unless the codec adds privacy noise; names, shapes and the order of ``expected`` survive; every
+    element comes back within ``bound(blob)`` of its tensor; any other bytes raise ``MalformedUpdate`` and nothing else, and no
+    size is taken from them; what is decoded is finite.
     """
 
     @property
     def id(self) -> str:
-        """Name and version of the byte format, such as ``delta-b64-zstd/2``; bound into every envelope."""
-        ...
-
-    @property
-    def bits_max(self) -> int:
-        """Most bits per weight that a blob may spend."""
+        """Name and version of the byte format; bound into every envelope and manifest."""
         ...
 
     @property
     def bytes_max(self) -> int:
-        """Largest blob that ``encode`` can make with any bits, in bytes."""
+        """Largest blob that is made or read, in bytes: what a full share of the budget grants."""
         ...
 
-    def encode(self, state: AdapterState, *, bits: int) -> bytes:
-        """Return the blob with codes of ``bits`` bits; ``ValueError`` names a tensor that is not finite or not of this adapter.
+    def encode(self, state: AdapterState, *, budget_bytes: int) -> bytes:
+        """Return a blob of at most ``budget_bytes`` (more than ``bytes_max`` counts as ``bytes_max``).
 
-        ``ValueError`` also for bits below 2 or above ``bits_max``.
+        ``BudgetTooSmall`` when no blob is so short; ``ValueError`` names a tensor that is not finite or not of this adapter.
         """
         ...
 
@@ -44,6 +39,6 @@ class AdapterCodec(Protocol):
         """Return the tensors of ``expected``; ``MalformedUpdate`` for bytes that ``encode`` does not make."""
         ...
 
-    def bound(self, state: AdapterState, *, bits: int) -> AdapterState:
-        """Return the largest error of each element of ``decode(encode(state, bits=bits))``, in the shapes of ``state``."""
+    def bound(self, blob: bytes) -> Mapping[str, float]:
+        """Return per tensor the largest absolute error of any element, rounding included; ``MalformedUpdate`` as `decode`."""
         ...

@@ -1,15 +1,18 @@
 """The delta codec: what training changed, as blockwise integers, entropy coded."""
 
-import hashlib
 from collections.abc import Sequence
+from math import ceil, floor
 from typing import Final
 
 import numpy as np
 
 from hushtune_common.adapter import AdapterState
 from hushtune_common.codec import container
+from hushtune_common.codec.blockwise import BlockwiseCodec, blockwise_overhead
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.packing import pack_codes, packed_size, unpack_codes
+from hushtune_common.codec.sensitivity import Sensitivity
+from hushtune_common.codec.shipped import state_digest
 from hushtune_common.codec.stages import WIDTHS, BlockQuantiser, EntropyCoder, join_planes, split_planes
 from hushtune_common.config import CodecConfig
 from hushtune_common.errors import MalformedUpdate
@@ -40,15 +43,25 @@ def size_bits(schema: Sequence[TensorSpec], *, bits: int, config: CodecConfig) -
     )
 
 
-def state_digest(state: AdapterState) -> Digest:
-    """Return the digest of names, shapes and values; the order of the mapping does not matter."""
-    digest = hashlib.sha256(b"hushtune/adapter/1")
-    for name in sorted(state.tensors):
-        tensor = state.tensors[name]
-        label = f"{name}\n{','.join(str(d) for d in tensor.shape)}\n".encode()
-        digest.update(len(label).to_bytes(4, "little") + label)
-        digest.update(tensor.data.cast("B"))
-    return Digest(digest.digest())
+def budget_bytes(schema: Sequence[TensorSpec], *, config: CodecConfig, share: float = 1.0) -> int:
+    """Return the bytes of an encoded adapter that ``share`` (0 to 1) of a full update grants, from shapes alone.
+
+    Increasing in ``share``; a full share is the codec's ``bytes_max``: ``config.bits`` per weight, and what a container needs
+    beside them. ``ValueError`` for a share that is not above 0 and at most 1.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"a share lies above 0 and is at most 1, got {share}")
+    weights = sum(spec.count for spec in schema)
+    full = blockwise_overhead(schema, config=config) + ceil(config.bits * weights / 8)
+    return max(1, floor(share * full))
+
+
+def make_codec(config: CodecConfig, *, shipped: AdapterState, sensitivity: Sensitivity | None = None) -> AdapterCodec:
+    """Return the codec of a scenario for one shipped adapter; both sides give the same ``sensitivity``, none is flat."""
+    schema = [TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items()]
+    if sensitivity is not None:
+        sensitivity.require_matches(schema)
+    return BlockwiseCodec(shipped=shipped, config=config, bytes_max=budget_bytes(schema, config=config))
 
 
 class DeltaCodec:
@@ -176,6 +189,3 @@ def _bytes_max(counts: Sequence[int], *, label: container.Label, quantiser: Bloc
     """Return the longest container of tensors with so many elements."""
     sections = (size for count in counts for size in _section_sizes(count, quantiser))
     return label.overhead + sum(EntropyCoder.size_max(size) for size in sections)
-
-
-_conforms: type[AdapterCodec] = DeltaCodec

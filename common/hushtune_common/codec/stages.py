@@ -68,8 +68,11 @@ class BlockQuantiser:
             codes_n[elements] = delta.reshape(-1)[: elements.stop - elements.start]
         return scales, codes_n
 
-    def restore(self, scales: Scales, codes_n: Codes, shipped_n: Float32, *, out: Float32) -> None:
-        """Write ``shipped_n`` plus the scaled codes to ``out`` (N,); ``MalformedUpdate`` for what `quantise` cannot give."""
+    def restore(self, scales: Scales, codes_n: Codes, shipped_n: Float32, *, out: Float32) -> float:
+        """Write ``shipped_n`` plus the scaled codes to ``out`` (N,); ``MalformedUpdate`` for what `quantise` cannot give.
+
+        Returns the largest scale.
+        """
         if scales.size and int(scales.max()) >= _INFINITE:
             raise MalformedUpdate("a scale is negative or not finite")
         for elements, blocks in self._chunks(codes_n.size):
@@ -83,6 +86,7 @@ class BlockQuantiser:
                 np.add(scaled.reshape(-1)[: codes.size], shipped_n[elements], out=out[elements])
             if not np.isfinite(out[elements]).all():
                 raise MalformedUpdate("holds values that are not finite")
+        return float(_widen(scales).max(initial=np.float32(0.0)))
 
     def bound(self, returned_n: Float32, shipped_n: Float32) -> Float32:
         """Return the largest error of each element (N,), with the float32 rounding of difference, quotient and sum included."""

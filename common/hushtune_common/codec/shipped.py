@@ -1,0 +1,44 @@
+"""Which adapter is a difference taken from? The shipped one, which both sides hold; its digest names it."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from hushtune_common.adapter import AdapterState, Float32
+from hushtune_common.messages import Digest, TensorSpec
+
+
+class Shipped:
+    """The tensors of the shipped adapter in the order of their names, in which every codec sends them."""
+
+    def __init__(self, state: AdapterState) -> None:
+        """Take the adapter both sides hold; ``ValueError`` names a tensor of it that is not finite."""
+        for name, tensor in state.tensors.items():
+            if not np.isfinite(tensor).all():
+                raise ValueError(f"{name}: the shipped tensor holds values that are not finite")
+        self.tensors: Mapping[str, Float32] = dict(sorted(state.tensors.items()))
+        self.digest = state_digest(state)
+
+    def require_same(self, state: AdapterState) -> None:
+        """Raise ``ValueError``, naming the tensor, unless ``state`` has exactly these names and shapes."""
+        for name in self.tensors.keys() | state.tensors.keys():
+            shipped, found = self.tensors.get(name), state.tensors.get(name)
+            if shipped is None or found is None or shipped.shape != found.shape:
+                raise ValueError(f"{name}: not the same tensor in the shipped and in the returned adapter")
+
+    def require_expected(self, expected: tuple[TensorSpec, ...]) -> None:
+        """Raise ``ValueError`` unless ``expected``, which is ours, describes this adapter."""
+        if {spec.name: spec.shape for spec in expected} != {name: t.shape for name, t in self.tensors.items()}:
+            raise ValueError("the expected tensors are not those of the shipped adapter")
+
+
+def state_digest(state: AdapterState) -> Digest:
+    """Return the digest of names, shapes and values; the order of the mapping does not matter."""
+    digest = hashlib.sha256(b"hushtune/adapter/1")
+    for name in sorted(state.tensors):
+        tensor = state.tensors[name]
+        label = f"{name}\n{','.join(str(d) for d in tensor.shape)}\n".encode()
+        digest.update(len(label).to_bytes(4, "little") + label)
+        digest.update(tensor.data.cast("B"))
+    return Digest(digest.digest())
