@@ -5,7 +5,7 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -24,23 +24,24 @@ def main() -> None:
     compute = msgspec.convert(order["compute"], ComputeConfig)
     clock = SystemClock()
     ends: list[float] = []
+    idle = resident_bytes("VmRSS")
     train = _everything if order["trained"] == "full" else _adapter
     train(Path(order["bundle"]), windows, config, compute, lambda: ends.append(float(clock.monotonic())))
     tokens = windows.size / len(ends) * (len(ends) - 1)
     speed = tokens / max(ends[-1] - ends[0], 1e-9)
-    print(json.dumps({"tokens_per_s": speed, "peak_bytes": peak_bytes(), "steps": len(ends)}))
+    print(json.dumps({"tokens_per_s": speed, "peak_bytes": resident_bytes("VmHWM"), "idle_bytes": idle, "steps": len(ends)}))
 
 
-def peak_bytes() -> int:
-    """Return the largest resident set that this program had.
+def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Return the resident set of this program, now or at its largest; where the system does not tell, the largest either way.
 
-    Linux counts it for the program (VmHWM); getrusage would count what the parent had when it started us, if that was more.
+    Linux counts it for the program; getrusage would count what the parent had when it started us, if that was more.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{which}:"))
 
 
 def _adapter(bundle: Path, windows: Any, config: TrainingConfig, compute: ComputeConfig, stepped: Callable[[], None]) -> None:
