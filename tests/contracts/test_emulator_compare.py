@@ -284,6 +284,8 @@ ONE: Mapping[str, Any] = {"name": "one", "method": "uniform", "drop": 2}
         ({"budget": {"same_as": "two"}}, "budget.same_as", "no emulator 'two'"),
         ({"budget": {"same_as": "one", "bytes": 3}}, "budget", "not both"),
         ({"seeds": [1, 1]}, "seeds", "twice"),
+        ({"claims": [{"text": "", "first": "one", "second": "two"}]}, "claims[0].second", "it has one"),
+        ({"claims": [{"text": "", "first": "one", "second": "one"}]}, "claims[0].second", "two emulators"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_path_with_a_hint(changes: Mapping[str, Any], field: str, hint: str) -> None:
@@ -361,6 +363,23 @@ def test_the_document_has_the_numbers_of_the_result_and_its_figures_beside_it(fo
     for figure in ("plug_in", "delta", "importance"):
         assert (folder / "doc" / "emulators" / f"{figure}.svg").is_file()
         assert f"(emulators/{figure}.svg)" in text
+
+
+@pytest.mark.slow
+def test_a_claim_is_upheld_only_by_an_interval_above_zero(folder: Path) -> None:
+    first, second = "every-other", "least-missed"
+    both = [(first, second, "plug_in"), (second, first, "plug_in"), (first, second, "hides")]
+    claims = [{"text": m, "first": a, "second": b, "measure": m} for a, b, m in both]
+    written = ", ".join("{" + ", ".join(f'{k} = "{v}"' for k, v in c.items()) + "}" for c in claims)
+    assert compare(folder, "--set", "attacks=[]", "--set", f"claims=[{written}]", "--document", str(folder / "doc.md")) == 0
+    result = result_of(folder)
+    settings = {row["name"]: {k: v["nats"] for k, v in row["settings"].items()} for row in result["emulators"]}
+    gain = settings[second]["plug_in"] - settings[first]["plug_in"]
+    hidden = settings[first]["emulator_zero_shot"] - settings[second]["emulator_zero_shot"] + gain
+    assert [c["difference"]["value"] for c in result["claims"]] == pytest.approx([gain, -gain, hidden])
+    assert all(c["holds"] == (c["difference"]["low"] > 0.0) for c in result["claims"])
+    assert not (result["claims"][0]["holds"] and result["claims"][1]["holds"])
+    assert "## What is claimed" in (folder / "doc.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

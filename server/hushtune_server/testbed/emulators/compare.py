@@ -19,7 +19,7 @@ from hushtune_server.testbed.attacks.attack import AttackName
 from hushtune_server.testbed.emulators.bench import Bench
 from hushtune_server.testbed.emulators.cells import Json
 from hushtune_server.testbed.emulators.forge import Emulator
-from hushtune_server.testbed.emulators.schema import Comparison, Entry
+from hushtune_server.testbed.emulators.schema import ClaimConfig, Comparison, Entry
 from hushtune_server.testbed.emulators.statistics import Bootstrap, Floats, Interval, Statistic, difference, mean_of, recovery
 
 FORMAT = "hushtune-comparison/1"
@@ -164,6 +164,26 @@ class Summary:
             "chosen": cells[both[0]]["chosen"],
         }
 
+    def claim(self, claim: ClaimConfig) -> Json:
+        """Return what is claimed, the difference in nats or shares of texts, and whether its whole interval is above zero."""
+        first, second = (
+            next(row for row in self._results.rows if row.entry.name == name) for name in (claim.first, claim.second)
+        )
+        found: Json = {**msgspec.to_builtins(claim), "difference": None, "holds": None}
+        cells = zip(first.fine_tuned, second.fine_tuned, strict=False)
+        both = [k for k, pair in enumerate(cells) if all("losses" in cell for cell in pair)]
+        arms = {
+            f"{setting} {side}": _losses(_kept(found_in, both), where)
+            for side, row in (("first", first), ("second", second))
+            for setting, found_in, where in (("plug_in", row.fine_tuned, "full"), ("shipped", row.zero_shot, "emulator"))
+        }
+        there = {name: losses for name, losses in arms.items() if losses is not None}
+        if not both or len(there) < len(arms):
+            return found
+        number = self._number(there, better if claim.measure == "plug_in" else hides)
+        low = number["low"]
+        return found | {"difference": number, "holds": None if low is None else low > 0.0}
+
     def _number(self, arms: Mapping[str, Floats], statistic: Statistic) -> Json:
         found = self._interval(arms, statistic)
         return {"value": _finite(found.value), "low": _finite(found.low), "high": _finite(found.high)}
@@ -179,6 +199,16 @@ class Summary:
     def _interval(self, arms: Mapping[str, Floats], statistic: Statistic) -> Interval:
         seeds = max(len(scores) for scores in arms.values())
         return self._bootstrap(seeds).interval(arms, statistic)
+
+
+def better(means: Mapping[str, Floats]) -> Floats:
+    """Return how much lower the first plug-in's loss is."""
+    return means["plug_in second"] - means["plug_in first"]
+
+
+def hides(means: Mapping[str, Floats]) -> Floats:
+    """Return by how much more the first emulator's loss as it is shipped exceeds the second's than its plug-in's does."""
+    return (means["shipped first"] - means["shipped second"]) - (means["plug_in first"] - means["plug_in second"])
 
 
 def method_of_entry(entry: Entry) -> str:
@@ -232,4 +262,5 @@ def document(bench: Bench, results: Results, *, facts: Mapping[str, Any]) -> Jso
         "compute": msgspec.to_builtins(comparison.compute),
         "settings": summary.settings(),
         "emulators": [summary.row(row) for row in results.rows],
+        "claims": [summary.claim(claim) for claim in comparison.claims],
     }

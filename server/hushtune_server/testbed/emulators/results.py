@@ -38,6 +38,7 @@ def document_text(document: Json, *, figures: Mapping[str, str], cost: Sequence[
         _settings(document["settings"]),
         "## Emulators",
         _emulators(document["emulators"]),
+        _claims(document["claims"]),
         _costs(cost),
         *(f"![{what.replace('_', ' ')}]({path})" for what, path in sorted(figures.items())),
         "## What identifies them",
@@ -109,6 +110,21 @@ def _emulator(row: Json, attacks: Sequence[str]) -> list[str]:
         *(_number(row.get("attacks", {}).get(name, {}).get("gap")) for name in attacks),
         _number(row.get("recovery")),
     ]
+
+
+def _claims(claims: Sequence[Json]) -> str:
+    if not claims:
+        return ""
+    head = ["claim", "held against each other", "difference", "holds"]
+    answers = {True: "yes", False: "**no**", None: "not measured"}
+    lines = [[c["text"], f"`{c['first']}`, `{c['second']}`", _number(c["difference"]), answers[c["holds"]]] for c in claims]
+    return "## What is claimed\n\n" + _table(head, lines) + "\n\n" + _CLAIMS
+
+
+_CLAIMS = """\
+A claim holds when the whole interval of the difference is above zero. The difference is how much lower the first one's plug-in
+loss is; where hiding is claimed, how much more the first one's own loss rises than its plug-in's.
+"""
 
 
 def _costs(cost: Sequence[Json]) -> str:

@@ -63,6 +63,18 @@ class BudgetConfig(Section, frozen=True):
             raise ValueError("give bytes or same_as, not both")
 
 
+class ClaimConfig(Section, frozen=True):
+    """Something that is said of two emulators of the comparison, to be upheld or refuted with an interval."""
+
+    text: str
+    first: str
+    """The emulator of which more is claimed."""
+    second: str
+    measure: Literal["plug_in", "hides"] = "plug_in"
+    """``plug_in``: the first one's plug-in has the lower loss. ``hides``: as it is shipped, the first one's loss is higher by
+    more than its plug-in's is."""
+
+
 class _Document(Section, frozen=True):
     name: Name
     model: ModelConfig
@@ -79,6 +91,7 @@ class _Document(Section, frozen=True):
     attacks: tuple[AttackName, ...] = ("full",)
     """What a thief does with each emulator; `hushtune_server.testbed.attacks.attack` says more."""
     resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
+    claims: tuple[ClaimConfig, ...] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +121,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     budget: BudgetConfig
     attacks: tuple[AttackName, ...]
     resamples: int
+    claims: tuple[ClaimConfig, ...]
+    """Those of whose emulators nobody left one out."""
     emulators: tuple[Entry, ...]
     yardstick: Entry | None = None
     """The emulator whose bytes are the budget."""
@@ -121,7 +136,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         if strangers:
             raise ConfigError("--methods", f"no emulator {strangers[0]!r} in the comparison; it has {', '.join(known)}")
         chosen = tuple(e for e in self.emulators if names is None or e.name in names)
-        return msgspec.structs.replace(self, emulators=chosen, seeds=self.seeds if seeds is None else tuple(seeds))
+        left = {e.name for e in chosen}
+        claims = tuple(c for c in self.claims if {c.first, c.second} <= left)
+        return msgspec.structs.replace(self, emulators=chosen, claims=claims, seeds=self.seeds if seeds is None else tuple(seeds))
 
 
 def load(path: Path, *, overrides: Sequence[str] = ()) -> Comparison:
@@ -142,6 +159,7 @@ def parse(tree: Mapping[str, Any]) -> Comparison:
     document = tables.parse_section(tree, _Document)
     entries = tuple(_entry(table, where=f"emulators[{k}]") for k, table in enumerate(document.emulators))
     _check_names([e.name for e in entries], budget=document.budget)
+    _check_claims(document.claims, names=[e.name for e in entries])
     for field, values in (("seeds", document.seeds), ("selection.learning_rates", document.selection.learning_rates)):
         if len(set(values)) < len(values):
             raise ConfigError(field, f"names a value twice: {list(values)}")
@@ -173,6 +191,15 @@ def _check_names(names: Sequence[str], *, budget: BudgetConfig) -> None:
         raise ConfigError("emulators", f"the name {doubled[0]!r} appears more than once; every emulator needs its own")
     if budget.same_as and budget.same_as not in names:
         raise ConfigError("budget.same_as", f"no emulator {budget.same_as!r}; the comparison has {', '.join(names)}")
+
+
+def _check_claims(claims: Sequence[ClaimConfig], *, names: Sequence[str]) -> None:
+    for index, claim in enumerate(claims):
+        for field in ("first", "second"):
+            if (name := getattr(claim, field)) not in names:
+                raise ConfigError(f"claims[{index}].{field}", f"no emulator {name!r}; the comparison has {', '.join(names)}")
+        if claim.first == claim.second:
+            raise ConfigError(f"claims[{index}].second", f"is {claim.second!r} again; a claim is about two emulators")
 
 
 def _resolved(source: str, *, base: Path) -> str:
