@@ -14,6 +14,7 @@
     │   ├── Replayed               a key that was already used for other content
     │   ├── VersionMismatch        another protocol major
     │   ├── ScenarioMismatch       another experiment
+    │   ├── UntrustedSigner        a signature that does not hold, or a signer who may not sign this
     │   └── LimitExceeded          larger, longer or more than the scenario allows
     ├── OperatingFault             the world's: bounded retry
     │   ├── AddressInUse           another process listens there
@@ -128,6 +129,12 @@ class LimitExceeded(ProtocolFault):
     """A stated maximum was exceeded."""
 
     reason = "LIMIT_EXCEEDED"
+
+
+class UntrustedSigner(ProtocolFault):
+    """A signature does not hold, or its signer is not who may sign this; the message begins with the field that is wrong."""
+
+    reason = "UNTRUSTED_SIGNER"
 
 
 class OperatingFault(HushtuneError):
