@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
-from math import isfinite
+from math import floor, isfinite
 from typing import Final, NamedTuple, NewType
 
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
@@ -19,13 +19,14 @@ ClientId = NewType("ClientId", str)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 BITS_PER_SYMBOL: Final = {"qpsk": 2, "qam16": 4, "qam64": 6}
 """Coded bits per complex symbol, by modulation."""
-CODE_BITS: Final = (2, 3, 4, 5, 6, 7, 8)
-"""Bits per weight that the codec can spend."""
+SEALING_BYTES: Final = 1319
+"""Most bytes that sealing adds to an encoded adapter; only the envelope knows why it is so many."""
 BLOCKS_MAX: Final = 2**20
 """Most hash blocks of one part: bounds receipts and bookkeeping whatever a peer announces."""
 _LEAST, _MOST = 1e-60, 1e60
 """No quantity of a device or link is outside; ratios and products of such numbers stay far inside a float."""
 _START: Final = Second(0.0)
+_BUDGET_MOST: Final = 2**60
 CURVE_POINTS_MAX: Final = 64
 """Most measurements behind a curve."""
 _CURVE_LEAST, _CURVE_MOST, _SHAPE_MOST = 1e-12, 1e12, 32.0
@@ -203,9 +204,9 @@ class ClientReport:
     """What a client tells the coordinator about its device and its links.
 
     ``gain_main`` and ``gain_tap`` are linear power gains; ``gain_tap`` is the *assumed* upper bound on the eavesdropper's gain,
-    not a measurement. ``update_bits`` is the size the client expects to upload at most; ``train_flops`` is the work of
-    training in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa of
-    power = kappa * clock**3. ``sounded_at`` is when the gains were measured, in the air's time.
+    not a measurement. ``update_bits`` is the size of the sealed update when all bytes of the codec are granted; ``train_flops``
+    is the work of training in this round, counted from the emulator and the client's tokens; ``energy_w_per_flops3`` is kappa
+    of power = kappa * clock**3. ``sounded_at`` is when the gains were measured, in the air's time.
     """
 
     client: ClientId
@@ -234,6 +235,19 @@ class ClientReport:
             raise ValueError(f"sounded_at: must be from 0 to {_MOST:g} s, got {self.sounded_at}")
         if self.sample_count < 1 or self.update_bits < 1 or self.round_id < 1:
             raise ValueError("sample_count, update_bits and round_id count from 1")
+
+    @property
+    def bytes_full(self) -> int:
+        """Bytes of the encoded adapter at a full share: what the sealed update has beside its seal."""
+        return max(1, self.update_bits // 8 - SEALING_BYTES)
+
+    def budget_bytes(self, share: float) -> int:
+        """Return the most bytes of the encoded adapter that a share of it grants."""
+        return max(1, floor(share * self.bytes_full))
+
+    def sealed_bits(self, budget_bytes: int) -> int:
+        """Return the size of the sealed update when the encoded adapter has so many bytes."""
+        return self.update_bits - 8 * (self.bytes_full - budget_bytes)
 
     @property
     def channel(self) -> Channel:
@@ -465,16 +479,16 @@ class Planned:
 class Assignment:
     """What the coordinator assigns to one client for one round.
 
-    ``adapter_share`` is phi, the share of the adapter's bits to upload (1 is all); ``code_bits``, the codec's bits per weight,
-    realises it. A granted assignment names its ``protection``: the wiretap ``design`` carries the update or its key, the open
-    ``carrier`` what travels without a hash. ``channel`` is what all of it was made for.
+    ``adapter_share`` is phi, the share of the bytes that a full update may have; ``budget_bytes`` is what that comes to: the most
+    bytes of the encoded adapter, before it is sealed. A granted assignment names its ``protection``: the wiretap ``design``
+    carries the update or its key, the open ``carrier`` what travels without a hash. ``channel`` is what all of it was made for.
     """
 
     client: ClientId
     round_id: int
     gate: Gate
     adapter_share: float
-    code_bits: int
+    budget_bytes: int
     bandwidth: Hertz
     power: Watt
     clock: FlopPerSecond
@@ -498,8 +512,8 @@ class Assignment:
             raise ValueError("the wiretap design hides its message, the carrier does not")
         if not 0.0 < self.adapter_share <= 1.0:
             raise ValueError(f"adapter_share: must be in (0, 1], got {self.adapter_share}")
-        if self.code_bits not in CODE_BITS:
-            raise ValueError(f"code_bits: from {CODE_BITS[0]} to {CODE_BITS[-1]}, got {self.code_bits}")
+        if not 1 <= self.budget_bytes <= _BUDGET_MOST:
+            raise ValueError(f"budget_bytes: from 1 to {_BUDGET_MOST}, got {self.budget_bytes}")
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -284,7 +284,7 @@ ONE: Mapping[str, Any] = {"name": "one", "method": "uniform", "drop": 2}
         ({"budget": {"same_as": "two"}}, "budget.same_as", "no emulator 'two'"),
         ({"budget": {"same_as": "one", "bytes": 3}}, "budget", "not both"),
         ({"seeds": [1, 1]}, "seeds", "twice"),
-        ({"claims": [{"text": "", "first": "one", "second": "two"}]}, "claims[0].second", "it has one"),
+        ({"claims": [{"text": "", "first": "one", "second": "two"}]}, "claims[0].second", "the comparison has one"),
         ({"claims": [{"text": "", "first": "one", "second": "one"}]}, "claims[0].second", "two emulators"),
     ],
 )

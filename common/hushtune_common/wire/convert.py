@@ -11,8 +11,11 @@ from hushtune_common.wire.v1 import air_pb2, coordinator_pb2, owner_pb2
 
 PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
-PROTOCOL_MINOR = 1
-"""The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs."""
+PROTOCOL_MINOR = 2
+"""The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs. 2: an
+assignment grants bytes in place of bits per weight, and the owner may bring a measured utility."""
+PROTOCOL_MINOR_MIN = 2
+"""Who speaks less could not read what it is granted."""
 
 _KEY_BYTES_MAX = 8192
 _TENSORS_MAX = 20_000
@@ -151,6 +154,30 @@ def report_from_wire(pb: coordinator_pb2.ReportRequest, *, caller: ours.Caller) 
         )
 
 
+def curve_to_wire(value: ours.UtilityCurve) -> coordinator_pb2.UtilityCurve:
+    """Encode a measured utility."""
+    return coordinator_pb2.UtilityCurve(
+        offset=value.offset,
+        weight=value.weight,
+        shape=value.shape,
+        share_min=value.share_min,
+        points=[coordinator_pb2.CurvePoint(share=p.share, value=p.value, low=p.low, high=p.high) for p in value.points],
+    )
+
+
+def curve_from_wire(pb: coordinator_pb2.UtilityCurve) -> ours.UtilityCurve:
+    """Decode a measured utility; one that is not finite, increasing and concave is refused."""
+    fields.bounded("curve.points", pb.points, ours.CURVE_POINTS_MAX)
+    with fields.within("curve"):
+        return ours.UtilityCurve(
+            offset=pb.offset,
+            weight=pb.weight,
+            shape=pb.shape,
+            share_min=pb.share_min,
+            points=tuple(ours.CurvePoint(share=p.share, value=p.value, low=p.low, high=p.high) for p in pb.points),
+        )
+
+
 def channel_to_wire(value: ours.Channel) -> coordinator_pb2.Channel:
     """Encode the two links of a client."""
     return coordinator_pb2.Channel(at_s=value.at, gain_main=value.gain_main, gain_tap=value.gain_tap)
@@ -260,7 +287,7 @@ def assignment_to_wire(value: ours.Assignment) -> coordinator_pb2.Assignment:
         protection=_PROTECTIONS[value.protection] if value.protection else coordinator_pb2.PROTECTION_UNSPECIFIED,
         design=None if value.design is None else design_to_wire(value.design),
         carrier=None if value.carrier is None else design_to_wire(value.carrier),
-        code_bits=value.code_bits,
+        budget_bytes=value.budget_bytes,
         planned=None if value.planned is None else _planned_to_wire(value.planned),
         channel=None if value.channel is None else channel_to_wire(value.channel),
     )
@@ -306,7 +333,7 @@ def assignment_from_wire(pb: coordinator_pb2.Assignment) -> ours.Assignment:
             protection=fields.member("assignment.protection", pb.protection, _PROTECTIONS) if pb.protection else None,
             design=design_from_wire(pb.design) if pb.HasField("design") else None,
             carrier=design_from_wire(pb.carrier) if pb.HasField("carrier") else None,
-            code_bits=pb.code_bits,
+            budget_bytes=fields.count("assignment.budget_bytes", pb.budget_bytes, least=1),
             planned=_planned_from_wire(pb.planned) if pb.HasField("planned") else None,
             channel=channel_from_wire(pb.channel) if pb.HasField("channel") else None,
         )

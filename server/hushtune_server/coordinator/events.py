@@ -137,13 +137,36 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Concluded:
+    """The owner is through with ``round_id``; ``last`` if it wants no further round, and then why."""
+
+    at: Second
+    round_id: int
+    last: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Time passed."""
 
     at: Second
 
 
-Event = Joined | Left | Died | Reported | ChannelChanged | Solved | SolvingFailed | Sending | Completed | Settled | Ticked
+Event = (
+    Joined
+    | Left
+    | Died
+    | Reported
+    | ChannelChanged
+    | Solved
+    | SolvingFailed
+    | Sending
+    | Completed
+    | Settled
+    | Concluded
+    | Ticked
+)
 
 _KINDS: Mapping[str, type[Event]] = {
     "joined": Joined,
@@ -156,6 +179,7 @@ _KINDS: Mapping[str, type[Event]] = {
     "sending": Sending,
     "completed": Completed,
     "settled": Settled,
+    "concluded": Concluded,
     "ticked": Ticked,
 }
 _NAMES: Mapping[type[Event], str] = {made: kind for kind, made in _KINDS.items()}

@@ -186,13 +186,28 @@ class Settling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Concluding:
+    """Nothing more is accepted; the owner averages and says whether the run goes on. Skipped in a last round, which ends it."""
+
+    round: Round
+    since: Second
+    accepted: tuple[ClientId, ...]
+    missing: Mapping[ClientId, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The round is over; ``missing`` gives the reason for every client that was not accepted."""
+    """The round is over; ``missing`` gives the reason for every client that was not accepted.
+
+    ``last``: no round follows. ``stopped`` is why the owner wants no further one, empty unless it said so.
+    """
 
     round: Round
     closed_at: Second
     accepted: tuple[ClientId, ...]
     missing: Mapping[ClientId, str]
+    last: bool
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +220,7 @@ class Failed:
     missing: Mapping[ClientId, str]
 
 
-Phase = Gathering | Open | Solving | Assigned | Settling | Closed | Failed
+Phase = Gathering | Open | Solving | Assigned | Settling | Concluding | Closed | Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +273,8 @@ class State:
 
 def is_over(state: State, *, rules: Rules) -> bool:
     """Whether no further round follows."""
-    return isinstance(state.phase, Failed) or (isinstance(state.phase, Closed) and state.round_id >= rules.rounds)
+    phase = state.phase
+    return isinstance(phase, Failed) or (isinstance(phase, Closed) and (phase.last or state.round_id >= rules.rounds))
 
 
 def is_member(member: Member, *, rules: Rules) -> bool:

@@ -3,7 +3,8 @@
 ::
 
     Gathering --owner and all clients, or a quorum and a wait--> Open --all reported, or deadline with quorum--> Solving
-    Solving --solved--> Assigned --first completion or judgement--> Settling --straggler policy--> Closed --> Gathering ...
+    Solving --solved--> Assigned --first completion or judgement--> Settling --straggler policy--> Concluding, or the last: Closed
+    Concluding --the owner has averaged and, unless it wants no further round, published--> Closed --> Gathering ...
     any but Closed --quorum out of reach, round_s over, owner gone, infeasible--> Failed
 
 Laws: late, repeated, stale and foreign events return the very same state and no effects; the fold of the events that changed
@@ -23,6 +24,7 @@ from hushtune_server.coordinator.events import (
     OWNER,
     ChannelChanged,
     Completed,
+    Concluded,
     Died,
     Event,
     Joined,
@@ -39,6 +41,7 @@ from hushtune_server.coordinator.phases import (
     Answer,
     Assigned,
     Closed,
+    Concluding,
     Effect,
     Failed,
     Gathering,
@@ -155,6 +158,8 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
             return _completed(state, event, rules=rules)
         case Settled():
             return _settled(state, event, at=at, rules=rules)
+        case Concluded():
+            return _concluded(state, event, at=at)
         case Ticked():
             return state
         case _:
@@ -261,7 +266,10 @@ def _sending(state: State, event: Sending) -> State:
 def _completed(state: State, event: Completed, *, rules: Rules) -> State:
     completion, phase = event.completion, state.phase
     key = completion.key
-    if not isinstance(phase, Open | Solving | Assigned | Settling) or (key.run, key.round_id) != (rules.run, state.round_id):
+    if (key.run, key.round_id) != (rules.run, state.round_id):
+        return state
+    # A round ends with its last judgement, and the word of the client that it was about may come a moment later: for the record.
+    if not isinstance(phase, Open | Solving | Assigned | Settling | Concluding):
         return state
     round_ = phase.round
     if key.client in round_.completions or key.client not in rules.clients:
@@ -290,8 +298,17 @@ def _with_round(state: State, round_: Round) -> State:
             return replace(state, phase=Open(round=round_))
         case Solving():
             return replace(state, phase=Solving(round=round_))
+        case Concluding():
+            return replace(state, phase=replace(state.phase, round=round_))
         case _:
             return replace(state, phase=Settling(round=round_))
+
+
+def _concluded(state: State, event: Concluded, *, at: Second) -> State:
+    phase = state.phase
+    if not isinstance(phase, Concluding) or event.round_id != state.round_id:
+        return state
+    return _close(state, phase, at=at, last=event.last, stopped=event.reason if event.last else "")
 
 
 # --- moving on: what follows from the facts and the time --------------------------------------------------------------
@@ -299,7 +316,7 @@ def _with_round(state: State, round_: Round) -> State:
 
 def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
     phase = state.phase
-    if isinstance(phase, Open | Solving | Assigned | Settling) and not state.roster.alive(OWNER):
+    if isinstance(phase, Open | Solving | Assigned | Settling | Concluding) and not state.roster.alive(OWNER):
         return _fail(state, f"the owner is gone ({state.roster.gone.get(OWNER, 'never joined')})", at=at, rules=rules)
     match phase:
         case Gathering():
@@ -315,6 +332,10 @@ def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
             if round_ is not phase.round:
                 state = replace(state, phase=replace(phase, round=round_))
             return _settle(state, round_, at=at, rules=rules)
+        case Concluding():
+            if at - phase.since < rules.round_s:
+                return state
+            return _fail(state, f"the owner did not conclude the round within {rules.round_s:g} s", at=at, rules=rules)
         case Closed():
             # The next tick, not the closing event, begins the next round: the end of this one can be seen and recorded.
             if not ticked or is_over(state, rules=rules):
@@ -380,16 +401,26 @@ def _settle(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
         case Fail():
             return _fail(state, decision.reason, at=at, rules=rules)
         case Close():
-            return _close(state, round_, decision.accepted, at=at, rules=rules)
+            return _conclude(state, round_, decision.accepted, at=at, rules=rules)
         case _:
             assert_never(decision)
 
 
-def _close(state: State, round_: Round, accepted: frozenset[ClientId], *, at: Second, rules: Rules) -> State:
+def _conclude(state: State, round_: Round, accepted: frozenset[ClientId], *, at: Second, rules: Rules) -> State:
+    """Accept no more. A last round is closed at once; before any other one goes on, the owner has to be through with this."""
     in_order = tuple(c for c in rules.clients if c in accepted)
     missing = {c: _why_missing(c, round_, state.roster) for c in rules.clients if c not in accepted}
-    closed = replace(state, phase=Closed(round=round_, closed_at=at, accepted=in_order, missing=missing))
-    return _post(closed, DirectiveKind.ROUND_CLOSED, accepted=in_order, last=state.round_id >= rules.rounds)
+    concluding = Concluding(round=round_, since=at, accepted=in_order, missing=missing)
+    if state.round_id >= rules.rounds:
+        return _close(state, concluding, at=at, last=True)
+    return _post(replace(state, phase=concluding), DirectiveKind.CONCLUDE, to=OWNER, accepted=in_order)
+
+
+def _close(state: State, phase: Concluding, *, at: Second, last: bool, stopped: str = "") -> State:
+    closed = Closed(
+        round=phase.round, closed_at=at, accepted=phase.accepted, missing=phase.missing, last=last, stopped=stopped
+    )
+    return _post(replace(state, phase=closed), DirectiveKind.ROUND_CLOSED, accepted=phase.accepted, last=last)
 
 
 def _fail(state: State, reason: str, *, at: Second, rules: Rules) -> State:

@@ -106,23 +106,93 @@ class JoinRequest(_message.Message):
     PROTOCOL_MAJOR_FIELD_NUMBER: _builtins.int
     PROTOCOL_MINOR_FIELD_NUMBER: _builtins.int
     SCENARIO_DIGEST_FIELD_NUMBER: _builtins.int
+    CURVE_FIELD_NUMBER: _builtins.int
     protocol_major: _builtins.int
     protocol_minor: _builtins.int
     scenario_digest: _builtins.bytes
+    @_builtins.property
+    def curve(self) -> Global___UtilityCurve:
+        """From the owner, where it measured what updates are worth."""
+
     def __init__(
         self,
         *,
         protocol_major: _builtins.int = ...,
         protocol_minor: _builtins.int = ...,
         scenario_digest: _builtins.bytes = ...,
+        curve: Global___UtilityCurve | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "scenario_digest", b"scenario_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "scenario_digest", b"scenario_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class UtilityCurve(_message.Message):
+    """What an update is worth by the share of its bytes: offset - weight * share^-shape from share_min to 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    SHARE_MIN_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    offset: _builtins.float
+    weight: _builtins.float
+    shape: _builtins.float
+    share_min: _builtins.float
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___CurvePoint]: ...
+    def __init__(
+        self,
+        *,
+        offset: _builtins.float = ...,
+        weight: _builtins.float = ...,
+        shape: _builtins.float = ...,
+        share_min: _builtins.float = ...,
+        points: _abc.Iterable[Global___CurvePoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "points", b"points", "shape", b"shape", "share_min", b"share_min", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UtilityCurve: _TypeAlias = UtilityCurve  # noqa: Y015
+
+@_typing.final
+class CurvePoint(_message.Message):
+    """One measurement, with an interval around it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    value: _builtins.float
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        share: _builtins.float = ...,
+        value: _builtins.float = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low", "share", b"share", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CurvePoint: _TypeAlias = CurvePoint  # noqa: Y015
 
 @_typing.final
 class JoinResponse(_message.Message):
@@ -324,9 +394,9 @@ class Assignment(_message.Message):
     DESIGN_FIELD_NUMBER: _builtins.int
     PROTECTION_FIELD_NUMBER: _builtins.int
     CARRIER_FIELD_NUMBER: _builtins.int
-    CODE_BITS_FIELD_NUMBER: _builtins.int
     PLANNED_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     client: _builtins.str
     round_id: _builtins.int
     adapter_share: _builtins.float
@@ -337,8 +407,8 @@ class Assignment(_message.Message):
     deadline_s: _builtins.float
     protection: Global___Protection.ValueType
     """Unspecified unless the gate granted."""
-    code_bits: _builtins.int
-    """Bits per weight of the codec."""
+    budget_bytes: _builtins.int
+    """Most bytes of the encoded adapter, before it is sealed."""
     @_builtins.property
     def gate(self) -> Global___Gate: ...
     @_builtins.property
@@ -370,13 +440,13 @@ class Assignment(_message.Message):
         design: Global___SecrecyDesign | None = ...,
         protection: Global___Protection.ValueType = ...,
         carrier: Global___SecrecyDesign | None = ...,
-        code_bits: _builtins.int = ...,
         planned: Global___Planned | None = ...,
         channel: Global___Channel | None = ...,
+        budget_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["carrier", b"carrier", "channel", b"channel", "design", b"design", "gate", b"gate", "planned", b"planned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "carrier", b"carrier", "channel", b"channel", "client", b"client", "clock_flops", b"clock_flops", "code_bits", b"code_bits", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "planned", b"planned", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_share", b"adapter_share", "bandwidth_hz", b"bandwidth_hz", "budget_bytes", b"budget_bytes", "carrier", b"carrier", "channel", b"channel", "client", b"client", "clock_flops", b"clock_flops", "deadline_s", b"deadline_s", "design", b"design", "gate", b"gate", "planned", b"planned", "power_w", b"power_w", "protection", b"protection", "round_id", b"round_id", "secrecy_rate_bps", b"secrecy_rate_bps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
