@@ -156,11 +156,27 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """The way from an emulator that was published before, ``base``, to another: a blob that holds what changed."""
+
+    base: Digest
+    base_bytes: int
+    blob: Digest
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        if self.base_bytes < 1 or self.size_bytes < 1:
+            raise ValueError("a revision is a blob, and leads from an emulator")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmulatorManifest:
-    """What the owner publishes about an emulator.
+    """What the owner publishes about the emulator of a round.
 
     ``emulator`` is the digest of the bundle blob; ``base``, ``plan`` and ``tokenizer`` identify what it was made from;
-    ``sealing_key`` is the owner's public hybrid key that updates are sealed to.
+    ``sealing_key`` is the owner's public hybrid key that updates are sealed to. ``round_id`` is the round that it is for;
+    ``revision`` leads to it from the emulator of an earlier round.
     """
 
     emulator: Digest
@@ -171,11 +187,15 @@ class EmulatorManifest:
     adapter: tuple[TensorSpec, ...]
     sealing_key: bytes
     codec: str
+    round_id: int = 1
+    revision: Revision | None = None
 
     def __post_init__(self) -> None:
         """Check the form."""
         if self.size_bytes < 1 or not self.adapter:
             raise ValueError("a manifest names a bundle and at least one adapter tensor")
+        if self.round_id < 1:
+            raise ValueError(f"rounds count from 1, got {self.round_id}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,6 +323,11 @@ class UtilityCurve:
                 raise ValueError(f"points: {value} at share {share} is not a number within its interval, {low} to {high}")
         if any(b.share <= a.share for a, b in pairwise(self.points)):
             raise ValueError("points: shares have to increase")
+
+    @property
+    def share_worthless(self) -> float:
+        """The share at which the curve is zero; 0 where it never is. Below 1."""
+        return (self.weight / self.offset) ** (1.0 / self.shape)
 
     def value(self, share: float) -> float:
         """Return what an update of this share is worth."""
@@ -620,6 +645,22 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion:
+    """The owner's word to the coordinator that it is through with a round; ``last`` if it wants no further one, and then why."""
+
+    run: RunId
+    round_id: int
+    last: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the form."""
+        require_name(self.run, of="run")
+        if self.round_id < 1 or bool(self.reason) != self.last:
+            raise ValueError("a conclusion is of a round, and one that ends the run says why")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The owner's word to the client. ``score`` is the plug-in perplexity on public text; ``kept`` whether the model keeps it."""
 
@@ -637,6 +678,8 @@ class DirectiveKind(StrEnum):
     ASSIGNED = "assigned"
     ROUND_CLOSED = "round_closed"
     DRAIN = "drain"
+    CONCLUDE = "conclude"
+    """To the owner alone: no more is accepted in this round; average, publish what the next one starts from, and say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

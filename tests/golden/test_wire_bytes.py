@@ -79,6 +79,7 @@ MANIFEST = ours.EmulatorManifest(
     sealing_key=b"key",
     codec="delta-int8-b64-zstd/1",
 )
+REVISED = replace(MANIFEST, round_id=3, revision=ours.Revision(base=DIGESTS[1], base_bytes=900, blob=DIGESTS[2], size_bytes=300))
 REPORT = ours.ClientReport(
     client=C1,
     round_id=2,
@@ -120,6 +121,8 @@ RECEIPT = ours.Receipt(key=KEY, missing=(0, 3, 300))
 VERDICT = ours.Verdict(key=KEY, accepted=True, kept=False, reason="worse", score=12.5)
 BEAT = ours.Beat(last_seen_seq=5, phase="training", progress=40)
 SETTLEMENT = ours.Settlement(key=KEY, accepted=True)
+CONCLUSION = ours.Conclusion(run=ours.RunId("run-1"), round_id=2, last=True, reason="flat")
+CONCLUDE = ours.Directive(seq=6, kind=ours.DirectiveKind.CONCLUDE, round_id=2, accepted=(C1,))
 
 
 def of_caller(decode: Callable[..., Any]) -> Callable[[Any], Any]:
@@ -128,6 +131,7 @@ def of_caller(decode: Callable[..., Any]) -> Callable[[Any], Any]:
 
 VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = {
     "manifest": (MANIFEST, convert.manifest_to_wire, convert.manifest_from_wire),
+    "revised": (REVISED, convert.manifest_to_wire, convert.manifest_from_wire),
     "channel": (
         (2, CHANNEL),
         lambda word: convert.new_channel_to_wire(word[1], round_id=word[0]),
@@ -142,6 +146,8 @@ VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = 
     "open": (OPEN, convert.assignment_to_wire, convert.assignment_from_wire),
     "directive": (DIRECTIVE, convert.directive_to_wire, convert.directive_from_wire),
     "closed": (CLOSED, convert.directive_to_wire, convert.directive_from_wire),
+    "conclude": (CONCLUDE, convert.directive_to_wire, convert.directive_from_wire),
+    "conclusion": (CONCLUSION, convert.conclusion_to_wire, convert.conclusion_from_wire),
     "beat": (BEAT, convert.beat_to_wire, convert.beat_from_wire),
     "completion": (COMPLETION, convert.completion_to_wire, of_caller(convert.completion_from_wire)),
     "settlement": (SETTLEMENT, convert.settlement_to_wire, convert.settlement_from_wire),
@@ -161,6 +167,7 @@ VALUES: dict[str, tuple[Any, Callable[[Any], Message], Callable[[Any], Any]]] = 
 }
 MESSAGES: dict[str, Message] = {
     "GetManifestRequest": owner_pb2.GetManifestRequest(scenario_digest=bytes(range(32))),
+    "GetManifestRequest of a round": owner_pb2.GetManifestRequest(scenario_digest=bytes(range(32)), run="run-1", round_id=2),
     "GetVerdictRequest": owner_pb2.GetVerdictRequest(run="run-1", round_id=2),
     "JoinRequest": coordinator_pb2.JoinRequest(protocol_major=1, protocol_minor=2, scenario_digest=bytes(range(32))),
     "JoinResponse": coordinator_pb2.JoinResponse(run="run-1", protocol_minor=2, connect_s=20.0, idle_s=30.0, round_s=900.0),
@@ -188,8 +195,19 @@ GOLDEN: dict[str, str] = {
         "0a20000000000000000000000000000000000000000000000000000000000000000010e8071a2001010101010101010101010101010101"
         "01010101010101010101010101010101222002020202020202020202020202020202020202020202020202020202020202022a20030303"
         "0303030303030303030303030303030303030303030303030303030303321b0a106d6f64656c2e6c61796572732e302e77120202031a03"
-        "4633323a036b6579421564656c74612d696e74382d6236342d7a7374642f31"
+        "4633323a036b6579421564656c74612d696e74382d6236342d7a7374642f314801"
     ),
+    "revised": (
+        "0a20000000000000000000000000000000000000000000000000000000000000000010e8071a2001010101010101010101010101010101"
+        "01010101010101010101010101010101222002020202020202020202020202020202020202020202020202020202020202022a20030303"
+        "0303030303030303030303030303030303030303030303030303030303321b0a106d6f64656c2e6c61796572732e302e77120202031a03"
+        "4633323a036b6579421564656c74612d696e74382d6236342d7a7374642f31480352"
+        "4a0a200101010101010101010101010101010101010101010101010101010101010101108407"
+        "1a20020202020202020202020202020202020202020202020202020202020202020220ac02"
+    ),
+    "conclude": "0806100518022a026331",
+    "conclusion": "0a0572756e2d31100218012204666c6174",
+    "GetManifestRequest of a round": "0a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f120572756e2d311802",
     "channel": "0802121b0900000000000004401195d626e80b2e113e19956479e17ffda53d",
     "placed": (
         "0a02633110021a3c0801120b6d617267696e203320644219000000000000294021000000000000f0ff29fca9f1d24d62503f310000000000"
@@ -305,7 +323,16 @@ def test_a_part_is_these_bytes_by_the_encoding_rules():
 def test_every_message_of_the_protocol_is_here():
     kinds = {type(message).DESCRIPTOR.name for message in MESSAGES.values()}
     kinds |= {type(encode(value)).DESCRIPTOR.name for value, encode, _ in VALUES.values()}
-    nested = {"Channel", "Gate", "Planned", "LinkSeed", "SecrecyDesign", "TensorSpec", "TransmitRequest"}  # inside the ones above
+    nested = {
+        "Channel",
+        "Gate",
+        "Planned",
+        "LinkSeed",
+        "Revision",
+        "SecrecyDesign",
+        "TensorSpec",
+        "TransmitRequest",
+    }  # inside the ones above
     for module in (air_pb2, blobs_pb2, coordinator_pb2, owner_pb2):
         for name, kind in module.DESCRIPTOR.message_types_by_name.items():
             assert name in kinds | nested or not kind.fields, name

@@ -13,7 +13,8 @@ PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
 PROTOCOL_MINOR = 2
 """The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs. 2: an
-assignment grants bytes in place of bits per weight, and the owner may bring a measured utility."""
+assignment grants bytes in place of bits per weight, the owner may bring a measured utility; every round has an emulator, and the
+owner says whether another round follows."""
 PROTOCOL_MINOR_MIN = 2
 """Who speaks less could not read what it is granted."""
 
@@ -36,6 +37,7 @@ _DIRECTIVE_KINDS = {
     ours.DirectiveKind.ASSIGNED: coordinator_pb2.DIRECTIVE_KIND_ASSIGNED,
     ours.DirectiveKind.ROUND_CLOSED: coordinator_pb2.DIRECTIVE_KIND_ROUND_CLOSED,
     ours.DirectiveKind.DRAIN: coordinator_pb2.DIRECTIVE_KIND_DRAIN,
+    ours.DirectiveKind.CONCLUDE: coordinator_pb2.DIRECTIVE_KIND_CONCLUDE,
 }
 _TAP_MODELS = {
     ours.TapModel.FIXED: coordinator_pb2.TAP_MODEL_FIXED,
@@ -64,6 +66,26 @@ def manifest_to_wire(value: ours.EmulatorManifest) -> owner_pb2.GetManifestRespo
         ],
         sealing_key=value.sealing_key,
         codec=value.codec,
+        round_id=value.round_id,
+        revision=None if value.revision is None else _revision_to_wire(value.revision),
+    )
+
+
+def _revision_to_wire(value: ours.Revision) -> owner_pb2.Revision:
+    return owner_pb2.Revision(
+        base_digest=value.base.value,
+        base_bytes=value.base_bytes,
+        blob_digest=value.blob.value,
+        size_bytes=value.size_bytes,
+    )
+
+
+def _revision_from_wire(pb: owner_pb2.Revision) -> ours.Revision:
+    return ours.Revision(
+        base=fields.digest("revision.base_digest", pb.base_digest),
+        base_bytes=pb.base_bytes,
+        blob=fields.digest("revision.blob_digest", pb.blob_digest),
+        size_bytes=pb.size_bytes,
     )
 
 
@@ -82,6 +104,8 @@ def manifest_from_wire(pb: owner_pb2.GetManifestResponse) -> ours.EmulatorManife
             adapter=tuple(_tensor_from_wire(f"adapter[{index}]", spec) for index, spec in enumerate(pb.adapter)),
             sealing_key=pb.sealing_key,
             codec=fields.text("codec", pb.codec, required=True),
+            round_id=pb.round_id,
+            revision=_revision_from_wire(pb.revision) if pb.HasField("revision") else None,
         )
 
 
@@ -424,6 +448,22 @@ def settlement_to_wire(value: ours.Settlement) -> coordinator_pb2.SettleRequest:
 def settlement_from_wire(pb: coordinator_pb2.SettleRequest) -> ours.Settlement:
     """Decode a settlement; the servicer checks that the caller is the owner."""
     return ours.Settlement(key=fields.update_key(pb.run, pb.round_id, pb.client, pb.attempt), accepted=pb.accepted)
+
+
+def conclusion_to_wire(value: ours.Conclusion) -> coordinator_pb2.ConcludeRequest:
+    """Encode a conclusion."""
+    return coordinator_pb2.ConcludeRequest(run=value.run, round_id=value.round_id, last=value.last, reason=value.reason)
+
+
+def conclusion_from_wire(pb: coordinator_pb2.ConcludeRequest) -> ours.Conclusion:
+    """Decode a conclusion; the servicer checks that the caller is the owner."""
+    with fields.within("conclusion"):
+        return ours.Conclusion(
+            run=ours.RunId(pb.run),
+            round_id=fields.count("round_id", pb.round_id, least=1),
+            last=pb.last,
+            reason=fields.text("reason", pb.reason),
+        )
 
 
 def transmission_to_wire(value: ours.Transmission) -> air_pb2.Transmission:

@@ -30,6 +30,8 @@ class _DirectiveKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Directi
     DIRECTIVE_KIND_ASSIGNED: _DirectiveKind.ValueType  # 2
     DIRECTIVE_KIND_ROUND_CLOSED: _DirectiveKind.ValueType  # 3
     DIRECTIVE_KIND_DRAIN: _DirectiveKind.ValueType  # 4
+    DIRECTIVE_KIND_CONCLUDE: _DirectiveKind.ValueType  # 5
+    """To the owner alone: nothing more is accepted in this round."""
 
 class DirectiveKind(_DirectiveKind, metaclass=_DirectiveKindEnumTypeWrapper): ...
 
@@ -38,6 +40,8 @@ DIRECTIVE_KIND_ROUND_OPENED: DirectiveKind.ValueType  # 1
 DIRECTIVE_KIND_ASSIGNED: DirectiveKind.ValueType  # 2
 DIRECTIVE_KIND_ROUND_CLOSED: DirectiveKind.ValueType  # 3
 DIRECTIVE_KIND_DRAIN: DirectiveKind.ValueType  # 4
+DIRECTIVE_KIND_CONCLUDE: DirectiveKind.ValueType  # 5
+"""To the owner alone: nothing more is accepted in this round."""
 Global___DirectiveKind: _TypeAlias = DirectiveKind  # noqa: Y015
 
 class _TapModel:
@@ -727,6 +731,50 @@ class SettleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleResponse: _TypeAlias = SettleResponse  # noqa: Y015
+
+@_typing.final
+class ConcludeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round_id: _builtins.int
+    last: _builtins.bool
+    """The owner wants no further round."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round_id: _builtins.int = ...,
+        last: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "reason", b"reason", "round_id", b"round_id", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcludeRequest: _TypeAlias = ConcludeRequest  # noqa: Y015
+
+@_typing.final
+class ConcludeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcludeResponse: _TypeAlias = ConcludeResponse  # noqa: Y015
 
 @_typing.final
 class LeaveRequest(_message.Message):

@@ -64,6 +64,11 @@ class CoordinatorStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.FromString,
                 _registered_method=True)
+        self.Conclude = channel.unary_unary(
+                '/hushtune.v1.Coordinator/Conclude',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeResponse.FromString,
+                _registered_method=True)
         self.Leave = channel.unary_unary(
                 '/hushtune.v1.Coordinator/Leave',
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.LeaveRequest.SerializeToString,
@@ -117,6 +122,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Conclude(self, request, context):
+        """The owner is through with a round that is not the last by number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Leave(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -161,6 +173,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.SerializeToString,
+            ),
+            'Conclude': grpc.unary_unary_rpc_method_handler(
+                    servicer.Conclude,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeResponse.SerializeToString,
             ),
             'Leave': grpc.unary_unary_rpc_method_handler(
                     servicer.Leave,
@@ -335,6 +352,33 @@ class Coordinator:
             '/hushtune.v1.Coordinator/Settle',
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Conclude(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/Conclude',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class CoordinatorStub:
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]
     Settle: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]
+    Conclude: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ConcludeRequest, _coordinator_pb2.ConcludeResponse]
+    """The owner is through with a round that is not the last by number."""
     Leave: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]
     GetRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]
 
@@ -53,6 +55,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]  # type: ignore[assignment]
     Settle: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]  # type: ignore[assignment]
+    Conclude: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ConcludeRequest, _coordinator_pb2.ConcludeResponse]  # type: ignore[assignment]
+    """The owner is through with a round that is not the last by number."""
     Leave: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]  # type: ignore[assignment]
     GetRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]  # type: ignore[assignment]
 
@@ -100,6 +104,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.SettleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.SettleResponse, _abc.Awaitable[_coordinator_pb2.SettleResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Conclude(
+        self,
+        request: _coordinator_pb2.ConcludeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.ConcludeResponse, _abc.Awaitable[_coordinator_pb2.ConcludeResponse]]:
+        """The owner is through with a round that is not the last by number."""
 
     @_abc_1.abstractmethod
     def Leave(

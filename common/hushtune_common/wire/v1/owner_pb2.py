@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hushtune_common/wire/v1/owner.proto\x12\x0bhushtune.v1\"-\n\x12GetManifestRequest\x12\x17\n\x0fscenario_digest\x18\x01 \x01(\x0c\"G\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x62lock\x18\x04 \x01(\x05\"\xd4\x01\n\x13GetManifestResponse\x12\x17\n\x0f\x65mulator_digest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x04 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\x0c\x12(\n\x07\x61\x64\x61pter\x18\x06 \x03(\x0b\x32\x17.hushtune.v1.TensorSpec\x12\x13\n\x0bsealing_key\x18\x07 \x01(\x0c\x12\r\n\x05\x63odec\x18\x08 \x01(\t\"2\n\x11GetVerdictRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\"\x92\x01\n\x12GetVerdictResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0c\n\x04kept\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score2\xa8\x01\n\x05Owner\x12P\n\x0bGetManifest\x12\x1f.hushtune.v1.GetManifestRequest\x1a .hushtune.v1.GetManifestResponse\x12M\n\nGetVerdict\x12\x1e.hushtune.v1.GetVerdictRequest\x1a\x1f.hushtune.v1.GetVerdictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hushtune_common/wire/v1/owner.proto\x12\x0bhushtune.v1\"L\n\x12GetManifestRequest\x12\x17\n\x0fscenario_digest\x18\x01 \x01(\x0c\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x05\"G\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x62lock\x18\x04 \x01(\x05\"\x8f\x02\n\x13GetManifestResponse\x12\x17\n\x0f\x65mulator_digest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x04 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\x0c\x12(\n\x07\x61\x64\x61pter\x18\x06 \x03(\x0b\x32\x17.hushtune.v1.TensorSpec\x12\x13\n\x0bsealing_key\x18\x07 \x01(\x0c\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x10\n\x08round_id\x18\t \x01(\x05\x12\'\n\x08revision\x18\n \x01(\x0b\x32\x15.hushtune.v1.Revision\"\\\n\x08Revision\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\x0c\x12\x12\n\nbase_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62lob_digest\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"2\n\x11GetVerdictRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\"\x92\x01\n\x12GetVerdictResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0c\n\x04kept\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score2\xa8\x01\n\x05Owner\x12P\n\x0bGetManifest\x12\x1f.hushtune.v1.GetManifestRequest\x1a .hushtune.v1.GetManifestResponse\x12M\n\nGetVerdict\x12\x1e.hushtune.v1.GetVerdictRequest\x1a\x1f.hushtune.v1.GetVerdictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hushtune_common.wire.v1.own
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETMANIFESTREQUEST']._serialized_start=52
-  _globals['_GETMANIFESTREQUEST']._serialized_end=97
-  _globals['_TENSORSPEC']._serialized_start=99
-  _globals['_TENSORSPEC']._serialized_end=170
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=173
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=385
-  _globals['_GETVERDICTREQUEST']._serialized_start=387
-  _globals['_GETVERDICTREQUEST']._serialized_end=437
-  _globals['_GETVERDICTRESPONSE']._serialized_start=440
-  _globals['_GETVERDICTRESPONSE']._serialized_end=586
-  _globals['_OWNER']._serialized_start=589
-  _globals['_OWNER']._serialized_end=757
+  _globals['_GETMANIFESTREQUEST']._serialized_end=128
+  _globals['_TENSORSPEC']._serialized_start=130
+  _globals['_TENSORSPEC']._serialized_end=201
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=204
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=475
+  _globals['_REVISION']._serialized_start=477
+  _globals['_REVISION']._serialized_end=569
+  _globals['_GETVERDICTREQUEST']._serialized_start=571
+  _globals['_GETVERDICTREQUEST']._serialized_end=621
+  _globals['_GETVERDICTRESPONSE']._serialized_start=624
+  _globals['_GETVERDICTRESPONSE']._serialized_end=770
+  _globals['_OWNER']._serialized_start=773
+  _globals['_OWNER']._serialized_end=941
 # @@protoc_insertion_point(module_scope)

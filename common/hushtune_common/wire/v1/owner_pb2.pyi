@@ -23,15 +23,21 @@ class GetManifestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SCENARIO_DIGEST_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
     scenario_digest: _builtins.bytes
+    run: _builtins.str
+    round_id: _builtins.int
     def __init__(
         self,
         *,
         scenario_digest: _builtins.bytes = ...,
+        run: _builtins.str = ...,
+        round_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["scenario_digest", b"scenario_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round_id", b"round_id", "run", b"run", "scenario_digest", b"scenario_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,6 +84,8 @@ class GetManifestResponse(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     SEALING_KEY_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     emulator_digest: _builtins.bytes
     size_bytes: _builtins.int
     base_digest: _builtins.bytes
@@ -86,8 +94,14 @@ class GetManifestResponse(_message.Message):
     sealing_key: _builtins.bytes
     """Hybrid public key (X25519 and ML-KEM-768) that updates are sealed to."""
     codec: _builtins.str
+    round_id: _builtins.int
+    """The round that this is the emulator of."""
     @_builtins.property
     def adapter(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]: ...
+    @_builtins.property
+    def revision(self) -> Global___Revision:
+        """Absent when there is no shorter way to it than the whole."""
+
     def __init__(
         self,
         *,
@@ -99,14 +113,46 @@ class GetManifestResponse(_message.Message):
         adapter: _abc.Iterable[Global___TensorSpec] | None = ...,
         sealing_key: _builtins.bytes = ...,
         codec: _builtins.str = ...,
+        round_id: _builtins.int = ...,
+        revision: Global___Revision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_digest", b"base_digest", "codec", b"codec", "emulator_digest", b"emulator_digest", "plan_digest", b"plan_digest", "sealing_key", b"sealing_key", "size_bytes", b"size_bytes", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "base_digest", b"base_digest", "codec", b"codec", "emulator_digest", b"emulator_digest", "plan_digest", b"plan_digest", "revision", b"revision", "round_id", b"round_id", "sealing_key", b"sealing_key", "size_bytes", b"size_bytes", "tokenizer_digest", b"tokenizer_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetManifestResponse: _TypeAlias = GetManifestResponse  # noqa: Y015
+
+@_typing.final
+class Revision(_message.Message):
+    """What changed since an emulator that was published before, as a blob of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_DIGEST_FIELD_NUMBER: _builtins.int
+    BASE_BYTES_FIELD_NUMBER: _builtins.int
+    BLOB_DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    base_digest: _builtins.bytes
+    base_bytes: _builtins.int
+    blob_digest: _builtins.bytes
+    size_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        base_digest: _builtins.bytes = ...,
+        base_bytes: _builtins.int = ...,
+        blob_digest: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_bytes", b"base_bytes", "base_digest", b"base_digest", "blob_digest", b"blob_digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revision: _TypeAlias = Revision  # noqa: Y015
 
 @_typing.final
 class GetVerdictRequest(_message.Message):

@@ -50,7 +50,8 @@ class OwnerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def GetManifest(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Waits up to the request's deadline for the emulator of the round.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

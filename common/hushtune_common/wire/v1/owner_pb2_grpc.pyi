@@ -32,6 +32,7 @@ class OwnerStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OwnerAsyncStub: ...
     GetManifest: _grpc.UnaryUnaryMultiCallable[_owner_pb2.GetManifestRequest, _owner_pb2.GetManifestResponse]
+    """Waits up to the request's deadline for the emulator of the round."""
     GetVerdict: _grpc.UnaryUnaryMultiCallable[_owner_pb2.GetVerdictRequest, _owner_pb2.GetVerdictResponse]
     """Waits up to the request's deadline for a verdict of the caller's update."""
 
@@ -39,6 +40,7 @@ class OwnerStub:
 class OwnerAsyncStub(OwnerStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetManifest: _aio.UnaryUnaryMultiCallable[_owner_pb2.GetManifestRequest, _owner_pb2.GetManifestResponse]  # type: ignore[assignment]
+    """Waits up to the request's deadline for the emulator of the round."""
     GetVerdict: _aio.UnaryUnaryMultiCallable[_owner_pb2.GetVerdictRequest, _owner_pb2.GetVerdictResponse]  # type: ignore[assignment]
     """Waits up to the request's deadline for a verdict of the caller's update."""
 
@@ -48,7 +50,8 @@ class OwnerServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _owner_pb2.GetManifestRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_owner_pb2.GetManifestResponse, _abc.Awaitable[_owner_pb2.GetManifestResponse]]: ...
+    ) -> _typing.Union[_owner_pb2.GetManifestResponse, _abc.Awaitable[_owner_pb2.GetManifestResponse]]:
+        """Waits up to the request's deadline for the emulator of the round."""
 
     @_abc_1.abstractmethod
     def GetVerdict(
