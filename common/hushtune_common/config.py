@@ -69,12 +69,52 @@ class DataConfig(Section, frozen=True):
 
 
 class GateConfig(Section, frozen=True):
-    """What the owner accepts back."""
+    """What the owner accepts back. A limit of ``inf`` leaves its screen out."""
 
     norm_max: Positive = 1.0
     """Largest relative change of the adapter blocks, ``|returned - shipped| / |shipped|``."""
+    reach_max: Positive = 1.5
+    """Largest change of one weight, as a multiple of the most that this scenario's AdamW can move it; above 1 only for what the
+    codec adds. Not looked at with ``training.lora``, whose products have no such bound."""
+    tensor_norm_max: Positive = 20.0
+    """Largest relative change of one tensor, as a multiple of the median over the update's tensors ..."""
+    tensor_spread_max: Positive = 8.0
+    """... provided that its logarithm also lies this many robust standard deviations (1.4826 MAD) above the median."""
+    history_norm_max: Positive = 8.0
+    """Largest change of one tensor, as a multiple of its median over the updates that were accepted before (at least three)."""
+    peak_max: Positive = 50.0
+    """Largest change of one weight, as a multiple of the root mean square change over the whole update."""
+    round_norm_max: Positive = 4.0
+    """Largest change, as a multiple of the median over the round's updates (at least three)."""
+    direction_min: Annotated[float, Meta(ge=-1.0, le=1.0)] = -0.1
+    """Least cosine of an update to the coordinate-wise median of the others of its round (at least three updates); -1: none."""
     public_loss_increase_max_nats: NotNegative = 0.5
     """Roll back when the plug-in's loss on public text rises by more than this."""
+    canary: str | None = None
+    """The owner's own prompts, a record each, in any form that ``data.public`` may have; none: windows of the public text."""
+    canary_windows: Whole = 4
+    """Prompts or windows to look at, each by itself; 0: none."""
+    canary_loss_increase_max_nats: NotNegative = 1.0
+    """No prompt's loss may lie further above that of the owner's own model."""
+    tripwire: str | None = None
+    """Texts that nobody has a reason to train on, such as known triggers of backdoors, in the same forms."""
+    tripwire_loss_decrease_max_nats: NotNegative = 1.0
+    """No such text's loss may lie further below that of the owner's own model: then somebody has taught it."""
+    quarantine_count_max: Whole = 16
+    """Refused adapters that are kept for inspection; the oldest go first."""
+    quarantine_bytes_max: Whole = 2_147_483_648
+    versions_count_max: Count = 256
+    """Accepted adapters that are kept beside each other; the oldest go first, what sits in the model stays."""
+    versions_bytes_max: Count = 8_589_934_592
+
+
+class FingerprintConfig(Section, frozen=True):
+    """How the emulator of each recipient is marked, so that a leaked copy names whose it was."""
+
+    strength: Annotated[float, Meta(ge=0.0, le=0.1)] = 0.002
+    """Size of the mark on every frozen weight, as a share of the root mean square of its tensor; 0: no mark."""
+    false_alarm_max: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-6
+    """Chance, at most, that a file with nobody's mark is said to carry somebody's."""
 
 
 class ExposureConfig(Section, frozen=True):
@@ -444,14 +484,15 @@ def _map_paths(scenario: Scenario, change: Callable[[str], str]) -> Scenario:
         return f"{kind}:{change(rest)}" if colon and kind in {"txt", "jsonl", "csv", "dir", "gguf"} else text
 
     replace = msgspec.structs.replace
-    emulator = scenario.owner.emulator
+    emulator, gate = scenario.owner.emulator, scenario.owner.gate
     if emulator.plan is not None:
         emulator = replace(emulator, plan=change(emulator.plan))
+    watched = {name: text and source(text) for name, text in (("canary", gate.canary), ("tripwire", gate.tripwire))}
     return replace(
         scenario,
         model=replace(scenario.model, source=source(scenario.model.source)),
         data=replace(scenario.data, private=source(scenario.data.private), public=source(scenario.data.public)),
-        owner=replace(scenario.owner, emulator=emulator),
+        owner=replace(scenario.owner, emulator=emulator, gate=replace(gate, **watched)),
     )
 
 
