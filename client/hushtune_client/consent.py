@@ -1,14 +1,17 @@
-"""Does an assignment protect this client's update as its own scenario says? Whoever owns the data checks before sending it.
+"""Is an assignment one that this client's own scenario allows: protected as it says, of a size that it has?
 
-The coordinator chooses protection, power and design; a design says of itself what it leaks, and to whom. Nothing of that is taken
+Whoever owns the data checks before sending it. The coordinator chooses protection, power and design; a design says of itself what it leaks, and to whom. Nothing of that is taken
 on trust: the client knows the scenario and its own place, and works the leakage bound out anew.
 """
 
-from hushtune_common.config import ClientConfig, Scenario
+from collections.abc import Sequence
+
+from hushtune_common.codec.pipeline import budget_bytes
+from hushtune_common.config import ClientConfig, CodecConfig, Scenario
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.link import secrecy, wiretap
 from hushtune_common.link.abstraction import Fading
-from hushtune_common.messages import Assignment, SecrecyDesign, TapModel
+from hushtune_common.messages import Assignment, SecrecyDesign, TapModel, TensorSpec
 from hushtune_common.units import to_db
 
 _ROUNDING_DB = 1e-4
@@ -31,6 +34,21 @@ def require_protected(assignment: Assignment, *, scenario: Scenario, device: Cli
         _require_model(assignment.design, scenario)
         _require_tap(assignment, assignment.design, scenario=scenario, device=device)
         _require_bound(assignment.design, scenario)
+
+
+def require_granted(assignment: Assignment, *, schema: Sequence[TensorSpec], codec: CodecConfig) -> None:
+    """Raise `MalformedUpdate` unless the bytes granted are those of the share assigned, of an update of these tensors.
+
+    Less would lose more of the update than the share says, more would take time on air that nobody planned.
+    """
+    if assignment.protection is None:
+        return
+    wanted = budget_bytes(schema, config=codec, share=assignment.adapter_share)
+    if assignment.budget_bytes != wanted:
+        raise MalformedUpdate(
+            f"budget_bytes: {assignment.budget_bytes} were granted, a share of {assignment.adapter_share:.6g} of this adapter's "
+            f"update has {wanted}"
+        )
 
 
 def tap_model(scenario: Scenario) -> TapModel:

@@ -7,7 +7,7 @@ from threading import Event as Flag
 from typing import Protocol, TypeVar
 
 from hushtune_client import telemetry, uplink
-from hushtune_client.consent import require_protected
+from hushtune_client.consent import require_granted, require_protected
 from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
 from hushtune_client.phases import (
     AskVerdict,
@@ -33,7 +33,7 @@ from hushtune_client.state import ClientState, RoundFiles, seen_through
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import ClientConfig, Scenario
 from hushtune_common.errors import MalformedUpdate, SecrecyUnavailable, TrainerFailed
 from hushtune_common.logs import log_event
@@ -131,7 +131,7 @@ class Duties:
             gain_main=channel.gain_main,
             gain_tap=channel.gain_tap,
             sample_count=material.window_count,
-            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec, bits=self._scenario.codec.bits),
+            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec),
             train_flops=telemetry.training_flops(material.emulator.path_size, tokens=self._tokens(material)),
         )
         report = report.on(channel)
@@ -176,10 +176,10 @@ class Duties:
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
-        await self._require_consent(assignment)
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
         material = self._material or await self._prepare(round_id)
         emulator = material.emulator
+        await self._require_consent(assignment, emulator)
         files = self._state.files(round_id)
         assignment = self._newest(assignment)
         telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=self._tokens(material))
@@ -207,7 +207,7 @@ class Duties:
         _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = await self._sounder.settled(self._newest(assignment))
-        await self._require_consent(assignment)
+        await self._require_consent(assignment, emulator)
         sealed = await self._seal(emulator, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
         return UpdateSealed(
@@ -218,9 +218,13 @@ class Duties:
             assignment=assignment,
         )
 
-    async def _require_consent(self, assignment: Assignment) -> None:
-        """Refuse what cannot be sent or does not protect as the scenario says; what comes later in a round is checked as well."""
-        uplink.require_sendable(assignment, bits_max=self._scenario.codec.bits)
+    async def _require_consent(self, assignment: Assignment, emulator: Emulator) -> None:
+        """Refuse what cannot be sent, or is not protected or sized as the scenario says; what comes later in a round as well."""
+        uplink.require_sendable(assignment)
+        require_granted(assignment, schema=emulator.manifest.adapter, codec=self._scenario.codec)
+        await self._require_protected(assignment)
+
+    async def _require_protected(self, assignment: Assignment) -> None:
         device = self._sounder.device(assignment)
         await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=device))
 
@@ -228,7 +232,7 @@ class Duties:
         """Measure once more: raise `SecrecyUnavailable` when this device went where its code does not hide the update."""
         await self._sounder.measure(assignment.round_id)
         try:
-            await self._require_consent(assignment)
+            await self._require_protected(assignment)
         except MalformedUpdate as error:
             raise SecrecyUnavailable(f"this device stands elsewhere since the update was sealed: {error}") from error
 
@@ -266,7 +270,9 @@ class Duties:
             bytes_raw=sealed.bytes_raw,
             bytes_encoded=sealed.bytes_encoded,
             codec=emulator.manifest.codec,
-            code_bits=assignment.code_bits,
+            adapter_share=assignment.adapter_share,
+            budget_bytes=assignment.budget_bytes,
+            bits_per_weight=round(8 * sealed.bytes_encoded / (sealed.bytes_raw / 4), 4),
         )
         log_event(
             _logger,
@@ -284,7 +290,7 @@ class Duties:
         except MalformedUpdate as error:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
         shipped = AdapterState(emulator.bundle.adapter_numpy())
-        codec = DeltaCodec(shipped=shipped, config=self._scenario.codec)
+        codec = make_codec(self._scenario.codec, shipped=shipped)
         up = uplink.Uplink(
             manifest=emulator.manifest,
             codec=codec,

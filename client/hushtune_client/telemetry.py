@@ -6,7 +6,7 @@ Energy is *modelled*, not measured: power = kappa * clock**3 while computing, an
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hushtune_common.codec.pipeline import size_bits
+from hushtune_common.codec.pipeline import budget_bytes
 from hushtune_common.config import ClientConfig, CodecConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.errors import Infeasible
@@ -85,9 +85,9 @@ def transmit_energy(*, power: Watt, airtime: Second) -> Joule:
     return Joule(power * airtime)
 
 
-def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig, bits: int) -> int:
-    """Return the size in bits that a sealed update at ``bits`` bits per weight never exceeds, before any data is seen."""
-    return size_bits(schema, bits=bits, config=codec) + 8 * envelope.OVERHEAD_MAX
+def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig) -> int:
+    """Return the size in bits of a sealed update with all bytes granted; it never exceeds this, whatever the data are."""
+    return 8 * (budget_bytes(schema, config=codec) + envelope.OVERHEAD_MAX)
 
 
 def device_report(

@@ -89,12 +89,12 @@ class Uplink:
     def seal(self, state: AdapterState, *, key: UpdateKey, assignment: Assignment) -> Sealed:
         """Encode ``state``, seal it to the owner's key, then draw and authenticate what is public about its transmission.
 
-        ``key`` must be of attempt 1, since attempts count transmissions. Raises `LimitExceeded` when the sealed update is larger
-        than the scenario allows.
+        ``key`` must be of attempt 1, since attempts count transmissions. Raises `BudgetTooSmall` when no encoding has so few bytes
+        as granted, `LimitExceeded` when the sealed update is larger than the scenario allows.
         """
         if key.attempt != 1:
             raise ValueError(f"an update is sealed once, as attempt 1, got {key.attempt}")
-        encoded = self.codec.encode(state, bits=assignment.code_bits)
+        encoded = self.codec.encode(state, budget_bytes=assignment.budget_bytes)
         secret = OsRandomness().draw(envelope.SECRET_BYTES) if assignment.protection is Protection.KEY else b""
         sealing = envelope.seal(
             encoded,
@@ -212,13 +212,8 @@ class Framer:
         return layout
 
 
-def require_sendable(assignment: Assignment, *, bits_max: int) -> None:
-    """Raise `MalformedUpdate` when a granted assignment names a design that no coding point can carry.
-
-    Also when it lets the update spend more bits per weight than ``bits_max``, which the owner would not decode.
-    """
-    if assignment.code_bits > bits_max:
-        raise MalformedUpdate(f"the assignment grants {assignment.code_bits} bits per weight, codec.bits is {bits_max}")
+def require_sendable(assignment: Assignment) -> None:
+    """Raise `MalformedUpdate` when a granted assignment names a design that no coding point can carry."""
     try:
         for part in assignment.parts:
             point_of(assignment.design_of(part))

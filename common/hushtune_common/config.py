@@ -286,13 +286,20 @@ class SecrecyConfig(Section, frozen=True):
 
 
 class UtilityConfig(Section, frozen=True):
-    """What an update is taken to be worth, by the share phi of its bits; assumed, not measured."""
+    """What an update is worth, by the share phi of its bytes: assumed, or measured by the owner."""
 
-    kind: Literal["log", "exponential", "power", "scaling"] = "log"
-    """``log``: weight * ln(1 + shape * phi); ``exponential``: weight * (1 - exp(-shape * phi)); ``power``: weight * phi**shape;
-    ``scaling``: weight * (1 - (phi / share_min)**-shape / 2)."""
+    kind: Literal["log", "exponential", "power", "scaling", "measured"] = "log"
+    """Assumed (reconstructed) are ``log``: weight * ln(1 + shape * phi); ``exponential``: weight * (1 - exp(-shape * phi));
+    ``power``: weight * phi**shape; ``scaling``: weight * (1 - (phi / share_min)**-shape / 2). With ``measured`` the owner encodes
+    an adapter of its own at several shares before the first round and looks how much better the plug-in gets with each; the
+    round waits for that."""
     weight: Positive = 1.0
     shape: Positive = 20.0
+
+    def __post_init__(self) -> None:
+        """What is measured is not assumed as well."""
+        if self.kind == "measured" and (self.weight, self.shape) != (1.0, 20.0):
+            raise ValueError("weight and shape: are measured; leave them out, or choose another kind")
 
 
 class AllocatorConfig(Section, frozen=True):
@@ -307,7 +314,9 @@ class AllocatorConfig(Section, frozen=True):
     time_weight_per_s: Positive = 1.0
     energy_weight_per_j: Positive = 0.01
     share_min: Share = 0.25
-    """Least share of the codec's bits per weight that an update may have."""
+    """Least share phi of the codec's bytes that an update may have."""
+    levels: Annotated[int, Meta(ge=1, le=64)] = 16
+    """Shares to choose from, in equal ratios from ``share_min`` to 1; one level is all or nothing."""
     utility: UtilityConfig = UtilityConfig()
     clock_share: Share = 0.7
     """``equal_share`` runs every device at this share of its top clock (the average allocation of the baselines)."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, load_adapter, save_adapter
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
@@ -115,7 +115,7 @@ class Workshop:
         self._intake = Intake(
             manifest=manifest,
             private=private,
-            codec=DeltaCodec(shipped=shipped, config=scenario.codec),
+            codec=make_codec(scenario.codec, shipped=shipped),
             gate=gate,
             shipped=shipped,
             accepted=accepted,

@@ -7,7 +7,6 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from hushtune_common.config import AllocatorConfig
 from hushtune_server.coordinator.allocators.linear import Prices, Work
 from hushtune_server.coordinator.problems.radio import Radio
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
@@ -17,12 +16,19 @@ Chosen = NDArray[np.intp]
 _TERA = 1e12
 
 
-def utility_of(config: AllocatorConfig, *, share_min: float, clients: int) -> Utility:
-    """Return what a scenario takes updates to be worth, the same for each client."""
-    assumed, ones = config.utility, np.ones(clients)
+def utility_of(problem: AllocationProblem, *, clients: int) -> Utility:
+    """Return what updates are worth, the same for each client: as measured, or as the scenario assumes.
+
+    ``ValueError`` where the scenario has it measured and nobody did.
+    """
+    assumed, curve, ones = problem.allocator.utility, problem.curve, np.ones(clients)
+    if assumed.kind == "measured":
+        if curve is None:
+            raise ValueError("utilities are to be measured, and there is no curve")
+        return Utility(kind="scaling", weight=curve.weight * ones, shape=curve.shape * ones, offset=curve.offset * ones)
     weight, offset = assumed.weight * ones, None
     if assumed.kind == "scaling":
-        weight, offset = 0.5 * assumed.weight * share_min**assumed.shape * ones, assumed.weight * ones
+        weight, offset = 0.5 * assumed.weight * problem.share_least**assumed.shape * ones, assumed.weight * ones
     return Utility(kind=assumed.kind, weight=weight, shape=assumed.shape * ones, offset=offset)
 
 
@@ -74,15 +80,15 @@ class Choices:
     @staticmethod
     def of(problem: AllocationProblem, radios: Sequence[Radio]) -> "Choices":
         """Return the options of clients that have some."""
-        levels, most = radios[0].code_bits, problem.code_bits
+        levels = radios[0].shares
         points = max(len(r.points) for r in radios)
         symbols, density = np.full((len(radios), points, len(levels)), inf), np.ones((len(radios), points, 1))
         for n, radio in enumerate(radios):
             symbols[n, : len(radio.points)] = radio.symbols_m
             density[n, : len(radio.points), 0] = radio.density_w_per_mhz
         tops = np.array([r.report.power_max for r in radios])[:, None, None]
-        shares = np.tile(np.array(levels) / most, (len(radios), points))
-        worth = utility_of(problem.allocator, share_min=levels[0] / most, clients=len(radios)).value(shares)
+        shares = np.tile(np.array(levels), (len(radios), points))
+        worth = utility_of(problem, clients=len(radios)).value(shares)
         flat = (len(radios), points * len(levels))
         train = np.array([r.report.train_flops for r in radios]) / _TERA
         kappa = np.array([r.report.energy_w_per_flops3 for r in radios]) * _TERA**3

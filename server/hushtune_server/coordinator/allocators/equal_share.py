@@ -10,7 +10,6 @@ from hushtune_server.coordinator.allocators.allocator import VIOLATION_MAX, Allo
 from hushtune_server.coordinator.allocators.choices import utility_of
 from hushtune_server.coordinator.allocators.gate import gate_of
 from hushtune_server.coordinator.allocators.plan import clock_max, granted, refused
-from hushtune_server.coordinator.problems.radio import levels_of
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
 
 
@@ -50,7 +49,7 @@ class EqualShare:
             report,
             found[0],
             gate=gate,
-            code_bits=problem.code_bits,
+            share=1.0,
             bandwidth=bandwidth,
             clock=FlopPerSecond(min(self._clock_share * report.clock_max, clock_max(report))),
             server=FlopPerSecond(problem.owner.clock_max_flops / sharing),
@@ -64,7 +63,7 @@ def planned_objective(problem: AllocationProblem, assignments: tuple[Assignment,
     if not plans:
         return None
     terms, owner = problem.allocator, problem.owner
-    worth = utility_of(terms, share_min=levels_of(problem)[0] / problem.code_bits, clients=1)
+    worth = utility_of(problem, clients=1)
     utility = sum(float(worth.value(np.array([share]))[0]) for share, _ in plans)
     served = [owner.plug_in_flops / p.plug_in_s for _, p in plans]
     energy = sum(p.compute_j + p.radio_j for _, p in plans)

@@ -1,7 +1,7 @@
 """The optimisers as allocators: from the reports of a round to assignments that the air can keep to.
 
-Whatever the method, every client ends on a coding point at its own power density, with a whole number of bits per weight, so
-that what is planned is what the wiretap code delivers. ``global`` chooses among these directly; the others solve the continuous
+Whatever the method, every client ends on a coding point at its own power density, with one of the shares on offer, so that what
+is planned is what the wiretap code delivers. ``global`` chooses among these directly; the others solve the continuous
 problem with Gaussian rates first, scaled to the code, and are put onto points afterwards.
 """
 
@@ -189,7 +189,7 @@ def instance_of(problem: AllocationProblem, choices: Choices) -> Instance:
     at = np.where(whole & np.isfinite(air_s), air_s, np.inf).argmin(axis=1)
     x = choices.picked(choices.energy_j, at) / choices.picked(choices.symbols_m, at)
     rate = np.log1p((main - tap) * x / (1.0 + tap * x)) / np.log(2.0)
-    least = choices.radios[0].code_bits[0] / problem.code_bits
+    least = choices.radios[0].shares[0]
     return Instance(
         names=tuple(r.client for r in reports),
         gain_main_mhz_per_w=main,
@@ -210,7 +210,7 @@ def instance_of(problem: AllocationProblem, choices: Choices) -> Instance:
         server_energy_w_per_tflops3=choices.server_energy_w_per_tflops3,
         time_weight_per_s=choices.time_weight_per_s,
         energy_weight_per_j=choices.energy_weight_per_j,
-        utility=utility_of(problem.allocator, share_min=least, clients=n),
+        utility=utility_of(problem, clients=n),
         deadline_s=choices.deadline_s,
     )
 
@@ -249,7 +249,7 @@ def _onto_points(choices: Choices, solution: Solution) -> _Answer:
 def _nearest_points(choices: Choices, choice: Choice) -> tuple[Chosen, Floats]:
     at, band = np.zeros(choices.clients, dtype=np.intp), np.zeros(choices.clients)
     for n, radio in enumerate(choices.radios):
-        shares = np.array(radio.code_bits) / radio.code_bits[-1]
+        shares = np.array(radio.shares)
         fits = np.isfinite(radio.symbols_m)
         density = float(choice.power_w[n] / choice.bandwidth_mhz[n])
         point = max(int((radio.density_w_per_mhz <= density * (1.0 + 1e-9)).sum()) - 1, 0)
@@ -300,15 +300,15 @@ def _assignment(
         refusal = who.refusals.get(report.client, "")
         return refused(problem, report, gate_of(problem, report, problem.candidates(report, band), band, refusal=refusal))
     radio, option = who.served[index], int(answer.at[index])
-    point, level = divmod(option, len(radio.code_bits))
-    band, bits = Hertz(float(answer.band[index]) * 1e6), radio.code_bits[level]
-    candidate = radio.at(point, bandwidth=band, code_bits=bits, most=problem.code_bits)
+    point, level = divmod(option, len(radio.shares))
+    band, share = Hertz(float(answer.band[index]) * 1e6), radio.shares[level]
+    candidate = radio.at(point, bandwidth=band, share=share)
     return granted(
         problem,
         report,
         candidate,
         gate=gate_of(problem, report, [candidate, *_better_refused(problem, report, candidate, band)], band),
-        code_bits=bits,
+        share=share,
         bandwidth=band,
         clock=FlopPerSecond(min(float(answer.clock[index]) * 1e12, report.clock_max)),
         server=FlopPerSecond(float(answer.server[index]) * 1e12),

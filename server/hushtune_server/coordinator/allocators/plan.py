@@ -4,7 +4,7 @@ from math import sqrt
 
 from hushtune_common.messages import Assignment, ClientReport, Gate, GateDecision, Planned
 from hushtune_common.units import FlopPerSecond, Hertz, Watt
-from hushtune_server.coordinator.problems.radio import expected_symbols_m
+from hushtune_server.coordinator.problems.radio import expected_symbols_m, size_bits
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, Candidate
 
 
@@ -19,14 +19,13 @@ def granted(
     candidate: Candidate,
     *,
     gate: Gate,
-    code_bits: int,
+    share: float,
     bandwidth: Hertz,
     clock: FlopPerSecond,
     server: FlopPerSecond,
 ) -> Assignment:
     """Return the assignment of a client that may send, with what is planned for it."""
-    share = code_bits / problem.code_bits
-    bits = report.update_bits * share
+    bits = size_bits(report, share)
     gaussian = problem.allocator.rate_model == "gaussian"
     air_s = 1e6 * expected_symbols_m(candidate, bits=bits, gaussian=gaussian) / bandwidth
     planned = Planned(
@@ -43,7 +42,7 @@ def granted(
         round_id=report.round_id,
         gate=gate,
         adapter_share=share,
-        code_bits=code_bits,
+        budget_bytes=report.budget_bytes(share),
         bandwidth=bandwidth,
         power=candidate.power,
         clock=clock,
@@ -65,7 +64,7 @@ def refused(problem: AllocationProblem, report: ClientReport, gate: Gate) -> Ass
         round_id=report.round_id,
         gate=gate,
         adapter_share=1.0,
-        code_bits=problem.code_bits,
+        budget_bytes=report.bytes_full,
         bandwidth=Hertz(0.0),
         power=Watt(0.0),
         clock=FlopPerSecond(0.0),

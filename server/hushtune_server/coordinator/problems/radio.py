@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hushtune_common.link import wiretap
 from hushtune_common.link.secrecy import gaussian_secrecy_rate
-from hushtune_common.messages import BLOCKS_MAX, CODE_BITS, ClientReport, SecrecyDesign
+from hushtune_common.messages import BLOCKS_MAX, ClientReport, SecrecyDesign
 from hushtune_common.units import Hertz, Second, Watt, from_db
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, Candidate
 
@@ -25,13 +25,13 @@ _UNLIMITED = Watt(1e60)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Radio:
-    """The options of one client: M coding points of its preferred protection by K numbers of bits per weight."""
+    """The options of one client: M coding points of its preferred protection by K shares of its update."""
 
     report: ClientReport
     points: tuple[Candidate, ...]
     """(M,); their power and airtime are not used, the rest holds over any band."""
-    code_bits: tuple[int, ...]
-    """(K,), increasing."""
+    shares: tuple[float, ...]
+    """(K,), increasing to 1."""
     density_w_per_mhz: Floats
     """x, (M,)."""
     symbols_m: Floats
@@ -44,38 +44,45 @@ class Radio:
         """Widest band in which the top power keeps the density, (M,)."""
         return self.report.power_max / self.density_w_per_mhz
 
-    def at(self, point: int, *, bandwidth: Hertz, code_bits: int, most: int) -> Candidate:
-        """Return a point as a candidate in a band, with the power there and the airtime of an update of so many bits."""
+    def at(self, point: int, *, bandwidth: Hertz, share: float) -> Candidate:
+        """Return a point as a candidate in a band, with the power there and the airtime of an update of this share."""
         found = self.points[point]
         power = Watt(min(float(self.density_w_per_mhz[point]) * bandwidth / 1e6, self.report.power_max))
-        size = self.report.update_bits * code_bits / most
-        seconds = symbols(found, bits=size) / bandwidth
+        seconds = symbols(found, bits=size_bits(self.report, share)) / bandwidth
         return replace(found, power=power, airtime=Second(seconds))
 
 
-def levels_of(problem: AllocationProblem) -> tuple[int, ...]:
-    """Return the numbers of bits per weight that updates may have; the most is always one."""
-    most = problem.code_bits
-    least = problem.allocator.share_min * most
-    return (*(b for b in CODE_BITS if least - 1e-9 <= b < most), most)
+def levels_of(problem: AllocationProblem) -> tuple[float, ...]:
+    """Return the shares that updates may have, in equal ratios up to the whole.
+
+    Only the whole where the codec has no other size, and none below the share at which a measured utility begins to be positive.
+    """
+    least, count = problem.share_least, problem.allocator.levels
+    if least >= 1.0 or count == 1:
+        return (1.0,)
+    return (*(least ** (1.0 - k / (count - 1)) for k in range(count - 1)), 1.0)
+
+
+def size_bits(report: ClientReport, share: float) -> int:
+    """Return the bits of a sealed update of this share."""
+    return report.sealed_bits(report.budget_bytes(share))
 
 
 def radio_of(problem: AllocationProblem, report: ClientReport) -> Radio:
     """Return a client's options; without any, why."""
     levels, band = levels_of(problem), Hertz(problem.air.bandwidth_hz)
-    small = max(1, report.update_bits * levels[0] // problem.code_bits)
-    found = problem.candidates(replace(report, power_max=_UNLIMITED, update_bits=small), band)
+    small = replace(report, power_max=_UNLIMITED, update_bits=size_bits(report, levels[0]))
+    found = problem.candidates(small, band)
     best = found[0]
     usable = [] if best.problem else [c for c in found if not c.problem and c.protection is best.protection]
     assumed = problem.allocator.rate_model == "gaussian"
     kept = _worth_having(usable)
-    table = [
-        [expected_symbols_m(c, bits=report.update_bits * k / problem.code_bits, gaussian=assumed) for k in levels] for c in kept
-    ]
+    sizes = [size_bits(report, share) for share in levels]
+    table = [[expected_symbols_m(c, bits=size, gaussian=assumed) for size in sizes] for c in kept]
     return Radio(
         report=report,
         points=tuple(kept),
-        code_bits=levels,
+        shares=levels,
         density_w_per_mhz=np.array([1e6 * c.power / band for c in kept]),
         symbols_m=np.array(table).reshape(len(kept), len(levels)),
         refusal="" if kept else problem.candidates(report, band)[0].problem or best.problem,

@@ -16,10 +16,21 @@ from hushtune_common.link import secrecy as link
 from hushtune_common.link import wiretap
 from hushtune_common.link.abstraction import Fading, hash_block_error_rate, required_snr_db
 from hushtune_common.link.mcs import CODING_POINTS, CodingPoint, point_of
-from hushtune_common.messages import BLOCKS_MAX, Assignment, ClientReport, Part, Protection, SecrecyDesign, TapModel
+from hushtune_common.messages import (
+    BLOCKS_MAX,
+    Assignment,
+    ClientReport,
+    Part,
+    Protection,
+    SecrecyDesign,
+    TapModel,
+    UtilityCurve,
+)
 from hushtune_common.units import Decibel, Hertz, PowerRatio, Second, Watt, from_db, to_db
 
 _SNR_TAP_LEAST_DB = -60.0
+_WORTH_MARGIN = 1e-3
+"""Shares so little above one that is worth nothing are not offered either."""
 _KEY_MESSAGE_BITS_MIN = 8 * (32 + 4)
 """A key and its checksum in one hash block."""
 
@@ -78,8 +89,10 @@ class AllocationProblem:
     air: AirConfig
     secrecy: SecrecyConfig
     round_s: Second
-    code_bits: int = 8
-    """Most bits per weight that the codec may spend."""
+    divisible: bool = True
+    """Whether the codec can make an update shorter than the whole."""
+    curve: UtilityCurve | None = None
+    """What the owner measured updates to be worth; None where that is assumed."""
     allocator: AllocatorConfig = field(default_factory=AllocatorConfig)
     owner: OwnerConfig = field(default_factory=OwnerConfig)
 
@@ -90,18 +103,27 @@ class AllocationProblem:
             raise ValueError(f"a client reported more than once: {', '.join(names)}")
 
     @staticmethod
-    def of(scenario: Scenario, reports: Sequence[ClientReport]) -> "AllocationProblem":
-        """Return the problem of a scenario's round."""
+    def of(scenario: Scenario, reports: Sequence[ClientReport], *, curve: UtilityCurve | None = None) -> "AllocationProblem":
+        """Return the problem of a scenario's round; ``curve`` only counts where the scenario has utilities measured."""
         round_s = Second(scenario.timing.round_s)
         return AllocationProblem(
             reports=tuple(reports),
             air=scenario.air,
             secrecy=scenario.secrecy,
             round_s=round_s,
-            code_bits=scenario.codec.bits,
+            divisible=scenario.codec.kind != "lossless",
+            curve=curve if scenario.coordinator.allocator.utility.kind == "measured" else None,
             allocator=scenario.coordinator.allocator,
             owner=scenario.owner,
         )
+
+    @property
+    def share_least(self) -> float:
+        """The least share that an update may have: the scenario's, or where a measured utility begins to be positive."""
+        if not self.divisible:
+            return 1.0
+        least = self.allocator.share_min
+        return least if self.curve is None else min(1.0, max(least, self.curve.share_worthless * (1.0 + _WORTH_MARGIN)))
 
     def permuted(self, order: Sequence[int]) -> "AllocationProblem":
         """Return the same problem with its clients in another order."""
@@ -264,13 +286,14 @@ class AllocationProblem:
         found, airtime = list[float](), 0.0
         for part in assignment.parts:
             design = assignment.design_of(part)
-            bits = 8 if part is Part.KEY else report.update_bits * assignment.adapter_share
+            bits = 8 if part is Part.KEY else report.sealed_bits(assignment.budget_bytes)
             airtime += wiretap.airtime(design, blocks=wiretap.block_count(design, ceil(bits / 8)), bandwidth=bandwidth)
             found.append(self._block_error(point_of(design), to_db(reached)) / self.secrecy.block_error_max - 1.0)
             if design.secret and assignment.protection is not None:
                 found.append(bound / from_db(design.snr_tap_design_db) - 1.0)
                 found.append(self._message_bits_min(assignment.protection) / design.message_bits - 1.0)
-        return [*found, airtime / self.round_s - 1.0]
+        granted = report.budget_bytes(assignment.adapter_share)
+        return [*found, airtime / self.round_s - 1.0, abs(assignment.budget_bytes / granted - 1.0)]
 
 
 def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:
