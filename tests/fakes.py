@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from hushtune_common.clock import Clock
 from hushtune_common.messages import (
+    SEALING_BYTES,
     Assignment,
     ClientId,
     ClientReport,
@@ -116,7 +117,7 @@ def assignment_of(client: ClientId, round_id: int, *, granted: bool, protection:
         round_id=round_id,
         gate=gate,
         adapter_share=1.0,
-        code_bits=8,
+        budget_bytes=1_000_000 - SEALING_BYTES,
         bandwidth=BAND,
         power=Watt(0.1),
         clock=FlopPerSecond(1e12),

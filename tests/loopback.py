@@ -80,7 +80,12 @@ REFUSED = replace(
 
 
 def assignment_of(
-    round_id: int = 1, *, gate: Gate = GRANTED, client: ClientId = CLIENT, protection: Protection = Protection.PAYLOAD
+    round_id: int = 1,
+    *,
+    gate: Gate = GRANTED,
+    client: ClientId = CLIENT,
+    protection: Protection = Protection.PAYLOAD,
+    budget_bytes: int = 1_000_000,
 ) -> Assignment:
     granted = gate.decision is GateDecision.GRANTED
     return Assignment(
@@ -88,7 +93,7 @@ def assignment_of(
         round_id=round_id,
         gate=gate,
         adapter_share=1.0,
-        code_bits=8,
+        budget_bytes=budget_bytes,
         bandwidth=Hertz(5e6),
         power=Watt(1e-4),
         clock=FlopPerSecond(2.0e12),

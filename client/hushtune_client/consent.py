@@ -1,7 +1,8 @@
 """Is an assignment one that this client's own scenario allows: protected as it says, of a size that it has?
 
-Whoever owns the data checks before sending it. The coordinator chooses protection, power and design; a design says of itself what it leaks, and to whom. Nothing of that is taken
-on trust: the client knows the scenario and its own place, and works the leakage bound out anew.
+Whoever owns the data checks before sending it. The coordinator chooses protection, power, design and size; a design says of
+itself what it leaks, and to whom. Nothing of that is taken on trust: the client knows the scenario and its own place, and works
+leakage bound and size out anew.
 """
 
 from collections.abc import Sequence

@@ -89,8 +89,8 @@ class Uplink:
     def seal(self, state: AdapterState, *, key: UpdateKey, assignment: Assignment) -> Sealed:
         """Encode ``state``, seal it to the owner's key, then draw and authenticate what is public about its transmission.
 
-        ``key`` must be of attempt 1, since attempts count transmissions. Raises `BudgetTooSmall` when no encoding has so few bytes
-        as granted, `LimitExceeded` when the sealed update is larger than the scenario allows.
+        ``key`` must be of attempt 1, since attempts count transmissions. Raises `BudgetTooSmall` when no encoding is as short as
+        granted, `LimitExceeded` when the sealed update is larger than the scenario allows.
         """
         if key.attempt != 1:
             raise ValueError(f"an update is sealed once, as attempt 1, got {key.attempt}")

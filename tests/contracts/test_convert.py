@@ -86,7 +86,7 @@ def assignments(draw: st.DrawFn) -> ours.Assignment:
             round_id=ordinals,
             gate=st.just(gate),
             adapter_share=st.floats(0.0, 1.0, exclude_min=True),
-            code_bits=st.sampled_from(ours.CODE_BITS),
+            budget_bytes=st.integers(1, 2**60),
             bandwidth=not_negatives,
             power=not_negatives,
             clock=not_negatives,
@@ -147,6 +147,22 @@ manifests = st.builds(
 verdicts = st.builds(
     ours.Verdict, key=own_keys, accepted=st.booleans(), kept=st.booleans(), reason=texts, score=st.none() | numbers
 )
+
+
+@st.composite
+def curves(draw: st.DrawFn) -> ours.UtilityCurve:
+    shares = sorted(draw(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=8, unique=True)))
+    weight, numbers_ = draw(st.floats(1e-6, 1e3)), st.floats(-1e6, 1e6)
+    intervals = [sorted(draw(st.tuples(numbers_, numbers_, numbers_))) for _ in shares]
+    return ours.UtilityCurve(
+        offset=weight + draw(st.floats(1e-3, 1e3)),
+        weight=weight,
+        shape=draw(st.floats(1e-3, 8.0)),
+        share_min=draw(st.floats(1e-3, 0.99)),
+        points=tuple(ours.CurvePoint(s, mean, low, high) for s, (low, mean, high) in zip(shares, intervals, strict=True)),
+    )
+
+
 reports = st.builds(
     ours.ClientReport,
     client=st.just("c1"),
@@ -209,6 +225,7 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callabl
     "manifest": (manifests, convert.manifest_to_wire, convert.manifest_from_wire),
     "verdict": (verdicts, convert.verdict_to_wire, verdict_from_wire),
     "report": (reports, convert.report_to_wire, of_caller(convert.report_from_wire)),
+    "curve": (curves(), convert.curve_to_wire, convert.curve_from_wire),
     "channel": (
         st.tuples(ordinals, channels),
         lambda word: convert.new_channel_to_wire(word[1], round_id=word[0]),
@@ -327,6 +344,16 @@ def minimal(values: st.SearchStrategy[Any]) -> Any:
         ("assignment", "client", "../c1"),
         ("assignment", "round_id", 0),
         ("assignment", "adapter_share", 1.5),
+        ("assignment", "budget_bytes", 0),
+        ("assignment", "budget_bytes", -1),
+        ("assignment", "budget_bytes", 2**62),
+        ("curve", "weight", -1.0),
+        ("curve", "weight", 0.0),
+        ("curve", "shape", nan),
+        ("curve", "shape", -1.0),
+        ("curve", "offset", inf),
+        ("curve", "offset", -1.0),
+        ("curve", "share_min", 0.0),
         ("assignment", "power_w", -1.0),
         ("assignment", "protection", 9),
         ("directive", "kind", 0),
