@@ -13,6 +13,7 @@ from hushtune_common.units import Joule, Second
 from hushtune_server.coordinator.events import (
     OWNER,
     Completed,
+    Concluded,
     Died,
     Event,
     Joined,
@@ -27,7 +28,7 @@ from hushtune_server.coordinator.events import (
     kind_of,
     to_body,
 )
-from hushtune_server.coordinator.phases import Closed, Failed, Rules, Solve, State
+from hushtune_server.coordinator.phases import Closed, Concluding, Failed, Rules, Solve, State
 from hushtune_server.coordinator.rounds import advance, fold
 from hushtune_server.coordinator.stragglers import Quorum
 from tests.fakes import FixedSolver, report_of
@@ -37,13 +38,14 @@ RUN = RunId("run-1")
 RULES = Rules(
     run=RUN,
     clients=(C1, C2, C3),
-    rounds=2,
+    rounds=1,
     policy=Quorum(share=0.6, wait_after_s=Second(20.0)),
     round_s=Second(900.0),
     report_s=Second(300.0),
     start_wait_s=Second(30.0),
     tick_s=Second(45.0),
 )
+THREE = replace(RULES, rounds=3)
 
 
 def joined(*members: str, at: float = 0.0) -> list[Event]:
@@ -81,6 +83,10 @@ def settled(client: ClientId, *, accepted: bool = True, round_id: int = 1, at: f
     return Settled(at=Second(at), settlement=Settlement(key=key_of(client, round_id=round_id), accepted=accepted))
 
 
+def concluded(*, round_id: int = 1, last: bool = False, at: float = 115.0) -> Event:
+    return Concluded(at=Second(at), round_id=round_id, last=last, reason="flat" if last else "")
+
+
 def ticked(at: float) -> Event:
     return Ticked(at=Second(at))
 
@@ -93,8 +99,8 @@ def assigned(*, deferred: frozenset[ClientId] = frozenset()) -> list[Event]:
     return [*gathered(), *reported(C1, C2, C3), solved(C1, C2, C3, deferred=deferred)]
 
 
-def state_after(*events: Event) -> State:
-    return fold(events, rules=RULES)
+def state_after(*events: Event, rules: Rules = RULES) -> State:
+    return fold(events, rules=rules)
 
 
 def missing_of(state: State) -> dict[ClientId, str]:
@@ -106,14 +112,14 @@ def missing_of(state: State) -> dict[ClientId, str]:
 
 
 def test_a_round_goes_through_every_phase() -> None:
-    story = [*assigned(), completed(C1), *(settled(c) for c in (C1, C2, C3))]
+    story = [*assigned(), completed(C1), *(settled(c) for c in (C1, C2, C3)), concluded()]
     names = [State().name]
     state = State()
     for event in story:
-        state, _ = advance(state, event, rules=RULES)
+        state, _ = advance(state, event, rules=THREE)
         names.append(state.name)
 
-    assert list(dict.fromkeys(names)) == ["gathering", "open", "solving", "assigned", "settling", "closed"]
+    assert list(dict.fromkeys(names)) == ["gathering", "open", "solving", "assigned", "settling", "concluding", "closed"]
 
 
 def test_solving_is_asked_for_once_with_all_reports() -> None:
@@ -141,16 +147,69 @@ def test_a_round_closes_at_once_when_everybody_is_settled() -> None:
     assert missing_of(state) == {C3: "refused by the owner"}
 
 
-def test_the_next_round_opens_with_the_next_tick_and_the_last_one_says_so() -> None:
-    first = [*assigned(), settled(C1), settled(C2), settled(C3), ticked(111.0)]
-    state = state_after(*first)
+# --- from round to round ----------------------------------------------------------------------------------------------
+
+
+def settled_by_all(round_id: int = 1) -> list[Event]:
+    return [settled(c, round_id=round_id) for c in (C1, C2, C3)]
+
+
+def round_of(round_id: int) -> list[Event]:
+    """A round from its reports to its judgements."""
+    return [
+        *reported(C1, C2, C3, round_id=round_id),
+        solved(C1, C2, C3, round_id=round_id),
+        *settled_by_all(round_id),
+    ]
+
+
+def test_before_the_next_round_the_owner_alone_is_told_to_conclude_this_one() -> None:
+    state = state_after(*assigned(), *settled_by_all(), rules=THREE)
+
+    assert isinstance(state.phase, Concluding)
+    said = state.posted(OWNER, after=0)[-1]
+    assert (said.kind, said.round_id, said.accepted) == (DirectiveKind.CONCLUDE, 1, (C1, C2, C3))
+    assert said not in state.posted(Member(C1), after=0)
+    assert advance(state, ticked(500.0), rules=THREE)[0].name == "concluding"
+
+
+def test_the_next_round_opens_once_the_owner_has_concluded_and_the_last_one_is_closed_without_asking() -> None:
+    first = [*gathered(), *round_of(1), concluded(), ticked(116.0)]
+    state = state_after(*first, rules=THREE)
     assert (state.round_id, state.name) == (2, "open")
 
-    second = [*reported(C1, C2, C3, round_id=2), solved(C1, C2, C3, round_id=2)]
-    state = state_after(*first, *second, *(settled(c, round_id=2) for c in (C1, C2, C3)), ticked(5000.0))
+    rest = [*round_of(2), concluded(round_id=2), ticked(117.0), *round_of(3), ticked(5000.0)]
+    state = state_after(*first, *rest, rules=THREE)
 
-    assert (state.round_id, state.name) == (2, "closed")
+    assert (state.round_id, state.name) == (3, "closed")
     assert [d.last for d in state.posted(OWNER, after=0) if d.kind is DirectiveKind.ROUND_CLOSED] == [False, True]
+    assert [d for d in state.posted(OWNER, after=0) if d.kind is DirectiveKind.CONCLUDE] == []
+
+
+def test_a_run_that_the_owner_stops_ends_like_any_other_and_says_why() -> None:
+    stopped = state_after(*gathered(), *round_of(1), concluded(last=True), rules=THREE)
+
+    assert isinstance(stopped.phase, Closed)
+    assert (stopped.phase.last, stopped.phase.stopped) == (True, "flat")
+    for member in (OWNER, Member(C1)):
+        last = stopped.posted(member, after=0)[-1]
+        assert (last.kind, last.last, last.failed_reason) == (DirectiveKind.ROUND_CLOSED, True, "")
+    assert advance(stopped, ticked(5000.0), rules=THREE)[0] is stopped
+
+
+def test_an_owner_that_never_concludes_fails_the_run_and_names_itself() -> None:
+    state = state_after(*assigned(), *settled_by_all(), ticked(110.0 + THREE.round_s), rules=THREE)
+
+    assert isinstance(state.phase, Failed)
+    assert state.phase.reason == "the owner did not conclude the round within 900 s"
+
+
+def test_a_completion_that_comes_while_the_owner_concludes_is_noted_and_changes_nothing_else() -> None:
+    state = state_after(*assigned(), *settled_by_all(), completed(C1), concluded(), rules=THREE)
+
+    assert isinstance(state.phase, Closed)
+    assert list(state.phase.round.completions) == [C1]
+    assert state.phase.accepted == (C1, C2, C3)
 
 
 # --- who is waited for ------------------------------------------------------------------------------------------------
@@ -255,9 +314,9 @@ def test_a_failure_is_told_to_everybody_as_the_last_word() -> None:
         assert last.failed_reason
 
 
-@pytest.mark.parametrize("phase_events", [gathered(), assigned(), [*assigned(), completed(C1)]])
+@pytest.mark.parametrize("phase_events", [gathered(), assigned(), [*assigned(), completed(C1)], [*assigned(), *settled_by_all()]])
 def test_a_round_without_its_owner_fails(phase_events: list[Event]) -> None:
-    state = state_after(*phase_events, Died(at=Second(120.0), member=OWNER, silent_s=Second(30.0)))
+    state = state_after(*phase_events, Died(at=Second(120.0), member=OWNER, silent_s=Second(30.0)), rules=THREE)
 
     assert isinstance(state.phase, Failed)
     assert state.phase.reason == "the owner is gone (died: silent for 30.0 s)"
@@ -287,6 +346,8 @@ NOTHING: list[tuple[str, list[Event], Event]] = [
     ("a judgement of another round", assigned(), settled(C1, round_id=2)),
     ("a judgement of a client without grant", assigned(deferred=frozenset({C1})), settled(C1)),
     ("a judgement after the end", [*assigned(), settled(C1), settled(C2), settled(C3, accepted=False)], settled(C3)),
+    ("a conclusion that nobody asked for", assigned(), concluded()),
+    ("a conclusion of a last round", [*assigned(), *settled_by_all()], concluded(last=True)),
     ("a tick that is not due", assigned(), ticked(3.0)),
     ("the death of a stranger", gathered(), Died(at=Second(3.0), member=Member("c9"), silent_s=Second(30.0))),
 ]
@@ -331,6 +392,7 @@ def round_events(draw: st.DrawFn) -> Event:
                 solved(C1, C2, C3, round_id=round_id, deferred=frozenset({client} if flag else ())),
                 completed(client, uploaded=flag, round_id=round_id),
                 settled(client, accepted=flag, round_id=round_id),
+                concluded(round_id=round_id, last=flag and client == C1),
                 ticked(0.0),
             ]
         )
@@ -347,7 +409,7 @@ def stories() -> st.SearchStrategy[list[Event]]:
             told.append(replace(event, at=Second(now)))
         return told
 
-    usual = [*assigned(), *(settled(c) for c in (C1, C2, C3)), ticked(0.0)]
+    usual = [*assigned(), *settled_by_all(), concluded(), ticked(0.0), *round_of(2)]
     step = st.one_of(member_events(), round_events(), st.sampled_from(usual))
     pauses = st.sampled_from([0.0, 0.1, 1.0, 31.0, 301.0])
     free = st.lists(st.tuples(step, pauses), max_size=40)
@@ -360,12 +422,12 @@ def stories() -> st.SearchStrategy[list[Event]]:
 def test_the_fold_of_what_changed_something_is_the_live_state(story: list[Event]) -> None:
     live, kept = State(), list[Event]()
     for event in story:
-        after, _ = advance(live, event, rules=RULES)
+        after, _ = advance(live, event, rules=THREE)
         if after is not live:
             kept.append(from_body(kind_of(event), json.loads(json.dumps(to_body(event), allow_nan=False))))
         live = after
 
-    assert fold(kept, rules=RULES) == live
+    assert fold(kept, rules=THREE) == live
 
 
 @settings(max_examples=150, deadline=None)
@@ -373,8 +435,8 @@ def test_the_fold_of_what_changed_something_is_the_live_state(story: list[Event]
 def test_an_event_told_twice_counts_once(story: list[Event]) -> None:
     state = State()
     for event in story:
-        state, _ = advance(state, event, rules=RULES)
-        again, effects = advance(state, event, rules=RULES)
+        state, _ = advance(state, event, rules=THREE)
+        again, effects = advance(state, event, rules=THREE)
         if not isinstance(event, Ticked):
             assert again is state
             assert effects == ()
@@ -385,7 +447,7 @@ def test_an_event_told_twice_counts_once(story: list[Event]) -> None:
 def test_directives_are_numbered_without_gaps_and_what_is_over_stays_over(story: list[Event]) -> None:
     state, numbers = State(), list[int]()
     for event in story:
-        after, effects = advance(state, event, rules=RULES)
+        after, effects = advance(state, event, rules=THREE)
         numbers += [e.directive.seq for e in effects if not isinstance(e, Solve)]
         if isinstance(state.phase, Failed) or (isinstance(state.phase, Closed) and after.round_id == state.round_id):
             assert after.phase is state.phase
@@ -399,9 +461,9 @@ def test_directives_are_numbered_without_gaps_and_what_is_over_stays_over(story:
 def test_only_those_granted_in_this_round_are_ever_accepted(story: list[Event]) -> None:
     state = State()
     for event in story:
-        state, _ = advance(state, event, rules=RULES)
+        state, _ = advance(state, event, rules=THREE)
         if isinstance(state.phase, Closed):
-            assert len(set(state.phase.accepted)) == len(state.phase.accepted) >= RULES.needed
+            assert len(set(state.phase.accepted)) == len(state.phase.accepted) >= THREE.needed
             assert all(state.phase.round.granted(c) for c in state.phase.accepted)
 
 

@@ -21,6 +21,7 @@ from hushtune_server.coordinator.events import (
     OWNER,
     ChannelChanged,
     Completed,
+    Concluded,
     Died,
     Event,
     Joined,
@@ -323,7 +324,7 @@ class Actor:
 
 
 class Owner(Actor):
-    """Judges what arrives, once per client and round; a judgement is told until it is heard."""
+    """Judges what arrives, once per client and round, and ends rounds; what it decided is told until it is heard."""
 
     # Its crash ends the run, so a frail owner would leave little to see.
     sturdiness = 5.0
@@ -332,6 +333,23 @@ class Owner(Actor):
         super().__init__(world, coordinator, OWNER)
         self._checker = checker
         self._judged: dict[tuple[int, ClientId], bool] = {}
+        self._ended: dict[int, bool] = {}
+
+    def start(self) -> None:
+        """Begin a life: the newest end of a round may not have been heard."""
+        super().start()
+        if self._ended:
+            self._conclude(max(self._ended))
+
+    def obey(self, directive: Directive) -> None:
+        if directive.kind is DirectiveKind.CONCLUDE:
+            self.later(self._world.between(0.1, 4.0), lambda: self._conclude(directive.round_id))
+
+    def _conclude(self, round_id: int) -> None:
+        last = self._ended.setdefault(round_id, self._world.happens(0.1))
+        self._checker.stopped = round_id if last else self._checker.stopped
+        word = "flat" if last else ""
+        self.call(f"conclude {round_id} {last}", lambda at: Concluded(at=at, round_id=round_id, last=last, reason=word))
 
     def receive(self, key: UpdateKey) -> None:
         """Judge an update that came through the air."""
@@ -381,8 +399,8 @@ class Client(Actor):
             case DirectiveKind.ROUND_CLOSED:
                 if directive.last:
                     self.call("leave", lambda at: Left(at=at, member=self.member, reason="the run is over"))
-            case DirectiveKind.DRAIN:
-                raise Violation("nobody sends this")
+            case DirectiveKind.DRAIN | DirectiveKind.CONCLUDE:
+                raise Violation(f"{self._client} was sent {directive.kind}, which is not for clients")
 
     def _train(self, assignment: Assignment) -> None:
         before, round_id = self._assignment, assignment.round_id

@@ -24,6 +24,7 @@ class Checker:
         self.accepted_by_owner: set[tuple[int, ClientId]] = set()
         self.on_air: dict[ClientId, Assignment] = {}
         self.told: dict[ClientId, tuple[int, Channel]] = {}
+        self.stopped: int | None = None
         self.shared_again = 0
         self.followed = 0
         self._rules = rules
@@ -44,8 +45,8 @@ class Checker:
         self._check_channels(state)
         self._check_end(state)
         clients = len(self._rules.clients)
-        # The end of the round before, this round's opening, assignments and end, and a failure to gather for the next.
-        if len(state.outbox) > clients + 4 or len(state.roster.joined_at) > clients + 1:
+        # The end of the round before, this round's opening, assignments and two words on its end, a failure to gather anew.
+        if len(state.outbox) > clients + 5 or len(state.roster.joined_at) > clients + 1:
             raise Violation(f"the state grows: {len(state.outbox)} directives, {len(state.roster.joined_at)} members")
 
     def _check_directives(self, state: State) -> None:
@@ -98,6 +99,10 @@ class Checker:
             if not phase.reason:
                 raise Violation("a round failed without a reason")
             return
+        if phase.last != (state.round_id >= self._rules.rounds or bool(phase.stopped)):
+            raise Violation(f"round {state.round_id} of {self._rules.rounds} was the last: {phase.last}, {phase.stopped!r}")
+        if phase.stopped and self.stopped != state.round_id:
+            raise Violation(f"the run was stopped after round {state.round_id}, but the owner never said so")
         if len(set(phase.accepted)) != len(phase.accepted) or len(phase.accepted) < self._rules.needed:
             raise Violation(f"round {state.round_id} closed with {phase.accepted}")
         for client in phase.accepted:

@@ -21,10 +21,10 @@ from tests.simulation.simulator import Violation, World
 FAULTS_S = 150.0
 
 
-def rules_for(world: World) -> Rules:
-    """Draw the size of the run and its policy."""
+def rules_for(world: World, *, fair: bool = False) -> Rules:
+    """Draw the size of the run and its policy; in ``fair`` weather a quorum waits for the slowest."""
     clients = tuple(ClientId(f"c{k}") for k in range(1, int(world.rng.integers(2, 6))))
-    policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(5.0)), Deadline(), Everyone()]
+    policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(30.0 if fair else 5.0)), Deadline(), Everyone()]
     return Rules(
         run=RUN,
         clients=clients,
@@ -59,7 +59,7 @@ class Story:
     def __init__(self, seed: int, *, machine: Advance = advance, fair: bool = False) -> None:
         """Draw the world of ``seed`` and put the ``machine`` into it."""
         self.world = World(seed, round_s=ROUND_S, fair=fair)
-        self._rules = rules_for(self.world)
+        self._rules = rules_for(self.world, fair=fair)
         self.checker = checker = Checker(self._rules, machine)
         self._coordinator = Coordinator(self.world, self._rules, checker, machine)
         owner = Owner(self.world, self._coordinator, checker)
@@ -83,7 +83,7 @@ class Story:
         return Ending(state=end, events=events, seconds=self.world.now, shared_again=seen.shared_again, followed=seen.followed)
 
     def _done(self) -> bool:
-        over = self._coordinator.up and is_over(self._coordinator.state, rules=self._rules)
+        over = self._coordinator.up and is_over(self._coordinator.state)
         return over and all(a.finished for a in self._actors if a.up)
 
     def _clear(self) -> None:

@@ -19,6 +19,7 @@ from hushtune_common.messages import (
     Channel,
     ClientId,
     Completion,
+    Conclusion,
     Directive,
     DirectiveKind,
     GateDecision,
@@ -142,6 +143,10 @@ class Line:
     async def settle(self, client: ClientId, *, accepted: bool = True, round_id: int = 1) -> None:
         key = UpdateKey(run=RUN, round_id=round_id, client=client, attempt=1)
         await self.call("Settle", convert.settlement_to_wire(Settlement(key=key, accepted=accepted)))
+
+    async def conclude(self, round_id: int, *, reason: str = "") -> None:
+        conclusion = Conclusion(run=RUN, round_id=round_id, last=bool(reason), reason=reason)
+        await self.call("Conclude", convert.conclusion_to_wire(conclusion))
 
     async def _beats(self) -> AsyncIterator[pb.FollowRequest]:
         while True:
@@ -429,7 +434,7 @@ def test_a_restarted_coordinator_goes_on_where_it_stopped(kits: Kits, tmp_path: 
     assert record_of(tmp_path)["accepted"] == [C1, C2]
 
 
-def test_the_second_round_follows_the_first(kits: Kits, tmp_path: Path) -> None:
+def test_the_second_round_follows_the_first_once_the_owner_has_concluded_it(kits: Kits, tmp_path: Path) -> None:
     scenario = scenario_of(rounds=2)
 
     async def story() -> None:
@@ -438,6 +443,12 @@ def test_the_second_round_follows_the_first(kits: Kits, tmp_path: Path) -> None:
                 await until_assigned(cast, round_id)
                 for client in (C1, C2):
                     await cast.owner.settle(client, round_id=round_id)
+                if round_id == 1:
+                    concluding = await cast.owner.wait_for(DirectiveKind.CONCLUDE)
+                    assert concluding.accepted == (C1, C2)
+                    with pytest.raises(NotYours):
+                        await cast.c1.conclude(1)
+                    await cast.owner.conclude(1)
                 closed = await cast.owner.wait_for(DirectiveKind.ROUND_CLOSED)
                 assert (closed.round_id, closed.last) == (round_id, round_id == 2)
             with pytest.raises(StaleRound):
@@ -446,6 +457,31 @@ def test_the_second_round_follows_the_first(kits: Kits, tmp_path: Path) -> None:
 
     run(story)
     assert [record_of(tmp_path, n)["state"] for n in (1, 2)] == ["closed", "closed"]
+
+
+def test_an_owner_that_wants_no_further_round_ends_the_run_in_order_also_over_a_restart(kits: Kits, tmp_path: Path) -> None:
+    scenario = scenario_of(rounds=5)
+
+    async def story() -> None:
+        async with coordinator(kits, tmp_path, scenario) as process, everybody(process, kits, scenario) as cast:
+            await until_assigned(cast)
+            for client in (C1, C2):
+                await cast.owner.settle(client)
+            await cast.owner.wait_for(DirectiveKind.CONCLUDE)
+            process.stop.set()
+            await process.ended
+        async with coordinator(kits, tmp_path, scenario) as process, everybody(process, kits, scenario) as cast:
+            assert (await cast.owner.wait_for(DirectiveKind.CONCLUDE)).round_id == 1
+            for _ in range(2):
+                await cast.owner.conclude(1, reason="no better for 2 rounds")
+            for line in (cast.owner, cast.c1, cast.c2):
+                assert (await line.wait_for(DirectiveKind.ROUND_CLOSED)).last
+                line.drop()
+            assert await process.ended == 0
+
+    run(story)
+    record = record_of(tmp_path)
+    assert (record["state"], record["last"], record["stopped"]) == ("closed", True, "no better for 2 rounds")
 
 
 def test_a_round_without_quorum_ends_the_process_with_its_exit_code(kits: Kits, tmp_path: Path) -> None:

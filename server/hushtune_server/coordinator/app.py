@@ -52,6 +52,7 @@ _DOING: Mapping[str, str] = {
     "solving": "sharing out resources",
     "assigned": "clients are training",
     "settling": "collecting updates",
+    "concluding": "waiting for the owner to conclude",
     "closed": "round closed",
     "failed": "round failed",
 }
@@ -225,6 +226,8 @@ class Witness:
             log_event(_log, "round_opened", round_id=after.round_id, rounds=self._rules.rounds)
         if isinstance(after.phase, Closed):
             _log_end(after, accepted=after.phase.accepted, missing=after.phase.missing, failed_reason="")
+            if after.phase.stopped:
+                log_event(_log, "run_stopped", round_id=after.round_id, rounds=self._rules.rounds, reason=after.phase.stopped)
         if isinstance(after.phase, Failed):
             _log_end(after, accepted=(), missing=after.phase.missing, failed_reason=after.phase.reason)
         self.leave(after)

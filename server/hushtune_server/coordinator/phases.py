@@ -271,10 +271,9 @@ class State:
         return tuple(p.directive for p in self.outbox if p.to in (None, member) and p.directive.seq > after)
 
 
-def is_over(state: State, *, rules: Rules) -> bool:
+def is_over(state: State) -> bool:
     """Whether no further round follows."""
-    phase = state.phase
-    return isinstance(phase, Failed) or (isinstance(phase, Closed) and (phase.last or state.round_id >= rules.rounds))
+    return isinstance(state.phase, Failed) or (isinstance(state.phase, Closed) and state.phase.last)
 
 
 def is_member(member: Member, *, rules: Rules) -> bool:

@@ -69,7 +69,7 @@ def advance(state: State, event: Event, *, rules: Rules) -> Step:
     at = Second(max(state.at, event.at))
     taken = _take_in(state, event, at=at, rules=rules)
     ticked = isinstance(event, Ticked)
-    if taken is state and (not ticked or _stands_still(state, rules=rules)):
+    if taken is state and (not ticked or _stands_still(state)):
         return state, ()
     moved = _move_on(taken, at=at, ticked=ticked, rules=rules)
     if moved is state and at - state.at < rules.tick_s:
@@ -111,9 +111,9 @@ def awaited(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientI
     return frozenset(c for c in rules.clients if round_.granted(c) and not round_.settled(c) and _at_work(round_, roster, c))
 
 
-def _stands_still(state: State, *, rules: Rules) -> bool:
+def _stands_still(state: State) -> bool:
     """Whether time alone can change nothing."""
-    return is_over(state, rules=rules) or (isinstance(state.phase, Gathering) and state.phase.since is None)
+    return is_over(state) or (isinstance(state.phase, Gathering) and state.phase.since is None)
 
 
 def _effects(before: State, after: State, *, rules: Rules) -> tuple[Effect, ...]:
@@ -338,7 +338,7 @@ def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
             return _fail(state, f"the owner did not conclude the round within {rules.round_s:g} s", at=at, rules=rules)
         case Closed():
             # The next tick, not the closing event, begins the next round: the end of this one can be seen and recorded.
-            if not ticked or is_over(state, rules=rules):
+            if not ticked or is_over(state):
                 return state
             gathering = Gathering(since=at)
             return _gather(replace(state, phase=gathering, round_id=state.round_id + 1), gathering, at=at, rules=rules)
@@ -417,9 +417,7 @@ def _conclude(state: State, round_: Round, accepted: frozenset[ClientId], *, at:
 
 
 def _close(state: State, phase: Concluding, *, at: Second, last: bool, stopped: str = "") -> State:
-    closed = Closed(
-        round=phase.round, closed_at=at, accepted=phase.accepted, missing=phase.missing, last=last, stopped=stopped
-    )
+    closed = Closed(round=phase.round, closed_at=at, accepted=phase.accepted, missing=phase.missing, last=last, stopped=stopped)
     return _post(replace(state, phase=closed), DirectiveKind.ROUND_CLOSED, accepted=phase.accepted, last=last)
 
 

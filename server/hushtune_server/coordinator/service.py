@@ -31,6 +31,7 @@ from hushtune_common.messages import (
     ClientId,
     ClientReport,
     Completion,
+    Conclusion,
     Digest,
     Directive,
     Role,
@@ -46,6 +47,7 @@ from hushtune_server.coordinator.events import (
     OWNER,
     ChannelChanged,
     Completed,
+    Concluded,
     Died,
     Event,
     Joined,
@@ -159,6 +161,11 @@ class Desk:
             self._require_grant(settlement)
         await self._commit(lambda at: Settled(at=at, settlement=settlement))
 
+    async def conclude(self, word: Conclusion) -> None:
+        """Take the owner's word that it is through with a round; late and repeated ones change nothing."""
+        self._is_current(word.round_id, run=word.run)
+        await self._commit(lambda at: Concluded(at=at, round_id=word.round_id, last=word.last, reason=word.reason))
+
     async def leave(self, member: Member, reason: str) -> None:
         """Let a member go."""
         await self._commit(lambda at: Left(at=at, member=member, reason=reason))
@@ -200,7 +207,7 @@ class Desk:
         if pending is not None:
             self._spawn(self._solve(pending))
         tick_s = min(_TICK_S_MAX, self._liveness.beat_s / 4)
-        while not is_over(self.state, rules=self.rules):
+        while not is_over(self.state):
             await self._clock.sleep(tick_s)
             await self._look()
         return self.state
@@ -407,6 +414,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         caller_of(context, Role.OWNER)
         await self._desk.settle(convert.settlement_from_wire(request))
         return pb.SettleResponse()
+
+    async def Conclude(self, request: pb.ConcludeRequest, context: Context) -> pb.ConcludeResponse:
+        """Take the owner's word on a round that it is through with."""
+        caller_of(context, Role.OWNER)
+        await self._desk.conclude(convert.conclusion_from_wire(request))
+        return pb.ConcludeResponse()
 
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         """Let the caller go."""
