@@ -154,18 +154,7 @@ class Ticked:
 
 
 Event = (
-    Joined
-    | Left
-    | Died
-    | Reported
-    | ChannelChanged
-    | Solved
-    | SolvingFailed
-    | Sending
-    | Completed
-    | Settled
-    | Concluded
-    | Ticked
+    Joined | Left | Died | Reported | ChannelChanged | Solved | SolvingFailed | Sending | Completed | Settled | Concluded | Ticked
 )
 
 _KINDS: Mapping[str, type[Event]] = {
