@@ -27,7 +27,7 @@ from hushtune_client.trainer import Trainer
 from hushtune_common import config, logs
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import SystemClock
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.pipeline import codec_id, make_codec
 from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
@@ -156,7 +156,7 @@ def stage(tmp_path: Path, kits: Kits) -> Stage:
         tokenizer=bundle.tokens.digest,
         adapter=bundle.schema,
         sealing_key=private.public.to_bytes(),
-        codec="delta-b64-zstd/2",
+        codec=codec_id(scenario.codec),
     )
     timing = TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0)
     world = World(emulator=emulator.read_bytes(), manifest=manifest, scenario=scenario.digest, timing=timing)
@@ -181,19 +181,27 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 60.0))
 
 
-async def direct(world: World, assigned: Assignment) -> None:
+def sized(assignment: Assignment, world: World, *, too_many: int = 0) -> Assignment:
+    """Return the assignment with the bytes that an honest coordinator grants, or ``too_many`` more."""
+    (report,) = world.reports.values()
+    return replace(assignment, budget_bytes=report.budget_bytes(assignment.adapter_share) + too_many)
+
+
+async def direct(world: World, assigned: Assignment, *, too_many: int = 0) -> None:
     """Play coordinator and owner for one round, which is the last."""
     world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
     await world.until(lambda: bool(world.reports))
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=assigned))
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(assigned, world, too_many=too_many)))
     await world.until(lambda: bool(world.completions))
     accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
     world.post(Directive(seq=3, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
     world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
 
 
-async def with_direction(work: Coroutine[Any, Any, Any], world: World, assigned: Assignment = GRANTED) -> Any:
-    directing = asyncio.create_task(direct(world, assigned))
+async def with_direction(
+    work: Coroutine[Any, Any, Any], world: World, assigned: Assignment = GRANTED, *, too_many: int = 0
+) -> Any:
+    directing = asyncio.create_task(direct(world, assigned, too_many=too_many))
     try:
         return await work
     finally:
@@ -221,7 +229,7 @@ def received(stage: Stage) -> AdapterState:
     assert sealed.key == KEY
     secret = arrived(stage.world, Part.KEY) if envelope.needs_secret(sealed) else b""
     bundle = read_bundle(stage.folder / "bundle.safetensors")
-    codec = DeltaCodec(shipped=AdapterState(bundle.adapter_numpy()), config=stage.scenario.codec)
+    codec = make_codec(stage.scenario.codec, shipped=AdapterState(bundle.adapter_numpy()))
     opening = envelope.open_sealed(sealed, private=stage.private, codec=codec.id, secret=secret)
     assert all(envelope.link_holds(opening.link_key, part=t.part, design=t.design, seed=t.seed) for t in sent)
     return codec.decode(opening.payload, bundle.schema)
@@ -292,6 +300,13 @@ def test_encryption_alone_is_called_that_and_sends_no_random_bits(stage: Stage, 
 def test_a_design_that_nobody_can_send_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
     odd = replace(GRANTED, design=replace(DESIGN, code_bits=10_248))
     assert run(with_direction(stage.take_part(), stage.world, odd)) == MalformedUpdate.exit_code
+    assert "training_finished" not in [e["event"] for e in events(log)]
+
+
+@pytest.mark.slow
+def test_bytes_that_are_not_those_of_the_share_are_refused_before_training(stage: Stage, log: io.StringIO) -> None:
+    assert run(with_direction(stage.take_part(), stage.world, GRANTED, too_many=1)) == MalformedUpdate.exit_code
+    assert not stage.world.sent
     assert "training_finished" not in [e["event"] for e in events(log)]
 
 
@@ -460,7 +475,7 @@ def test_a_run_that_is_called_off_in_training_leaves_no_private_text_behind(stag
         world = stage.world
         world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
         await world.until(lambda: bool(world.reports))
-        world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=GRANTED))
+        world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(GRANTED, world)))
         await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
         world.post(Directive(seq=3, kind=DirectiveKind.DRAIN, round_id=1))
 
@@ -502,9 +517,9 @@ async def directed_anew(world: World, newer: Assignment) -> None:
     """Play coordinator and owner, and assign something else in the middle of training."""
     world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
     await world.until(lambda: bool(world.reports))
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=GRANTED))
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(GRANTED, world)))
     await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
-    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=newer))
+    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(newer, world)))
     await world.until(lambda: bool(world.completions))
     accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
     world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
@@ -539,11 +554,11 @@ async def moved_after_training(world: World) -> None:
     world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
     await world.until(lambda: bool(world.reports))
     first = replace(GRANTED, channel=next(iter(world.reports.values())).channel)
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=first))
+    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(first, world)))
     world.sounding = Sounding(gain_main=PowerRatio(0.1 * GAIN), at=Second(7.0))
     await world.until(lambda: bool(world.channels))
     newer = replace(first, clock=FlopPerSecond(1.9e12), channel=world.channels[0][2])
-    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=newer))
+    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(newer, world)))
     await world.until(lambda: bool(world.completions))
     accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
     world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))

@@ -4,16 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from hushtune_client.consent import require_protected
-from hushtune_common.config import Scenario
+from hushtune_client.consent import require_granted, require_protected
+from hushtune_client.telemetry import update_bits
+from hushtune_common.config import CodecConfig, Scenario
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.link.secrecy import tap_gain_bound
 from hushtune_common.link.wiretap import design, log2_leakage, open_design
-from hushtune_common.messages import Assignment, GateDecision, Protection, SecrecyDesign, TapModel
+from hushtune_common.messages import Assignment, GateDecision, Protection, SecrecyDesign, TapModel, TensorSpec
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Decibel, Watt, to_db
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
+from hushtune_server.coordinator.allocators.optimised import Optimised
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
 from tests.radio import POINTS, qpsk_design, report, scenario
 
@@ -82,6 +85,38 @@ def test_a_design_that_claims_more_than_its_random_bits_give_is_refused() -> Non
 def test_a_design_for_another_kind_of_tap_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(MalformedUpdate, match="the scenario says"):
         check(with_design(**change))
+
+
+SCHEMA = tuple(TensorSpec(name=f"w{k}", shape=(300, 100 + k), dtype="F32", block=k) for k in range(3))
+
+
+def optimised(codec: CodecConfig) -> Assignment:
+    """What the optimiser assigns to c1 with an adapter of these tensors where time on air is all that costs."""
+    tap_db = to_db(tap_gain_bound(PLAIN, PLAIN.clients[0]))
+    asked = report("c1", main_db=-70.0, tap_db=tap_db, update_bits=update_bits(SCHEMA, codec=codec))
+    problem = AllocationProblem.of(PLAIN, [replace(asked, train_flops=1e3)])
+    costly = structs.replace(problem.allocator, share_min=0.1, time_weight_per_s=1e3)
+    quick = structs.replace(problem.owner, plug_in_flops=1e3)
+    answer = Optimised("global").allocate(replace(problem, allocator=costly, owner=quick), seeds=SeedTree(1))
+    return answer.assignments[0]
+
+
+def test_the_bytes_that_the_coordinator_grants_are_those_of_the_share_for_this_adapter() -> None:
+    found = optimised(CodecConfig())
+    assert 0.0 < found.adapter_share < 1.0
+    require_granted(found, schema=SCHEMA, codec=CodecConfig())
+
+
+@pytest.mark.parametrize("more", [-1, 1, 10**6])
+def test_other_bytes_than_those_of_the_share_are_refused(more: int) -> None:
+    found = optimised(CodecConfig())
+    with pytest.raises(MalformedUpdate, match="budget_bytes"):
+        require_granted(replace(found, budget_bytes=found.budget_bytes + more), schema=SCHEMA, codec=CodecConfig())
+
+
+def test_a_share_of_another_adapter_is_refused() -> None:
+    with pytest.raises(MalformedUpdate, match="budget_bytes"):
+        require_granted(optimised(CodecConfig()), schema=SCHEMA[:2], codec=CodecConfig())
 
 
 def test_a_design_is_believed_to_no_more_than_it_leaks() -> None:

@@ -1,6 +1,5 @@
 """Do the modelled costs follow from their definitions, and is an update never larger than was reported?"""
 
-from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,12 @@ from hushtune_client.telemetry import (
     update_bits,
 )
 from hushtune_common.adapter import AdapterState
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.pipeline import budget_bytes, make_codec
 from hushtune_common.config import ClientConfig, CodecConfig, Position
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import Infeasible
-from hushtune_common.messages import Digest, EmulatorManifest, TensorSpec
+from hushtune_common.messages import SEALING_BYTES, Digest, EmulatorManifest, TensorSpec
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, PowerRatio, Second, Watt
@@ -81,18 +80,38 @@ def test_sending_costs_the_radiated_power_for_the_time_on_air() -> None:
     assert transmit_energy(power=Watt(0.2), airtime=Second(3.0)) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", [3, 8])
 @pytest.mark.parametrize("shape", [(64, 64), (100,), (7, 9, 11)])
-def test_incompressible_training_fits_the_reported_size_closely(bits: int, shape: tuple[int, ...]) -> None:
-    config = CodecConfig()
+def test_incompressible_training_fits_the_reported_size_which_is_that_of_its_bits(bits: int, shape: tuple[int, ...]) -> None:
+    config = CodecConfig(bits=bits)
     shipped = AdapterState({"model.layers.0.w": np.zeros(shape, np.float32)})
     noise = SeedTree(1).generator().uniform(-1.0, 1.0, shape).astype(np.float32)
-    encoded = DeltaCodec(shipped=shipped, config=config).encode(AdapterState({"model.layers.0.w": noise}), bits=bits)
-    schema = (TensorSpec(name="model.layers.0.w", shape=shape, dtype="F32", block=0),)
-    reported = update_bits(schema, codec=config, bits=bits)
-    sealed = 8 * (len(encoded) + envelope.OVERHEAD_MAX)
-    saved = bits - log2(2**bits - 2)  # two of the patterns are hardly ever used
-    assert sealed <= reported <= sealed + 8 * 300 + (saved + 0.1) * noise.size
+    codec = make_codec(config, shipped=shipped)
+    encoded = codec.encode(AdapterState({"model.layers.0.w": noise}), budget_bytes=codec.bytes_max)
+    reported = update_bits((TensorSpec(name="model.layers.0.w", shape=shape, dtype="F32", block=0),), codec=config)
+    assert 8 * (len(encoded) + envelope.OVERHEAD_MAX) <= reported == 8 * (codec.bytes_max + SEALING_BYTES)
+    assert bits * noise.size < reported < bits * noise.size + 8 * (SEALING_BYTES + 1000)
+
+
+def test_the_coordinator_counts_the_same_bytes_for_a_share_as_the_codec_does() -> None:
+    schema = (TensorSpec(name="model.layers.0.w", shape=(64, 100), dtype="F32", block=0),)
+    report = device_report(
+        DEVICE,
+        round_id=1,
+        gain_main=PowerRatio(1e-9),
+        gain_tap=PowerRatio(1e-10),
+        sample_count=1,
+        expected_bits=update_bits(schema, codec=CodecConfig()),
+        train_flops=1e12,
+    )
+    for share in np.geomspace(0.01, 1.0, 50).tolist():
+        budget = budget_bytes(schema, config=CodecConfig(), share=share)
+        assert report.budget_bytes(share) == budget
+        assert report.sealed_bits(budget) == 8 * (budget + envelope.OVERHEAD_MAX)
+
+
+def test_sealing_adds_as_much_as_the_coordinator_takes_off() -> None:
+    assert envelope.OVERHEAD_MAX == SEALING_BYTES
 
 
 def test_the_report_carries_limits_and_sizes_and_nothing_of_the_data() -> None:

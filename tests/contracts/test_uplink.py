@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from hushtune_client.uplink import Frame, Framer, LinkRandomness, Sealed, Uplink, block_count, require_sendable
 from hushtune_common.adapter import AdapterState
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import CodecConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.errors import LimitExceeded, MalformedUpdate, StaleRound
+from hushtune_common.errors import BudgetTooSmall, LimitExceeded, MalformedUpdate, StaleRound
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.messages import (
     BLOCKS_MAX,
-    CODE_BITS,
     Digest,
     EmulatorManifest,
     Part,
@@ -48,7 +47,7 @@ def drawn(name: str, spread: float) -> AdapterState:
 
 
 SHIPPED = drawn("shipped", 1.0)
-CODEC = DeltaCodec(shipped=SHIPPED, config=CodecConfig())
+CODEC = make_codec(CodecConfig(bits=8), shipped=SHIPPED)
 TRAINED = AdapterState({n: t + drawn("step", 1e-3).tensors[n] for n, t in SHIPPED.tensors.items()})
 SPECS = tuple(TensorSpec(name=n, shape=s, dtype="F32", block=0) for n, s in SHAPES.items())
 MANIFEST = EmulatorManifest(
@@ -97,15 +96,15 @@ def test_the_owner_opens_exactly_what_was_trained_within_the_codecs_bound(protec
     update = sealed(protection)
     opened = envelope.open_sealed(envelope.from_bytes(update.data), private=PRIVATE, codec=CODEC.id, secret=update.secret)
     decoded = CODEC.decode(opened.payload, SPECS)
-    bound = CODEC.bound(TRAINED, bits=assignment_of().code_bits)
+    bound = CODEC.bound(opened.payload)
     for name, tensor in TRAINED.tensors.items():
-        assert (np.abs(decoded.tensors[name] - tensor) <= bound.tensors[name]).all()
+        assert (np.abs(decoded.tensors[name] - tensor) <= bound[name]).all()
 
 
 def test_the_sizes_on_the_way_are_those_of_the_bytes() -> None:
     update = sealed()
     assert update.bytes_raw == 4 * (40 * 50 + 300)
-    assert update.bytes_encoded == len(CODEC.encode(TRAINED, bits=assignment_of().code_bits)) < update.bytes_raw
+    assert update.bytes_encoded == len(CODEC.encode(TRAINED, budget_bytes=CODEC.bytes_max)) < update.bytes_raw
     assert update.bytes_encoded < len(update.data)
     assert update.digest == Digest.of(update.data)
 
@@ -161,22 +160,22 @@ def test_an_update_is_sealed_once_and_not_per_attempt() -> None:
 def test_a_design_that_no_coding_point_carries_is_refused_before_the_work() -> None:
     odd = replace(assignment_of(), design=replace(DESIGN, code_bits=10_248))
     with pytest.raises(MalformedUpdate, match="10248"):
-        require_sendable(odd, bits_max=8)
+        require_sendable(odd)
     for protection in Protection:
-        require_sendable(assignment_of(protection=protection), bits_max=8)
+        require_sendable(assignment_of(protection=protection))
 
 
-def test_the_update_spends_the_bits_it_was_granted() -> None:
-    for bits in CODE_BITS:
-        update = UPLINK.seal(TRAINED, key=KEY, assignment=replace(assignment_of(), code_bits=bits))
-        assert update.bytes_encoded == len(CODEC.encode(TRAINED, bits=bits))
+@pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
+def test_the_update_has_no_more_bytes_than_it_was_granted(share: float) -> None:
+    budget = int(share * CODEC.bytes_max)
+    update = UPLINK.seal(TRAINED, key=KEY, assignment=assignment_of(budget_bytes=budget))
+    assert 0.5 * budget < update.bytes_encoded <= budget
+    assert len(update.data) <= budget + envelope.OVERHEAD_MAX
 
 
-def test_more_bits_than_the_owner_decodes_are_refused_before_the_work() -> None:
-    granted = replace(assignment_of(), code_bits=5)
-    require_sendable(granted, bits_max=5)
-    with pytest.raises(MalformedUpdate, match=r"5 bits.*codec\.bits is 4"):
-        require_sendable(granted, bits_max=4)
+def test_an_update_that_no_encoding_makes_so_short_is_not_sent() -> None:
+    with pytest.raises(BudgetTooSmall, match="10 are granted"):
+        UPLINK.seal(TRAINED, key=KEY, assignment=assignment_of(budget_bytes=10))
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

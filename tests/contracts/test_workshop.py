@@ -9,7 +9,8 @@ import pytest
 
 from hushtune_common import config
 from hushtune_common.adapter import AdapterState, load_adapter
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.codec import AdapterCodec
+from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, RunId, UpdateKey
@@ -33,7 +34,7 @@ class Owner:
     prepared: Prepared
     manifest: EmulatorManifest
     shipped: AdapterState
-    codec: DeltaCodec
+    codec: AdapterCodec
     folder: Path
 
     def send(self, client: str, *, by: float) -> AdapterState:
@@ -42,7 +43,7 @@ class Owner:
         state = AdapterState(
             {n: (t + by * rng.standard_normal(t.shape)).astype(np.float32) for n, t in self.shipped.tensors.items()}
         )
-        payload = self.codec.encode(state, bits=8)
+        payload = self.codec.encode(state, budget_bytes=self.codec.bytes_max)
         key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId(client), attempt=1)
         judgement = self.judge(payload, key=key)
         assert judgement.accepted, judgement.reason
@@ -89,7 +90,7 @@ def owner(folder: Path, *, increase_max: float = 100.0) -> Owner:
     prepared = prepare(scenario, cache=folder, bundle=bundle, seeds=SeedTree(1), telling=telling)
     about = read_bundle(bundle)
     shipped = AdapterState(about.adapter_numpy())
-    codec = DeltaCodec(shipped=shipped, config=scenario.codec)
+    codec = make_codec(scenario.codec, shipped=shipped)
     manifest = EmulatorManifest(
         emulator=Digest.of(bundle.read_bytes()),
         size_bytes=bundle.stat().st_size,
@@ -124,7 +125,7 @@ def test_judging_stores_what_arrived_and_leaves_the_model_as_it_was(tmp_path: Pa
 def test_an_update_whose_links_its_sender_did_not_announce_leaves_nothing_behind(tmp_path: Path) -> None:
     at = owner(tmp_path)
     key = UpdateKey(run=RunId("run-1"), round_id=1, client=ClientId("c1"), attempt=1)
-    judgement = at.judge(at.codec.encode(at.shipped, bits=8), key=key, dither=bytes(DESIGN.coded_bytes))
+    judgement = at.judge(at.codec.encode(at.shipped, budget_bytes=at.codec.bytes_max), key=key, dither=bytes(DESIGN.coded_bytes))
     assert (judgement.accepted, judgement.reason) == (False, "UPDATE_REFUSED")
     assert not list((tmp_path / "adapters").iterdir())
 
