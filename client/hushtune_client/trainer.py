@@ -52,6 +52,7 @@ class Order:
     """One training run. ``windows`` is a ``.npy`` file of int64 (N windows, T tokens); the adapter is written to ``result``.
 
     ``clock_share`` is the assigned share of the device's top clock (the child paces itself to it); ``deadline`` bounds the run.
+    Privacy, where it is asked for, is that of ``rounds`` such trainings together.
     """
 
     round_id: int
@@ -63,6 +64,7 @@ class Order:
     clock_share: float
     seeds: SeedTree
     deadline: Second
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no governor can pace."""
@@ -80,6 +82,7 @@ class Order:
             "clock_share": paced,
             "seed": self.seeds.root,
             "path": list(self.seeds.path),
+            "rounds": self.rounds,
         }
         return json.dumps(body).encode()
 
@@ -429,6 +432,7 @@ def _obey(connection: Connection, order: dict[str, Any], reins: _Reins) -> None:
         seeds=SeedTree(order["seed"], tuple(order["path"])),
         governor=reins.governor(threads=compute.threads),
         report=report,
+        rounds=order["rounds"],
     )
     result = Path(order["result"])
     partial = result.with_suffix(".partial")

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
-from hushtune_common.methods import METHOD_DEFAULT, AblationOptions, MethodOptions
+from hushtune_common.methods import METHOD_DEFAULT, AblationOptions, MethodOptions, can_align, method_of
 from hushtune_common.schema import Count, Name, NotNegative, Positive, Section, Share, Whole
 from hushtune_common.tables import check_keys, invalid, read_tree
 
@@ -135,6 +135,13 @@ class OwnerConfig(Section, frozen=True):
     """kappa of ``power = kappa * clock**3``; 2e-38 gives 160 W at 20 TFLOP/s."""
     plug_in_flops: Positive = 4.0e12
     """Work of judging one update: passes over the public text; modelled."""
+    patience: Whole = 0
+    """End the run after so many rounds in a row that did not lower the best loss on public text; 0 plays every round."""
+    min_improvement_nats: Positive = 1e-3
+    """By how much at least a round has to lower it."""
+    realign_steps: Whole = 0
+    """Align the emulator's middle anew with the model as it is after every round, on public text: what is trained is trained for
+    so many steps more, stand-ins that are only fitted are fitted again. 0 sends the new adapter blocks alone."""
     emulator: MethodOptions = AblationOptions()
     gate: GateConfig = GateConfig()
     exposure: ExposureConfig = ExposureConfig()
@@ -164,8 +171,13 @@ class TrainingConfig(Section, frozen=True):
     epochs: Count = 1
     warmup_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
     final_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    proximal: NotNegative = 0.0
+    """Weight of the squared distance from the start of a round, over the blocks as they are returned; 0.1 in FedBiOT."""
+    error_feedback: bool = True
+    """With several rounds: what encoding took off an update that the model kept is added to the next one."""
     lora: LoraConfig | None = None
     dp: DpConfig | None = None
+    """Its epsilon is for all rounds of a run together."""
 
 
 class CodecConfig(Section, frozen=True):
@@ -453,11 +465,7 @@ def _check_meaning(scenario: Scenario) -> None:
         raise ConfigError("clients", f"{len(ids)} clients, but limits.clients_max is {scenario.limits.clients_max}")
     if len(set(scenario.secrecy.protections)) < len(scenario.secrecy.protections):
         raise ConfigError("secrecy.protections", "names a protection twice")
-    if scenario.coordinator.rounds > 1:
-        raise ConfigError(
-            "coordinator.rounds",
-            "only 1 in this version: the emulator is published once, so another round would start over",
-        )
+    _check_rounds(scenario)
     for index, move in enumerate(scenario.air.moves):
         where = f"air.moves[{index}]"
         if move.client not in ids:
@@ -467,6 +475,23 @@ def _check_meaning(scenario: Scenario) -> None:
     for index, client in enumerate(scenario.clients):
         if not (isfinite(client.position.x_m) and isfinite(client.position.y_m)):
             raise ConfigError(f"clients[{index}].position", "coordinates must be finite")
+
+
+def _check_rounds(scenario: Scenario) -> None:
+    owner, rounds = scenario.owner, scenario.coordinator.rounds
+    if owner.patience >= rounds:
+        raise ConfigError(
+            "owner.patience", f"{owner.patience} rounds in vain cannot end a run of {rounds} early; take fewer, or more rounds"
+        )
+    if not owner.realign_steps:
+        return
+    if rounds == 1:
+        raise ConfigError("owner.realign_steps", "is for the emulators of later rounds, and coordinator.rounds is 1")
+    if not can_align(owner.emulator):
+        raise ConfigError(
+            "owner.realign_steps",
+            f"method {method_of(owner.emulator)!r} trains and fits nothing that could be aligned anew; take distill or linear",
+        )
 
 
 def _with_method(tree: Mapping[str, Any]) -> Mapping[str, Any]:

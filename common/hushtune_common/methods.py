@@ -4,7 +4,7 @@ One table, ``[owner.emulator]``; its key ``method`` says which of these it is, s
 where the scenario is read. "Reconstructed" marks what a publication leaves open and we chose.
 """
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeGuard, get_args
 
 from msgspec import Meta
 
@@ -191,6 +191,20 @@ METHOD_DEFAULT = "ablation"
 def method_of(options: type[EmulatorOptions] | EmulatorOptions) -> str:
     """Return the name of a method by its options."""
     return str(options.__struct_config__.tag)
+
+
+def starts_fitted(options: EmulatorOptions) -> TypeGuard[DistillOptions]:
+    """Whether harmonizers are found by regression before anything is trained."""
+    return isinstance(options, DistillOptions) and options.harmonizer_start == "regression" and options.harmonizer_rank > 0
+
+
+def can_align(options: EmulatorOptions) -> TypeGuard[Refining]:
+    """Whether an emulator of this method has parts that public text can align anew with another state of its model.
+
+    Harmonizers of ``scaleot`` were learned together with the scores that chose them, by a training of its own.
+    """
+    trains = isinstance(options, Refining) and not isinstance(options, ScaleotOptions) and options.steps > 0
+    return trains or starts_fitted(options)
 
 
 OPTIONS: dict[str, type[EmulatorOptions]] = {method_of(options): options for options in get_args(MethodOptions)}

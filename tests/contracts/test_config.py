@@ -42,7 +42,8 @@ def path(tmp_path: Path) -> Path:
         ("clients=[]", "clients", "length >= 1"),
         ("air=3", "air", "expected `object`"),
         ("name='Bad Name'", "name", "matching regex"),
-        ("coordinator.rounds=2", "coordinator.rounds", "only 1 in this version"),
+        ("owner.patience=1", "owner.patience", "cannot end a run of 1 early"),
+        ("owner.realign_steps=5", "owner.realign_steps", "coordinator.rounds is 1"),
     ],
 )
 def test_a_mistake_is_named_by_its_full_path_with_a_hint(path: Path, override: str, where: str, hint: str) -> None:
@@ -50,6 +51,27 @@ def test_a_mistake_is_named_by_its_full_path_with_a_hint(path: Path, override: s
         config.load(path, overrides=[override])
     assert found.value.field == where
     assert hint in found.value.problem
+
+
+@pytest.mark.parametrize(
+    ("method", "able"),
+    [
+        ("ablation", False),
+        ("scaleot", False),
+        ("distill", True),
+        ("distill', steps=0, ranking='uniform", False),
+        ("linear", True),
+        ("linear', harmonizer_start='nothing", False),
+        ("margin", True),
+    ],
+)
+def test_only_what_is_trained_or_fitted_can_be_aligned_anew(path: Path, method: str, able: bool) -> None:
+    overrides = ["coordinator.rounds=3", "owner.realign_steps=5", f"owner.emulator={{method='{method}'}}"]
+    if able:
+        assert config.load(path, overrides=overrides).owner.realign_steps == 5
+    else:
+        with pytest.raises(ConfigError, match="could be aligned anew"):
+            config.load(path, overrides=overrides)
 
 
 def test_a_client_id_that_appears_twice_is_refused(path: Path) -> None:

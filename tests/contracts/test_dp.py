@@ -29,7 +29,7 @@ WINDOWS = torch.from_numpy(some_windows(5))
 
 def privacy(**changed: float) -> Privacy:
     values: dict[str, float] = {"epsilon": inf, "delta": 1e-5, "clip_norm": inf, "noise_multiplier": 0.0, "sample_rate": 0.5}
-    return Privacy(**(values | changed), steps=3)
+    return Privacy(**(values | changed), steps=3, rounds=1)
 
 
 def noise(seed: int = 1) -> np.random.Generator:
@@ -163,6 +163,18 @@ def test_the_noise_is_the_least_that_meets_the_budget(epsilon: float) -> None:
     assert 0.985 * epsilon <= planned.epsilon <= epsilon
     less = dp.epsilon_spent(noise_multiplier=0.97 * planned.noise_multiplier, delta=1e-5, sample_rate=0.08, steps=26)
     assert less > epsilon
+
+
+@pytest.mark.slow
+def test_the_rounds_of_a_run_spend_the_budget_together() -> None:
+    pytest.importorskip("opacus")
+    training = TrainingConfig(batch_windows=8, epochs=2)
+    planned = dp.planned(DpConfig(epsilon=4.0), training=training, count=100, rounds=3)
+    assert planned.steps == 26, "of one round"
+    whole = {"noise_multiplier": planned.noise_multiplier, "delta": 1e-5, "sample_rate": 0.08}
+    assert dp.epsilon_spent(**whole, steps=3 * 26) == pytest.approx(planned.epsilon)
+    assert planned.epsilon <= 4.0
+    assert dp.epsilon_spent(**whole, steps=4 * 26) > 4.0
 
 
 def test_a_delta_that_lets_a_window_be_published_is_refused() -> None:

@@ -33,7 +33,8 @@ PRECISION = 0.01
 class Privacy:
     """What a training run promises, and by what: ``noise_multiplier`` times ``clip_norm`` is the noise's standard deviation.
 
-    ``sample_rate`` is the chance of a window to be in a step. An infinite ``clip_norm`` or no noise promises nothing.
+    ``sample_rate`` is the chance of a window to be in a step. An infinite ``clip_norm`` or no noise promises nothing. ``steps``
+    are those of one training, ``epsilon`` is what ``rounds`` of them spend together.
     """
 
     epsilon: float
@@ -42,20 +43,22 @@ class Privacy:
     noise_multiplier: float
     sample_rate: float
     steps: int
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what is no mechanism."""
-        if not 0.0 < self.sample_rate <= 1.0 or self.steps < 1 or not self.clip_norm > 0.0:
+        if not 0.0 < self.sample_rate <= 1.0 or min(self.steps, self.rounds) < 1 or not self.clip_norm > 0.0:
             raise ValueError(f"no mechanism: rate {self.sample_rate}, {self.steps} steps, clip {self.clip_norm}")
         if not (isfinite(self.noise_multiplier) and self.noise_multiplier >= 0.0):
             raise ValueError(f"noise multiplier {self.noise_multiplier}")
 
 
-def planned(config: DpConfig, *, training: TrainingConfig, count: int) -> Privacy:
+def planned(config: DpConfig, *, training: TrainingConfig, count: int, rounds: int = 1) -> Privacy:
     """Return how to train on ``count`` windows so that at most ``config.epsilon`` is spent, with the least noise for it.
 
-    As many steps as without privacy. `MissingPackage` without Opacus, `ConfigError` for a budget that no noise can meet or a
-    delta that would allow to publish a window.
+    ``rounds`` trainings on the same windows, each from what the ones before have led to, spend that much together: their steps
+    compose like those of one training. As many steps as without privacy. `MissingPackage` without Opacus, `ConfigError` for a
+    budget that no noise can meet or a delta that would allow to publish a window.
     """
     if config.delta * count >= 1.0:
         raise ConfigError(
@@ -63,8 +66,8 @@ def planned(config: DpConfig, *, training: TrainingConfig, count: int) -> Privac
         )
     steps = training.epochs * ceil(count / training.batch_windows)
     rate = min(1.0, training.batch_windows / count)
-    noise = noise_multiplier(epsilon=config.epsilon, delta=config.delta, sample_rate=rate, steps=steps)
-    spent = epsilon_spent(noise_multiplier=noise, delta=config.delta, sample_rate=rate, steps=steps)
+    noise = noise_multiplier(epsilon=config.epsilon, delta=config.delta, sample_rate=rate, steps=rounds * steps)
+    spent = epsilon_spent(noise_multiplier=noise, delta=config.delta, sample_rate=rate, steps=rounds * steps)
     return Privacy(
         epsilon=spent,
         delta=config.delta,
@@ -72,6 +75,7 @@ def planned(config: DpConfig, *, training: TrainingConfig, count: int) -> Privac
         noise_multiplier=noise,
         sample_rate=rate,
         steps=steps,
+        rounds=rounds,
     )
 
 

@@ -23,6 +23,7 @@ from hushtune_common.model.dp import Privacy, draws, planned, secret_generator, 
 from hushtune_common.model.governor import Governor, Unpaced
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.lora import Lora, attached
+from hushtune_common.model.proximal import LowRankPull, Pull, WholePull
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
 
@@ -56,16 +57,19 @@ def finetune(
     seeds: SeedTree,
     governor: Governor,
     report: Callable[[Progress], None],
+    rounds: int = 1,
     noise: np.random.Generator | None = None,
 ) -> AdapterState:
     """Return the adapter blocks of the emulator in ``bundle_path`` after training on ``windows`` (N, T).
 
     AdamW without weight decay; the learning rate rises linearly over the warm-up and falls linearly to its final share; gradients
     are clipped at norm 1. Embedding, norms outside the blocks, head and middle stay as they are. With ``config.lora`` factors are
-    trained and merged, so what is returned has every tensor of the blocks either way. ``report`` is called after every step.
+    trained and merged, so what is returned has every tensor of the blocks either way. With ``config.proximal`` a pull towards the
+    start follows every step; the losses told are without that term. ``report`` is called after every step.
 
     The same arguments give the same adapter, unless ``config.dp`` asks for privacy: then windows and noise are drawn from the
-    operating system; a test may give ``noise`` that repeats. Raises `TrainerFailed` when the loss stops being finite.
+    operating system, and what is spent is spent by ``rounds`` such trainings together; a test may give ``noise`` that repeats.
+    Raises `TrainerFailed` when the loss stops being finite.
     """
     torch.set_num_threads(compute.threads)
     torch.manual_seed(seeds.child("torch").integer())
@@ -73,7 +77,16 @@ def finetune(
     model = bundle.load(compute)
     _require_trainable(windows, vocabulary=model.vocabulary)
     lora, trained = _trainable(model, bundle.plan.adapter, config=config, seeds=seeds)
-    recipe = _recipe(len(windows), config=config, pass_tokens=PASS_TOKENS[compute.precision], seeds=seeds, noise=noise)
+    pass_tokens = PASS_TOKENS[compute.precision]
+    recipe = _recipe(
+        len(windows),
+        config=config,
+        pass_tokens=pass_tokens,
+        pull=_pull(lora, trained, config=config),
+        seeds=seeds,
+        noise=noise,
+        rounds=rounds,
+    )
     _train(
         model, torch.from_numpy(windows).to(model.device), trained, recipe=recipe, config=config, governor=governor, report=report
     )
@@ -84,22 +97,40 @@ def finetune(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Recipe:
-    """The windows of every step, the tokens that pass at once and, where training is private, how much and with which noise."""
+    """The windows of every step, the tokens that pass at once, what draws back to the start, if anything, and, where training is
+    private, how much and with which noise."""
 
     batches: Sequence[NDArray[np.int64]]
     pass_tokens: int
+    pull: Pull | None = None
     privacy: Privacy | None = None
     noise: np.random.Generator | None = None
 
 
 def _recipe(
-    count: int, *, config: TrainingConfig, pass_tokens: int, seeds: SeedTree, noise: np.random.Generator | None
+    count: int,
+    *,
+    config: TrainingConfig,
+    pass_tokens: int,
+    pull: Pull | None,
+    seeds: SeedTree,
+    rounds: int,
+    noise: np.random.Generator | None,
 ) -> _Recipe:
     if config.dp is None:
-        return _Recipe(batches=batch_order(count, config=config, seeds=seeds), pass_tokens=pass_tokens)
-    privacy = planned(config.dp, training=config, count=count)
+        return _Recipe(batches=batch_order(count, config=config, seeds=seeds), pass_tokens=pass_tokens, pull=pull)
+    privacy = planned(config.dp, training=config, count=count, rounds=rounds)
     secret = secret_generator() if noise is None else noise
-    return _Recipe(batches=draws(privacy, count=count, noise=secret), pass_tokens=pass_tokens, privacy=privacy, noise=secret)
+    batches = draws(privacy, count=count, noise=secret)
+    return _Recipe(batches=batches, pass_tokens=pass_tokens, pull=pull, privacy=privacy, noise=secret)
+
+
+def _pull(lora: Lora | None, trained: Sequence[torch.nn.Parameter], *, config: TrainingConfig) -> Pull | None:
+    if not config.proximal:
+        return None
+    if lora is not None:
+        return LowRankPull(config.proximal, lora.factors)
+    return WholePull.of(trained, weight=config.proximal)
 
 
 def _trainable(
@@ -134,6 +165,8 @@ def _train(
         found = _set_gradient(model, tokens[batch], trained, recipe=recipe, expected=len(tokens))
         loss = loss if found is None else found
         optimizer.step()
+        if recipe.pull is not None:
+            recipe.pull(optimizer)
         optimizer.zero_grad(set_to_none=True)
         governor.step_ended()
         if not isfinite(loss):

@@ -56,6 +56,11 @@ class Lora:
         """What is trained."""
         return [p for f in self._factors for p in (f.down, f.up)]
 
+    @property
+    def factors(self) -> list[tuple[nn.Parameter, nn.Parameter, float]]:
+        """Per matrix ``down`` (r, C), ``up`` (R, r) and the scale of their product."""
+        return [(f.down, f.up, f.scale) for f in self._factors]
+
     def merge(self) -> None:
         """Let the products join their matrices and take the factors away."""
         with torch.no_grad():

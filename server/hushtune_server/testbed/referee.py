@@ -123,8 +123,8 @@ def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> f
 
 
 def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Clock) -> None:
-    # The bounds are what is lost by nothing: neither low rank nor privacy.
-    training = msgspec.structs.replace(evidence.scenario.training, lora=None, dp=None)
+    # The bounds are what is lost by nothing: neither low rank nor privacy, nor a pull towards the start.
+    training = msgspec.structs.replace(evidence.scenario.training, lora=None, dp=None, proximal=0.0)
     compute = evidence.scenario.compute
     gentle = msgspec.structs.replace(training, learning_rate=training.learning_rate * FULL_RATE_SHARE)
     blocks = tuple(range(evidence.source.block_count))
