@@ -228,7 +228,7 @@ def test_residuals_know_the_airtime_of_all_parts(protection: Protection) -> None
     assert problem.residuals([fair]).worst == 0.0
     half = replace(problem, round_s=Second(airtime_s(fair, update_bits=asked.update_bits) / 2.0))
     assert half.residuals([fair]).worst == pytest.approx(1.0)
-    shared = replace(fair, adapter_share=0.25)
+    shared = replace(fair, adapter_share=0.25, budget_bytes=asked.budget_bytes(0.25))
     assert half.residuals([shared]).worst == 0.0
     assert problem.residuals([replace(fair, power=Watt(fair.power * 0.5))]).worst > 0.1
 

@@ -10,14 +10,14 @@ from hushtune_common.config import AllocatorConfig, UtilityConfig
 from hushtune_common.errors import ConfigError, Infeasible
 from hushtune_common.link import wiretap
 from hushtune_common.link.secrecy import tap_gain_bound
-from hushtune_common.messages import Assignment, ClientReport, GateDecision
+from hushtune_common.messages import SEALING_BYTES, Assignment, ClientReport, CurvePoint, GateDecision, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Joule, PowerRatio, Second
 from hushtune_server.coordinator.allocators.allocator import Allocation
 from hushtune_server.coordinator.allocators.choices import Choices
 from hushtune_server.coordinator.allocators.coded import settle
 from hushtune_server.coordinator.allocators.linear import Work, share_out
-from hushtune_server.coordinator.allocators.optimised import Optimised
+from hushtune_server.coordinator.allocators.optimised import Method, Optimised
 from hushtune_server.coordinator.problems.radio import radio_of
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, believed
 from tests.radio import report, scenario
@@ -52,7 +52,7 @@ def granted(allocation: Allocation) -> list[Assignment]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_no_combination_of_points_and_levels_is_better(seed: int) -> None:
-    problem = problem_of(2, seed=seed, share_min=0.5)
+    problem = problem_of(2, seed=seed, share_min=0.5, levels=5)
     choices = Choices.of(problem, [radio_of(problem, r) for r in problem.reports])
     open_ = [np.flatnonzero(np.isfinite(row)) for row in choices.symbols_m]
     most = 0.0
@@ -82,11 +82,13 @@ def test_the_planned_airtime_is_that_of_the_design_within_two_percent() -> None:
     for a, asked in zip(found.assignments, problem.reports, strict=True):
         assert a.design is not None
         assert a.planned is not None
-        blocks = wiretap.block_count(a.design, -(-int(asked.update_bits * a.code_bits / 8) // 8))
+        sealed = a.budget_bytes + SEALING_BYTES
+        assert 8 * sealed == pytest.approx(a.planned.update_bits, abs=16)
+        blocks = wiretap.block_count(a.design, sealed)
         assert a.planned.airtime_s == pytest.approx(wiretap.airtime(a.design, blocks=blocks, bandwidth=a.bandwidth), rel=0.02)
         assert a.planned.train_s == pytest.approx(asked.train_flops / a.clock)
         assert a.planned.radio_j == pytest.approx(a.power * a.planned.airtime_s)
-        assert a.adapter_share == a.code_bits / 8
+        assert a.budget_bytes == int(a.adapter_share * (asked.update_bits // 8 - SEALING_BYTES))
 
 
 def test_the_objective_is_utility_over_cost_of_what_is_planned() -> None:
@@ -164,6 +166,56 @@ def test_every_assumed_utility_can_be_planned_with(kind: str) -> None:
     found = best(problem_of(3, seed=4, utility=utility))
     assert found.gap is not None
     assert found.gap < 0.05
+
+
+def curve_of(offset: float, weight: float, shape: float) -> UtilityCurve:
+    points = tuple(CurvePoint(s, v, v, v) for s in (0.25, 0.5, 1.0) for v in (offset - weight * s**-shape,))
+    return UtilityCurve(offset=offset, weight=weight, shape=shape, share_min=0.25, points=points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["global", "random", "communication_only"])
+def test_a_measured_utility_is_what_the_objective_counts(method: Method) -> None:
+    curve = curve_of(0.3, 0.02, 1.2)
+    problem = replace(problem_of(3, seed=4, utility=UtilityConfig(kind="measured")), curve=curve)
+    found = Optimised(method).allocate(problem, seeds=SeedTree(1))
+    plans = [a.planned for a in found.assignments if a.planned]
+    worth = sum(0.3 - 0.02 * a.adapter_share**-1.2 for a in found.assignments)
+    energy = sum(p.compute_j + p.radio_j for p in plans)
+    served = [problem.owner.plug_in_flops / p.plug_in_s for p in plans]
+    energy += sum(problem.owner.energy_w_per_flops3 * problem.owner.plug_in_flops * f**2 for f in served)
+    assert found.objective == pytest.approx(worth / (max(p.total_s for p in plans) + 0.01 * energy), rel=1e-9)
+    assert not any("split evenly" in note for note in found.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_the_unit_of_a_measured_utility_does_not_matter_and_its_steepness_does(scale: float) -> None:
+    plain = problem_of(4, seed=3, utility=UtilityConfig(kind="measured"))
+    shares = {
+        steep: [a.adapter_share for a in best(replace(plain, curve=curve_of(0.3 * by, weight * by, 1.0))).assignments]
+        for steep, weight, by in (("no", 1e-4, 1.0), ("yes", 0.06, 1.0), ("scaled", 0.06, scale))
+    }
+    assert shares["scaled"] == shares["yes"]
+    assert sum(shares["no"]) < sum(shares["yes"])
+
+
+@pytest.mark.slow
+def test_no_choice_is_better_by_a_measured_utility_that_is_negative_for_small_shares() -> None:
+    curve = curve_of(0.3, 0.1, 1.0)  # zero at one third
+    problem = replace(problem_of(2, seed=1, levels=6, utility=UtilityConfig(kind="measured")), curve=curve)
+    choices = Choices.of(problem, [radio_of(problem, r) for r in problem.reports])
+    open_ = [np.flatnonzero(np.isfinite(row)) for row in choices.symbols_m]
+    most = max(settle(choices, np.array(at, dtype=np.intp)).worth.objective for at in product(*(o[::2] for o in open_)))
+    found = best(problem)
+    assert 0.0 < most <= (found.objective or 0.0) * (1.0 + 2e-3)
+    assert most <= (found.upper_bound or 0.0) * (1.0 + 1e-9)
+    assert min(a.adapter_share for a in found.assignments) > 1.0 / 3.0
+
+
+def test_a_utility_that_was_to_be_measured_and_was_not_is_no_problem_to_solve() -> None:
+    with pytest.raises(ValueError, match="no curve"):
+        best(problem_of(1, utility=UtilityConfig(kind="measured")))
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:

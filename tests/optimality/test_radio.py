@@ -1,10 +1,13 @@
 """Is the table of coding points what the gate's own candidates say, over any band?"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from hushtune_common.config import AllocatorConfig, UtilityConfig
 from hushtune_common.link import wiretap
-from hushtune_common.messages import Protection
+from hushtune_common.messages import CurvePoint, Protection, UtilityCurve
 from hushtune_common.units import Hertz
 from hushtune_server.coordinator.problems.radio import levels_of, radio_of
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem
@@ -23,7 +26,7 @@ def test_power_design_and_airtime_are_those_of_the_candidates_in_that_band(bandw
     there = {c.point.name: c for c in problem.candidates(asked, Hertz(bandwidth))}
     assert radio.points
     for index, point in enumerate(radio.points):
-        found, wanted = radio.at(index, bandwidth=Hertz(bandwidth), code_bits=8, most=8), there[point.point.name]
+        found, wanted = radio.at(index, bandwidth=Hertz(bandwidth), share=1.0), there[point.point.name]
         if asked.power_max < wanted.power:
             continue
         assert found.power == pytest.approx(wanted.power, rel=1e-9)
@@ -34,7 +37,7 @@ def test_power_design_and_airtime_are_those_of_the_candidates_in_that_band(bandw
         assert found.airtime == wiretap.airtime(found.design, blocks=blocks, bandwidth=Hertz(bandwidth))
 
 
-def test_denser_points_are_faster_and_less_bits_take_less_symbols() -> None:
+def test_denser_points_are_faster_and_smaller_shares_take_less_symbols() -> None:
     problem = problem_of()
     radio = radio_of(problem, problem.reports[0])
     assert np.all(np.diff(radio.density_w_per_mhz) > 0.0)
@@ -58,5 +61,28 @@ def test_who_has_no_point_is_told_why() -> None:
     assert "tap bound" in radio_of(problem, problem.reports[0]).refusal
 
 
-def test_levels_reach_from_the_least_share_to_the_codecs_bits() -> None:
-    assert levels_of(problem_of()) == (2, 3, 4, 5, 6, 7, 8)
+@pytest.mark.parametrize(("least", "count"), [(0.25, 16), (0.1, 2), (0.01, 64)])
+def test_levels_reach_from_the_least_share_to_the_whole_in_equal_ratios(least: float, count: int) -> None:
+    problem = replace(problem_of(), allocator=AllocatorConfig(share_min=least, levels=count))
+    levels = levels_of(problem)
+    assert (levels[0], levels[-1], len(levels)) == (least, 1.0, count)
+    ratios = np.array(levels[1:]) / np.array(levels[:-1])
+    assert ratios == pytest.approx(ratios[0])
+    assert ratios[0] > 1.0
+
+
+def test_a_codec_of_one_size_and_a_single_level_leave_only_the_whole() -> None:
+    assert levels_of(replace(problem_of(), divisible=False)) == (1.0,)
+    assert levels_of(replace(problem_of(), allocator=AllocatorConfig(levels=1))) == (1.0,)
+    assert levels_of(replace(problem_of(), allocator=AllocatorConfig(share_min=1.0))) == (1.0,)
+
+
+def test_shares_that_a_measured_utility_says_are_worth_nothing_are_not_on_offer() -> None:
+    points = (CurvePoint(0.1, -1.0, -1.0, -1.0), CurvePoint(1.0, 0.9, 0.9, 0.9))
+    curve = UtilityCurve(offset=1.0, weight=0.1, shape=1.0, share_min=0.05, points=points)  # zero at a share of 0.1
+    terms = AllocatorConfig(share_min=0.05, utility=UtilityConfig(kind="measured"))
+    levels = levels_of(replace(problem_of(), allocator=terms, curve=curve))
+    assert 0.1 < levels[0] < 0.11
+    assert all(curve.value(share) > 0.0 for share in levels)
+    higher = replace(problem_of(), allocator=AllocatorConfig(share_min=0.3, utility=UtilityConfig(kind="measured")), curve=curve)
+    assert levels_of(higher)[0] == 0.3
