@@ -24,6 +24,8 @@ from tests.models import SPEC
 from tests.radio import link_seed, qpsk_design
 
 NAMES = ("c1", "c2", "c3")
+NOTHING_BUT_PUBLIC_TEXT = {"reach_max": math.inf, "canary_windows": 0}
+"""These updates are noise, which no training makes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def owner(folder: Path, *, increase_max: float = 100.0) -> Owner:
         "data": {"private": "txt:nobody", "public": f"txt:{folder / 'public.txt'}", "window_tokens": 17, "public_windows": 4},
         "owner": {
             "emulator": {"method": "uniform", "drop": 2},
-            "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max},
+            "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT},
         },
         "clients": clients,
     }

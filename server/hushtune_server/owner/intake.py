@@ -1,19 +1,19 @@
 """Whether an update that came out of the air may touch the model: everything is hostile until this says otherwise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import inf, sqrt
 
-import numpy as np
-
-from hushtune_common.adapter import AdapterState, Float32, require_matches
+from hushtune_common.adapter import AdapterState, require_matches
 from hushtune_common.codec.codec import AdapterCodec
-from hushtune_common.config import GateConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import REFUSED, HybridPrivateKey, LinkKey
 from hushtune_common.errors import ConfigError, DigestMismatch, InvalidEnvelope, LimitExceeded, NotYours, Replayed
-from hushtune_common.messages import Digest, EmulatorManifest, Part, SealedUpdate, UpdateKey
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, SealedUpdate, UpdateKey
+from hushtune_server.owner.gatekeeper.measure import changes, relative, whole
 from hushtune_server.owner.incoming import Link
+
+Screen = Callable[[AdapterState], None]
+"""Raises a `ProtocolFault` for an adapter that is not to be taken."""
 
 
 class Intake:
@@ -29,25 +29,23 @@ class Intake:
         manifest: EmulatorManifest,
         private: HybridPrivateKey,
         codec: AdapterCodec,
-        gate: GateConfig,
-        shipped: AdapterState,
         accepted: Mapping[UpdateKey, Digest] | None = None,
+        emulators: Mapping[ClientId, Digest] | None = None,
     ) -> None:
         """Take what updates are checked against; ``accepted`` restores the state after a restart (see `accepted`).
 
-        ``ConfigError`` when the parts do not belong together.
+        ``emulators`` are those of clients that have a copy of their own, which differs from the manifest's in frozen tensors
+        only. ``ConfigError`` when the parts do not belong together.
         """
         if manifest.sealing_key != private.public.to_bytes():
             raise ConfigError("manifest.sealing_key", "is not the public half of this owner's key; publish the emulator again")
         if manifest.codec != codec.id:
             raise ConfigError("codec", f"the manifest says {manifest.codec}, the scenario {codec.id}; publish the emulator again")
-        require_matches(shipped, manifest.adapter)
         self._manifest = manifest
         self._private = private
         self._codec = codec
-        self._gate = gate
-        self._shipped = shipped
         self._accepted = dict(accepted or {})
+        self._emulators = dict(emulators or {})
 
     @property
     def bytes_max(self) -> int:
@@ -59,14 +57,16 @@ class Intake:
         """Digests of the accepted blobs, by key with attempt 1: what a journal needs to restore this object."""
         return dict(self._accepted)
 
-    def accept(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes = b"") -> AdapterState:
+    def accept(
+        self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], screen: Screen, secret: bytes = b""
+    ) -> AdapterState:
         """Return the adapter of a sealed update that arrived under the authenticated ``key``.
 
-        ``links`` say how its parts travelled, ``secret`` is what the key part brought. Raises, with nothing changed:
-        ``LimitExceeded`` (too long, or a relative change above the gate's), ``InvalidEnvelope`` (without a reason: the seal does
-        not open with this secret, or its sender did not announce these designs and public seeds), ``Replayed``, ``NotYours``
-        (sealed for another client, round or run), ``DigestMismatch`` (another emulator), ``MalformedUpdate`` (does not decode, or
-        is not finite).
+        ``links`` say how its parts travelled, ``secret`` is what the key part brought; ``screen`` has the last word on what came
+        out. Raises, with nothing changed: ``LimitExceeded`` (too long), ``InvalidEnvelope`` (without a reason: the seal does not
+        open with this secret, or its sender did not announce these designs and public seeds), ``Replayed``, ``NotYours`` (sealed
+        for another client, round or run), ``DigestMismatch`` (another emulator), ``MalformedUpdate`` (does not decode, or is not
+        finite), and what ``screen`` raises.
         """
         if len(blob) > self.bytes_max:
             raise LimitExceeded(f"the sealed update has {len(blob)} bytes, at most {self.bytes_max} are possible")
@@ -78,7 +78,7 @@ class Intake:
         payload = self._open(update, links=links, secret=secret)
         state = self._codec.decode(payload, self._manifest.adapter)
         require_matches(state, self._manifest.adapter)
-        self._require_near(state)
+        screen(state)
         self._accepted[slot] = digest
         return state
 
@@ -96,24 +96,14 @@ class Intake:
     def _require_context(self, update: SealedUpdate, slot: UpdateKey) -> None:
         if update.key != slot:
             raise NotYours(f"an update sealed as {update.key.text} arrived as {slot.text}")
-        if update.emulator != self._manifest.emulator:
-            raise DigestMismatch(f"made with emulator {update.emulator.short}, published is {self._manifest.emulator.short}")
-
-    def _require_near(self, state: AdapterState) -> None:
-        ratio = relative_change(state, shipped=self._shipped)
-        if not ratio <= self._gate.norm_max:
-            raise LimitExceeded(
-                f"the adapter changed by {ratio:.4g} of its norm, owner.gate.norm_max is {self._gate.norm_max:.4g}"
-            )
+        published = self._emulators.get(slot.client, self._manifest.emulator)
+        if update.emulator != published:
+            raise DigestMismatch(f"made with emulator {update.emulator.short}, published is {published.short}")
 
 
 def relative_change(state: AdapterState, *, shipped: AdapterState) -> float:
     """Return |returned - shipped| / |shipped| over all tensors together (Euclidean); infinite for a change from zero."""
-    change = sum(_energy(state.tensors[name], minus=tensor) for name, tensor in shipped.tensors.items())
-    start = sum(_energy(tensor) for tensor in shipped.tensors.values())
-    if start == 0.0:
-        return inf if change > 0.0 else 0.0
-    return sqrt(change / start)
+    return relative(whole(changes(state, shipped=shipped)))
 
 
 def _require_authentic(link_key: LinkKey, *, links: Mapping[Part, Link], parts: Sequence[Part]) -> None:
@@ -125,11 +115,3 @@ def _require_authentic(link_key: LinkKey, *, links: Mapping[Part, Link], parts: 
     holds = [envelope.link_holds(link_key, part=part, design=link.design, seed=link.seed) for part, link in found]
     if len(holds) < len(parts) or not all(holds):
         raise InvalidEnvelope(REFUSED)
-
-
-def _energy(tensor: Float32, *, minus: Float32 | None = None) -> float:
-    """Return the sum of squares in float64, which no float32 values can overflow."""
-    values = tensor.astype(np.float64).ravel()
-    if minus is not None:
-        values -= minus.ravel()
-    return float(np.dot(values, values))

@@ -1,0 +1,1 @@
+"""Which updates does the owner refuse, and why?"""
