@@ -104,26 +104,45 @@ def test_emulators_of_other_tensors_have_no_revision_between_them(tmp_path: Path
         revise(tmp_path / "r", base=TensorFile.open(tiny_bundle(tmp_path, 2)), changed={"w": np.zeros(1, np.float32)}, notes={})
 
 
+Damage = Callable[[bytes], bytes]
+
+
+def cut(count: int) -> Damage:
+    return lambda data: data[:count]
+
+
+def swapped(old: bytes, new: bytes, *, times: int = 1) -> Damage:
+    return lambda data: data.replace(old, new, times)
+
+
+def beyond(data: bytes) -> bytes:
+    return MARKER + (1 << 62).to_bytes(8, "little") + data[len(MARKER) + 8 :]
+
+
 def longer(data: bytes) -> bytes:
-    return data + b"\0"
+    return data + bytes(1)
+
+
+def blank(data: bytes) -> bytes:
+    return data[:-400] + bytes(400)
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         longer,
-        lambda data: data[:-1],
-        lambda data: data[:10],
-        lambda data: b"hushtune-revision/2\n" + data[len(MARKER) :],
-        lambda data: MARKER + (1 << 62).to_bytes(8, "little") + data[len(MARKER) + 8 :],
-        lambda data: data.replace(b'"model.layers.0', b'"model.layers.9', 1),
-        lambda data: data.replace(b'"frames":[[', b'"frames":[{', 1),
-        lambda data: data[:-400] + bytes(400),
-        lambda data: data.replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe"),
+        cut(-1),
+        cut(10),
+        swapped(MARKER, b"hushtune-revision/2\n"),
+        beyond,
+        swapped(b'"model.layers.0', b'"model.layers.9'),
+        swapped(b'"frames":[[', b'"frames":[{'),
+        blank,
+        swapped(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe", times=-1),
     ],
     ids=["longer", "shorter", "header cut", "marker", "length", "name", "not JSON", "zeros", "no frame"],
 )
-def test_what_is_no_revision_is_refused_and_leaves_nothing(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_what_is_no_revision_is_refused_and_leaves_nothing(tmp_path: Path, damage: Damage) -> None:
     base = tiny_bundle(tmp_path, 2, 3)
     revise(tmp_path / "next", base=read_bundle(base).file, changed=trained(base, by=1e-3), notes={})
     path = tmp_path / "revision"

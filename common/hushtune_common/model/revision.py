@@ -98,7 +98,7 @@ def write_revision(path: Path, *, base: Path, result: Path) -> Written:
 def apply_revision(revision: Path, *, base: Path, to: Path) -> None:
     """Write the emulator that ``revision`` makes of the one in ``base``.
 
-    Raises `MalformedUpdate` for a file that is no revision of such an emulator. Whether it is a revision of exactly this one shows
+    Raises `MalformedUpdate` for a file that is no revision of such an emulator. Whether it is one of exactly this emulator shows
     in the digest of what was written and in nothing else, so whoever calls has to look at that.
     """
     before = TensorFile.open(base)
