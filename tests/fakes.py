@@ -15,6 +15,7 @@ from hushtune_common.messages import (
     GateDecision,
     Protection,
     SecrecyDesign,
+    UtilityCurve,
 )
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
 from hushtune_server.coordinator.events import Solution
@@ -71,7 +72,10 @@ class FixedSolver:
     def __init__(self, *, deferred: frozenset[ClientId] = frozenset()) -> None:
         self._deferred = deferred
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
+    def solve(
+        self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None, curve: UtilityCurve | None = None
+    ) -> Solution:
+        del curve
         part = BAND if band is None else Hertz(band / len(reports))
         fixed = ((assignment_of(r.client, round_id, granted=r.client not in self._deferred), r.channel) for r in reports)
         assignments = tuple(replace(a, bandwidth=part, channel=channel) for a, channel in fixed)

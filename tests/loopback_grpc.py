@@ -54,7 +54,11 @@ class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self._world.require_scenario(Digest(request.scenario_digest))
         timing = self._world.timing
         return coordinator_pb2.JoinResponse(
-            run=RUN, protocol_minor=0, connect_s=timing.connect_s, idle_s=timing.idle_s, round_s=timing.round_s
+            run=RUN,
+            protocol_minor=convert.PROTOCOL_MINOR,
+            connect_s=timing.connect_s,
+            idle_s=timing.idle_s,
+            round_s=timing.round_s,
         )
 
     async def Follow(self, request_iterator: Any, context: Any) -> AsyncIterator[coordinator_pb2.FollowResponse]:

@@ -14,7 +14,7 @@ import grpc
 from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Sounding, Welcome
 from hushtune_common.clock import Clock
 from hushtune_common.config import TimingConfig
-from hushtune_common.errors import DeadlineExceeded, MalformedUpdate, PeerLost
+from hushtune_common.errors import DeadlineExceeded, MalformedUpdate, PeerLost, VersionMismatch
 from hushtune_common.messages import (
     Beat,
     Channel,
@@ -308,6 +308,9 @@ def _fingerprint(file: Path) -> tuple[Digest, int]:
 
 
 def _welcome(response: coordinator_pb2.JoinResponse) -> Welcome:
+    if response.protocol_minor < convert.PROTOCOL_MINOR_MIN:
+        spoken = f"{convert.PROTOCOL_MAJOR}.{response.protocol_minor}"
+        raise VersionMismatch(f"the coordinator speaks protocol {spoken}, at least minor {convert.PROTOCOL_MINOR_MIN} is needed")
     timing = {"connect_s": response.connect_s, "idle_s": response.idle_s, "round_s": response.round_s}
     for name, value in timing.items():
         if not (isfinite(value) and value > 0.0):

@@ -13,7 +13,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.config import AllocatorConfig, Scenario
 from hushtune_common.errors import ConfigError, QuorumMissed, ScenarioMismatch
 from hushtune_common.logs import log_event
-from hushtune_common.messages import ClientId, ClientReport, RunId
+from hushtune_common.messages import ClientId, ClientReport, RunId, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Second
@@ -162,10 +162,13 @@ class AllocatorSolver:
         self._seeds = seeds
         self._last: Allocation | None = None
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
+    def solve(
+        self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None, curve: UtilityCurve | None = None
+    ) -> Solution:
         """Return the assignments of the round, with ``band`` in all, or with the scenario's."""
         began_at = self._clock.monotonic()
-        problem = AllocationProblem.of(self._within(band), believed(_standing(self._scenario, reports), reports))
+        trusted = believed(_standing(self._scenario, reports), reports)
+        problem = AllocationProblem.of(self._within(band), trusted, curve=curve)
         # A re-allocation starts from the answer before it, if this process still has it: for speed only.
         before = None if band is None else self._last
         allocation = self._allocator.allocate(problem, seeds=self._seeds.child("allocation", str(round_id)), before=before)
@@ -215,6 +218,8 @@ class Witness:
             who = {} if event.member == OWNER else {"client": event.member}
             name = "owner_died" if event.member == OWNER else "client_died"
             log_event(_log, name, level=logging.WARNING, **who, silent_s=round(event.silent_s, 3))
+        if after.curve is not None and after.curve != before.curve:
+            _log_curve(after.curve)
         if isinstance(event, ChannelChanged):
             _log_channel(event)
         if isinstance(event, Solved):
@@ -241,6 +246,18 @@ class Witness:
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         fresh.replace(path)
+
+
+def _log_curve(curve: UtilityCurve) -> None:
+    log_event(
+        _log,
+        "utility_told",
+        offset=curve.offset,
+        weight=curve.weight,
+        shape=curve.shape,
+        share_min=curve.share_min,
+        points=[list(point) for point in curve.points],
+    )
 
 
 def _log_channel(event: ChannelChanged) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NewType, cast
 import msgspec
 
 from hushtune_common.errors import ConfigError
-from hushtune_common.messages import Assignment, Channel, ClientId, ClientReport, Completion, Settlement
+from hushtune_common.messages import Assignment, Channel, ClientId, ClientReport, Completion, Settlement, UtilityCurve
 from hushtune_common.units import Second
 
 Member = NewType("Member", str)
@@ -49,10 +49,11 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A member entered the run, or came back."""
+    """A member entered the run, or came back; the owner may bring what it measured updates to be worth."""
 
     at: Second
     member: Member
+    curve: UtilityCurve | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

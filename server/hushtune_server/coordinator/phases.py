@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hushtune_common.config import Scenario
-from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId
+from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId, UtilityCurve
 from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.events import OWNER, Member, Solution
 from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
@@ -25,7 +25,8 @@ class Rules:
 
     ``report_s`` bounds the wait for reports, ``start_wait_s`` the wait for latecomers once a quorum and the owner are there,
     both from the round's time; ``tick_s`` is how much run time may pass without an event; ``band`` is what all clients share, and
-    given only if it is shared out again when somebody goes, or has another channel, in the middle of a round.
+    given only if it is shared out again when somebody goes, or has another channel, in the middle of a round. ``measured`` says
+    that no round opens before the owner has told what updates are worth.
     """
 
     run: RunId
@@ -37,6 +38,7 @@ class Rules:
     start_wait_s: Second
     tick_s: Second
     band: Hertz | None = None
+    measured: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -48,7 +50,7 @@ class Rules:
     @staticmethod
     def of(scenario: Scenario, *, run: RunId) -> "Rules":
         """Derive the rules of a run from its scenario."""
-        timing, stragglers = scenario.timing, scenario.coordinator.stragglers
+        timing, stragglers, allocator = scenario.timing, scenario.coordinator.stragglers, scenario.coordinator.allocator
         return Rules(
             run=run,
             clients=tuple(ClientId(c.id) for c in scenario.clients),
@@ -58,7 +60,8 @@ class Rules:
             report_s=Second(timing.round_s / 3),
             start_wait_s=Second(timing.idle_s),
             tick_s=Second(timing.round_s / 20),
-            band=Hertz(scenario.air.bandwidth_hz) if scenario.coordinator.allocator.reallocate else None,
+            band=Hertz(scenario.air.bandwidth_hz) if allocator.reallocate else None,
+            measured=allocator.utility.kind == "measured",
         )
 
     @property
@@ -236,12 +239,14 @@ class Solve:
     """An effect: the allocator is asked for an answer to these reports, now.
 
     ``order`` is 0 for a round's first solution; a later one has only the ``band`` that is free to be shared (``None``: all).
+    ``curve`` is what updates are worth, where the owner measured it.
     """
 
     round_id: int
     reports: tuple[ClientReport, ...]
     order: int = 0
     band: Hertz | None = None
+    curve: UtilityCurve | None = None
 
 
 Effect = Post | Solve
@@ -251,7 +256,7 @@ Effect = Post | Solve
 class State:
     """A run at one moment: the phase of round ``round_id``, who takes part, and what has been posted.
 
-    ``at`` is the run time of the last event that changed anything.
+    ``at`` is the run time of the last event that changed anything; ``curve`` the owner's newest word on what updates are worth.
     """
 
     phase: Phase = Gathering()
@@ -260,6 +265,7 @@ class State:
     roster: Roster = Roster()
     next_seq: int = 1
     outbox: tuple[Post, ...] = ()
+    curve: UtilityCurve | None = None
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from hushtune_common.messages import ClientReport
+from hushtune_common.messages import ClientReport, UtilityCurve
 from hushtune_common.units import Hertz
 from hushtune_server.coordinator.events import Solution
 
@@ -46,11 +46,16 @@ class EventLog(Protocol):
 class Solver(Protocol):
     """Shares the resources of one round among those who reported.
 
-    Laws: the same round, reports and band give the same assignments; each report is answered by exactly one assignment of its
-    client and round, which names the report's channel; the bands assigned add up to no more than ``band``, or than the scenario's
-    without one. May block: it runs outside of the event loop.
+    Laws: the same round, reports, band and curve give the same assignments; each report is answered by exactly one assignment of
+    its client and round, which names the report's channel; the bands assigned add up to no more than ``band``, or than the
+    scenario's without one. May block: it runs outside of the event loop.
     """
 
-    def solve(self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None) -> Solution:
-        """Return the assignments; ``Infeasible`` or ``SolverFailed`` when there are none."""
+    def solve(
+        self, round_id: int, reports: Sequence[ClientReport], *, band: Hertz | None = None, curve: UtilityCurve | None = None
+    ) -> Solution:
+        """Return the assignments; ``Infeasible`` or ``SolverFailed`` when there are none.
+
+        ``curve`` is what updates are worth where the scenario has that measured; it is not looked at otherwise.
+        """
         ...

@@ -37,6 +37,7 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "withdrawn": [] if round_ is None else sorted(round_.withdrawn),
         "needed": rules.needed,
         "allocation": None if solution is None else _allocation(solution),
+        "utility": None if state.curve is None else asdict(state.curve),
         "solutions": [] if round_ is None else [_answer(a, opened_at=round_.opened_at) for a in round_.answers],
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],
         "completions": [] if round_ is None else [_completion(c) for c in round_.completions.values()],

@@ -91,7 +91,7 @@ def unsolved(state: State, *, rules: Rules) -> Solve | None:
     match state.phase:
         case Solving():
             reports = state.phase.round.reports
-            return Solve(round_id=state.round_id, reports=tuple(reports[c] for c in sorted(reports)))
+            return Solve(round_id=state.round_id, reports=tuple(reports[c] for c in sorted(reports)), curve=state.curve)
         case Assigned() | Settling():
             return _to_solve_again(state, state.phase.round, rules=rules)
         case _:
@@ -103,7 +103,8 @@ def _to_solve_again(state: State, round_: Round, *, rules: Rules) -> Solve | Non
     if not round_.ordered or not left:
         return None
     band = free_band(round_, others_than=round_.ordered.gone | {*left}, rules=rules)
-    return Solve(round_id=state.round_id, reports=tuple(round_.reports[c] for c in sorted(left)), order=round_.orders, band=band)
+    reports = tuple(round_.reports[c] for c in sorted(left))
+    return Solve(round_id=state.round_id, reports=reports, order=round_.orders, band=band, curve=state.curve)
 
 
 def awaited(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientId]:
@@ -139,7 +140,7 @@ def _asked(state: State) -> tuple[int, int] | None:
 def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
     match event:
         case Joined():
-            return _joined(state, event.member, at=at, rules=rules)
+            return _told_worth(_joined(state, event.member, at=at, rules=rules), event)
         case Left():
             return _gone(state, event.member, reason=f"left: {event.reason}")
         case Died():
@@ -174,6 +175,13 @@ def _joined(state: State, member: Member, *, at: Second, rules: Rules) -> State:
     if isinstance(state.phase, Gathering) and state.phase.since is None:
         return replace(state, phase=Gathering(since=at))
     return state
+
+
+def _told_worth(state: State, event: Joined) -> State:
+    """Return the state with the owner's word on what updates are worth; the newest counts, and silence takes nothing back."""
+    if event.member != OWNER or event.curve is None or event.curve == state.curve:
+        return state
+    return replace(state, curve=event.curve)
 
 
 def _gone(state: State, member: Member, *, reason: str) -> State:
@@ -353,7 +361,7 @@ def _gather(state: State, phase: Gathering, *, at: Second, rules: Rules) -> Stat
     if since is None:
         return state
     present = sorted(roster.joined_at[Member(c)] for c in rules.clients if roster.alive(c))
-    if roster.alive(OWNER) and len(present) >= rules.needed:
+    if roster.alive(OWNER) and len(present) >= rules.needed and (state.curve is not None or not rules.measured):
         # Who never came is waited for once, before the first round; who has gone is welcome back, but not waited for.
         expected = state.round_id == 1 and any(c not in roster.joined_at for c in rules.clients)
         ready_at = max(since, roster.joined_at[OWNER], present[rules.needed - 1])
@@ -361,6 +369,8 @@ def _gather(state: State, phase: Gathering, *, at: Second, rules: Rules) -> Stat
             return _open(state, at=at)
     if at - since < rules.round_s:
         return state
+    if roster.alive(OWNER) and rules.measured and state.curve is None:
+        return _fail(state, f"the owner told no measured utility within {rules.round_s:g} s", at=at, rules=rules)
     owner = "the owner and " if roster.alive(OWNER) else "no owner and "
     reason = f"{owner}{len(present)} of {len(rules.clients)} clients came within {rules.round_s:g} s, {rules.needed} are needed"
     return _fail(state, reason, at=at, rules=rules)

@@ -36,6 +36,7 @@ from hushtune_common.messages import (
     Directive,
     Role,
     Settlement,
+    UtilityCurve,
 )
 from hushtune_common.units import Second
 from hushtune_common.wire import convert
@@ -121,9 +122,9 @@ class Desk:
 
     # --- what members say ---------------------------------------------------------------------------------------------
 
-    async def join(self, member: Member) -> None:
-        """Let a member in, or back in."""
-        await self._commit(lambda at: Joined(at=at, member=member))
+    async def join(self, member: Member, *, curve: UtilityCurve | None = None) -> None:
+        """Let a member in, or back in; the owner's ``curve`` is what it measured updates to be worth."""
+        await self._commit(lambda at: Joined(at=at, member=member, curve=curve))
         self._liveness = self._liveness.heard(member, self.now())
 
     async def report(self, report: ClientReport) -> None:
@@ -283,7 +284,7 @@ class Desk:
         await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
 
     async def _solution(self, order: Solve) -> Solution:
-        work = partial(self._solver.solve, order.round_id, order.reports, band=order.band)
+        work = partial(self._solver.solve, order.round_id, order.reports, band=order.band, curve=order.curve)
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -374,9 +375,12 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         member = self._member(caller_of(context, Role.CLIENT, Role.OWNER))
         if request.protocol_major != convert.PROTOCOL_MAJOR:
             raise VersionMismatch(f"this is protocol {convert.PROTOCOL_MAJOR}, the caller speaks {request.protocol_major}")
+        if request.protocol_minor < convert.PROTOCOL_MINOR_MIN:
+            spoken = f"{request.protocol_major}.{request.protocol_minor}"
+            raise VersionMismatch(f"the caller speaks protocol {spoken}, at least minor {convert.PROTOCOL_MINOR_MIN} is needed")
         if request.scenario_digest != self._digest.value:
             raise ScenarioMismatch(f"this run is of scenario {self._digest.short}; start both ends with the same file and --set")
-        await self._desk.join(member)
+        await self._desk.join(member, curve=self._curve(request, member))
         timing, minor = self._scenario.timing, min(request.protocol_minor, convert.PROTOCOL_MINOR)
         waits = {"connect_s": timing.connect_s, "idle_s": timing.idle_s, "round_s": timing.round_s}
         return pb.JoinResponse(run=self._desk.rules.run, protocol_minor=minor, **waits)
@@ -442,6 +446,23 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             missing=list(phase.missing) if isinstance(phase, Closed | Failed) else (),
             failed_reason=phase.reason if isinstance(phase, Failed) else "",
         )
+
+    def _curve(self, request: pb.JoinRequest, member: Member) -> UtilityCurve | None:
+        """Return what the owner measured; nothing where the scenario takes utilities as assumed."""
+        allocator = self._scenario.coordinator.allocator
+        if not request.HasField("curve"):
+            if member == OWNER and allocator.utility.kind == "measured" and self._desk.state.curve is None:
+                raise MalformedUpdate("curve: coordinator.allocator.utility.kind is measured, and the owner brings no curve")
+            return None
+        if member != OWNER:
+            raise NotYours(f"{member} brings a utility; only the owner measures one")
+        if allocator.utility.kind != "measured":
+            return None
+        curve = convert.curve_from_wire(request.curve)
+        if curve.share_min > allocator.share_min * (1.0 + 1e-9):
+            least = f"coordinator.allocator.share_min is {allocator.share_min:g}"
+            raise MalformedUpdate(f"curve.share_min: measured from {curve.share_min:g} on, {least}")
+        return curve
 
     def _client(self, context: Context) -> Caller:
         caller = caller_of(context, Role.CLIENT)

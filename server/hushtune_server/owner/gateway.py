@@ -7,8 +7,9 @@ import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario, TimingConfig
+from hushtune_common.errors import VersionMismatch
 from hushtune_common.link.reception import Reception
-from hushtune_common.messages import Beat, Directive, Receipt, ReceptionNotice, RunId, Settlement
+from hushtune_common.messages import Beat, Directive, Receipt, ReceptionNotice, RunId, Settlement, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
 from hushtune_common.wire.listening import AirListener
@@ -35,15 +36,23 @@ class CoordinatorGateway:
         self._idle_s = scenario.timing.idle_s
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
 
-    async def join(self) -> RunId:
-        """Enter the run; `ScenarioMismatch` or `VersionMismatch` when this process does not belong there."""
+    async def join(self, *, curve: UtilityCurve | None = None) -> RunId:
+        """Enter the run with what updates are worth, where that was measured.
+
+        `ScenarioMismatch` or `VersionMismatch` when this process does not belong there, `MalformedUpdate` for a curve that nobody
+        can plan with.
+        """
         request = pb.JoinRequest(
             protocol_major=convert.PROTOCOL_MAJOR,
             protocol_minor=convert.PROTOCOL_MINOR,
             scenario_digest=self._scenario.digest.value,
+            curve=None if curve is None else convert.curve_to_wire(curve),
         )
         with faults.translated():
             response: pb.JoinResponse = await self._stub.Join(request, timeout=self._timing.idle_s)
+        if response.protocol_minor < convert.PROTOCOL_MINOR_MIN:
+            spoken = f"{convert.PROTOCOL_MAJOR}.{response.protocol_minor}"
+            raise VersionMismatch(f"the coordinator speaks protocol {spoken}, minor {convert.PROTOCOL_MINOR_MIN} is needed")
         self._idle_s = response.idle_s or self._idle_s  # the coordinator owns the timeouts
         return RunId(response.run)
 
