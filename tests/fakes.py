@@ -11,6 +11,7 @@ from hushtune_common.messages import (
     Assignment,
     ClientId,
     ClientReport,
+    CurvePoint,
     Gate,
     GateDecision,
     Protection,
@@ -84,6 +85,14 @@ class FixedSolver:
 
 _solves: type[Solver] = FixedSolver
 
+CURVE = UtilityCurve(
+    offset=0.5,
+    weight=0.02,
+    shape=1.25,
+    share_min=0.1,
+    points=(CurvePoint(0.1, 0.15, 0.1, 0.2), CurvePoint(1.0, 0.48, 0.46, 0.5)),
+)
+"""What an owner may have measured."""
 BAND = Hertz(1e6)
 """What each client is assigned at first."""
 

@@ -40,7 +40,7 @@ from hushtune_server.coordinator.events import (
 from hushtune_server.coordinator.liveness import Liveness
 from hushtune_server.coordinator.phases import Closed, Rules, Solve, State
 from hushtune_server.coordinator.rounds import unsolved
-from tests.fakes import FixedSolver, report_of
+from tests.fakes import CURVE, FixedSolver, report_of
 from tests.simulation.checks import Advance, Checker
 from tests.simulation.simulator import Violation, World
 
@@ -80,6 +80,7 @@ class Coordinator:
         self._checker.check(after)
         for effect in effects:
             if isinstance(effect, Solve):
+                self._checker.asked(effect)
                 self._solve(effect)
         for stream in tuple(self._streams.values()):
             stream.push(after)
@@ -244,8 +245,12 @@ class Actor:
         self._life += 1
         life = self._life
         self._world.after(self._world.lifetime(self.sturdiness * self._world.weather.crash_s), lambda: self._crash(life))
-        self.call("join", lambda at: Joined(at=at, member=self.member), then=self._follow)
+        self.call("join", self.joining, then=self._follow)
         self._beat(life)
+
+    def joining(self, at: Second) -> Event:
+        """Return the word with which it enters."""
+        return Joined(at=at, member=self.member)
 
     def call(self, name: str, make: Make, *, then: Callable[[], None] | None = None) -> None:
         """Call the coordinator and repeat until it answered; requests and answers go through the weather."""
@@ -334,6 +339,12 @@ class Owner(Actor):
         self._checker = checker
         self._judged: dict[tuple[int, ClientId], bool] = {}
         self._ended: dict[int, bool] = {}
+
+    def joining(self, at: Second) -> Event:
+        """Bring what updates are worth; in one of four lives something else was measured."""
+        curve = CURVE if self._life % 4 else replace(CURVE, offset=0.75)
+        self._checker.measured = curve
+        return Joined(at=at, member=self.member, curve=curve)
 
     def start(self) -> None:
         """Begin a life: the newest end of a round may not have been heard."""

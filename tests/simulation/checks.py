@@ -3,9 +3,9 @@
 import json
 from typing import Protocol
 
-from hushtune_common.messages import Assignment, Channel, ClientId
+from hushtune_common.messages import Assignment, Channel, ClientId, UtilityCurve
 from hushtune_server.coordinator.events import Event, from_body
-from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Phase, Rules, Settling, State
+from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Gathering, Phase, Rules, Settling, Solve, State
 from hushtune_server.coordinator.rounds import Step
 from tests.fakes import BAND
 from tests.simulation.simulator import Violation
@@ -25,6 +25,7 @@ class Checker:
         self.on_air: dict[ClientId, Assignment] = {}
         self.told: dict[ClientId, tuple[int, Channel]] = {}
         self.stopped: int | None = None
+        self.measured: UtilityCurve | None = None
         self.shared_again = 0
         self.followed = 0
         self._rules = rules
@@ -37,6 +38,11 @@ class Checker:
         """Fold what the journal now holds, as a restart would."""
         self._folded, _ = self._machine(self._folded, from_body(kind, json.loads(text)), rules=self._rules)
 
+    def asked(self, order: Solve) -> None:
+        """Look at what the solver is asked."""
+        if order.curve != self.measured:
+            raise Violation(f"round {order.round_id} is solved for {order.curve}, the owner's newest word is {self.measured}")
+
     def check(self, state: State) -> None:
         if self._folded != state:
             raise Violation(f"the folded journal differs from the live state: {self._folded} is not {state}")
@@ -44,6 +50,8 @@ class Checker:
         self._check_bands(state)
         self._check_channels(state)
         self._check_end(state)
+        if self._rules.measured and state.curve is None and not isinstance(state.phase, Gathering | Failed):
+            raise Violation(f"round {state.round_id} opened before anybody told what updates are worth")
         clients = len(self._rules.clients)
         # The end of the round before, this round's opening, assignments and two words on its end, a failure to gather anew.
         if len(state.outbox) > clients + 5 or len(state.roster.joined_at) > clients + 1:

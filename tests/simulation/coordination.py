@@ -35,6 +35,7 @@ def rules_for(world: World, *, fair: bool = False) -> Rules:
         start_wait_s=Second(IDLE_S),
         tick_s=Second(ROUND_S / 20),
         band=Hertz(len(clients) * BAND),
+        measured=True,
     )
 
 

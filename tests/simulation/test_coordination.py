@@ -8,7 +8,7 @@ import pytest
 
 from hushtune_common.messages import UpdateKey
 from hushtune_common.units import Second
-from hushtune_server.coordinator.events import ChannelChanged, Completed, Event, Reported, Settled, Solved
+from hushtune_server.coordinator.events import ChannelChanged, Completed, Event, Joined, Reported, Settled, Solved
 from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Rules, Settling, State
 from hushtune_server.coordinator.rounds import Step, advance
 from tests.simulation.coordination import Story, play
@@ -99,9 +99,18 @@ def complacent(state: State, event: Event, *, rules: Rules) -> Step:
     return after, effects
 
 
+def impatient(state: State, event: Event, *, rules: Rules) -> Step:
+    """A machine that takes a member's return for its whole word, and opens rounds without waiting for what is missing."""
+    after, effects = advance(state, event, rules=replace(rules, measured=False))
+    if isinstance(event, Joined) and event.curve is None:
+        after = replace(after, curve=None)
+    return after, effects
+
+
 @pytest.mark.parametrize(
     ("machine", "symptom"),
     [
+        (impatient, "before anybody told|the owner's newest word"),
         (complacent, "another channel than its newest"),
         (spendthrift, "assigned or on air"),
         (without_round_check, "the owner never said so"),
