@@ -12,8 +12,8 @@ import pytest
 from msgspec import structs
 
 from hushtune_common.clock import SystemClock
-from hushtune_common.config import Scenario, parse
-from hushtune_common.errors import NotYours, QuorumMissed, ScenarioMismatch, StaleRound, VersionMismatch
+from hushtune_common.config import AllocatorConfig, Scenario, UtilityConfig, parse
+from hushtune_common.errors import MalformedUpdate, NotYours, QuorumMissed, ScenarioMismatch, StaleRound, VersionMismatch
 from hushtune_common.messages import (
     Beat,
     Channel,
@@ -36,7 +36,7 @@ from hushtune_common.wire.faults import translated
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_common.wire.v1 import coordinator_pb2_grpc
 from hushtune_server.coordinator.app import CoordinatorOptions, serve_until
-from tests.fakes import FixedSolver, report_of
+from tests.fakes import CURVE, FixedSolver, report_of
 from tests.kits import Kits
 
 pytestmark = pytest.mark.slow
@@ -100,11 +100,12 @@ class Line:
     stream: Any = None
     phase: str = "testing"
 
-    async def join(self) -> None:
+    async def join(self, *, curve: pb.UtilityCurve | None = None) -> None:
         request = pb.JoinRequest(
             protocol_major=convert.PROTOCOL_MAJOR,
             protocol_minor=convert.PROTOCOL_MINOR,
             scenario_digest=self.scenario.digest.value,
+            curve=curve,
         )
         await self.call("Join", request)
 
@@ -521,8 +522,12 @@ def test_who_does_not_belong_is_refused(kits: Kits, tmp_path: Path) -> None:
                     await line.join()
             with pytest.raises(VersionMismatch):
                 await c1.call("Join", pb.JoinRequest(protocol_major=9, scenario_digest=scenario.digest.value))
+            with pytest.raises(VersionMismatch, match="minor"):
+                await c1.call("Join", pb.JoinRequest(protocol_major=convert.PROTOCOL_MAJOR, protocol_minor=1))
+            major, minor = convert.PROTOCOL_MAJOR, convert.PROTOCOL_MINOR
+            foreign = pb.JoinRequest(protocol_major=major, protocol_minor=minor, scenario_digest=bytes(32))
             with pytest.raises(ScenarioMismatch):
-                await c1.call("Join", pb.JoinRequest(protocol_major=convert.PROTOCOL_MAJOR, scenario_digest=bytes(32)))
+                await c1.call("Join", foreign)
             with pytest.raises(StaleRound):
                 await c1.report(C1)
             with pytest.raises(NotYours):
@@ -535,6 +540,53 @@ def test_who_does_not_belong_is_refused(kits: Kits, tmp_path: Path) -> None:
             assert (await operator.call("GetRun", pb.GetRunRequest())).state == "gathering"
 
     run(story)
+
+
+def curve(**changes: float) -> pb.UtilityCurve:
+    told = convert.curve_to_wire(CURVE)
+    for name, value in changes.items():
+        setattr(told, name, value)
+    return told
+
+
+WRONG_CURVES = [{"weight": -1.0}, {"shape": 0.0}, {"offset": float("nan")}, {"share_min": 0.9}]
+
+
+def test_a_measured_utility_opens_the_round_and_one_that_nobody_can_plan_with_is_refused(kits: Kits, tmp_path: Path) -> None:
+    allocator = AllocatorConfig(utility=UtilityConfig(kind="measured"))
+    plain = scenario_of()
+    scenario = structs.replace(plain, coordinator=structs.replace(plain.coordinator, allocator=allocator))
+
+    async def story() -> None:
+        async with (
+            coordinator(kits, tmp_path, scenario, solver=FixedSolver()) as process,
+            line_to(process, kits, scenario, Role.OWNER, "owner") as owner,
+            line_to(process, kits, scenario, Role.CLIENT, C1) as c1,
+            line_to(process, kits, scenario, Role.CLIENT, C2) as c2,
+        ):
+            for line in (c1, c2):
+                await line.join()
+                line.follow()
+            with pytest.raises(NotYours, match="only the owner"):
+                await c1.join(curve=curve())
+            with pytest.raises(MalformedUpdate, match="brings no curve"):
+                await owner.join()
+            for wrong in WRONG_CURVES:
+                with pytest.raises(MalformedUpdate, match="curve"):
+                    await owner.join(curve=curve(**wrong))
+            await owner.join(curve=curve())
+            owner.follow()
+            await owner.join()  # it came before, so it may come back without
+            await until_assigned(Cast(owner=owner, c1=c1, c2=c2))
+            for line, client in ((c1, C1), (c2, C2)):
+                await line.complete(client, uploaded=False)
+            for line in (owner, c1, c2):
+                await line.wait_for(DirectiveKind.ROUND_CLOSED)
+                line.drop()
+            await process.ended
+
+    run(story)
+    assert record_of(tmp_path)["utility"]["shape"] == CURVE.shape
 
 
 def test_a_state_folder_of_another_scenario_is_refused(kits: Kits, tmp_path: Path) -> None:
