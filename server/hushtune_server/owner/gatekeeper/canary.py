@@ -47,13 +47,13 @@ def prompts(gate: GateConfig, *, tokens: Tokens, public: NDArray[np.int64]) -> P
         spread = public[np.linspace(0, len(public) - 1, min(gate.canary_windows, len(public))).round().astype(int)]
         canaries = {f"public window {number}": window[None] for number, window in enumerate(spread, start=1)}
     else:
-        canaries = _texts(gate.canary, setting="owner.gate.canary", tokens=tokens, limit=gate.canary_windows)
+        canaries = _texts(gate.canary, setting="owner.gate.canary", tokens=tokens, count=gate.canary_windows)
     tripwires = {} if gate.tripwire is None else _texts(gate.tripwire, setting="owner.gate.tripwire", tokens=tokens)
     return Prompts(canaries=canaries, tripwires=tripwires)
 
 
-def _texts(source: str, *, setting: str, tokens: Tokens, limit: int = TEXTS_MAX) -> Mapping[str, Prompt]:
-    records = load_records(source)[:limit]
+def _texts(source: str, *, setting: str, tokens: Tokens, count: int | None = None) -> Mapping[str, Prompt]:
+    records = load_records(source)[:count]
     if len(records) > TEXTS_MAX:
         raise ConfigError(setting, f"{len(records)} texts, at most {TEXTS_MAX} can be looked at for every update")
     found: dict[str, Prompt] = {}

@@ -38,5 +38,5 @@ def overreach(found: Changes, *, reach: float, reach_max: float) -> Finding | No
     ratio = found[name].peak / reach
     if ratio <= reach_max:
         return None
-    problem = f"a weight of {name} moved by {found[name].peak:.3g}, {ratio:.3g}x of what the scenario's training can reach"
+    problem = f"a weight of {name} moved by {found[name].peak:.3g}, {ratio:.3g}x what the scenario's training can reach"
     return Finding(setting="owner.gate.reach_max", value=ratio, limit=reach_max, problem=problem)
