@@ -254,6 +254,35 @@ def test_a_plan_of_which_nothing_came_has_no_deviation_and_no_plan_no_entry(tmp_
     assert "device's, not this machine's" in " ".join(shown.split())
 
 
+def test_an_update_is_shown_with_its_share_its_bytes_and_its_bits_per_weight(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = planned_run(tmp_path, scenario)
+    granted = {"client": "c1", "protection": "payload", "adapter_share": 0.5, "budget_bytes": 3_000_000}
+    withheld = {"client": "c2", "protection": None, "adapter_share": 1.0, "budget_bytes": 6_000_000}
+    curve = {"offset": 0.5, "weight": 0.02, "shape": 1.25, "share_min": 0.1, "points": [[0.1, 0.15, 0.1, 0.2]]}
+    rundir.write_json(
+        run.state("coordinator") / "round-1.json", {"round_id": 1, "assignments": [granted, withheld], "utility": curve}
+    )
+    write_log(
+        run,
+        "c1",
+        {"event": "update_encoded", "round_id": 1, "bytes_raw": 32_000_000, "bytes_encoded": 2_980_000},
+        {"event": "update_sealed", "round_id": 1, "bytes_sealed": 2_981_300},
+    )
+    body = report.write(run, scenario)
+    assert body["clients"][0]["update"] == {
+        "share": 0.5,
+        "budget_bytes": 3_000_000,
+        "bytes_encoded": 2_980_000,
+        "bytes_sealed": 2_981_300,
+        "bits_per_weight_granted": 3.0,
+        "bits_per_weight": pytest.approx(2.98),
+    }
+    assert set(body["clients"][1]["update"].values()) == {None}
+    shown = printed(body, width=200)
+    assert [cell for cell in ("0.500", "3.000", "2.980", "2.981") if cell not in shown] == []
+    assert "0.5 - 0.02 * share^-1.25 (from 0.15 at 0.1)" in shown
+
+
 def test_every_table_fits_eighty_columns(tmp_path: Path, scenario: config.Scenario) -> None:
     body = report.write(planned_run(tmp_path, scenario), scenario)
     body["settings"] = {name: {"perplexity": 123.4} for name, _ in tables.SETTINGS}

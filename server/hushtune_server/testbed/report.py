@@ -41,6 +41,7 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "eavesdropper": _eavesdropper(run),
         "plan": {c.id: _plan(run, c.id, last) for c in scenario.clients},
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
+        "utility": {"kind": scenario.coordinator.allocator.utility.kind, "measured": last.get("utility")},
         "rounds": [_round(r) for r in rounds],
         "test_windows": referee.get("test_windows"),
         "link": referee.get("link"),
@@ -110,6 +111,7 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
         "gate_reason": gate.get("reason"),
         "gate_numbers": {k: v for k, v in gate.items() if k not in {"decision", "reason"}},
         "assignment": {k: v for k, v in assignment.items() if k not in {"gate", "client", "round_id"}},
+        "update": _update(run, client, assignment, completion, this_round),
         "bytes_raw": completion.get("bytes_raw"),
         "bytes_uploaded": completion.get("bytes_uploaded"),
         "airtime_s": completion.get("airtime_s"),
@@ -122,6 +124,32 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
         "verdict": {k: verdict.get(k) for k in ("accepted", "kept", "reason", "score")} if verdict else None,
         "plug_in": referee.get("clients", {}).get(client, {}).get("plug_in"),
     }
+
+
+def _update(
+    run: RunDirectory, client: str, assignment: Mapping[str, Any], completion: Mapping[str, Any], this_round: Mapping[str, Any]
+) -> Json:
+    """Return how large an update was allowed to be, and how large it was; ``null`` for what did not come about."""
+    encoded = _latest(run, client, "update_encoded", **this_round)
+    sealed = _latest(run, client, "update_sealed", **this_round)
+    granted = bool(assignment.get("protection"))
+    bytes_raw = encoded.get("bytes_raw", completion.get("bytes_raw"))
+    budget = assignment.get("budget_bytes") if granted else None
+    return {
+        "share": assignment.get("adapter_share") if granted else None,
+        "budget_bytes": budget,
+        "bytes_encoded": encoded.get("bytes_encoded"),
+        "bytes_sealed": sealed.get("bytes_sealed"),
+        "bits_per_weight_granted": _per_weight(budget, bytes_raw),
+        "bits_per_weight": _per_weight(encoded.get("bytes_encoded"), bytes_raw),
+    }
+
+
+def _per_weight(size: object, bytes_raw: object) -> float | None:
+    """Return bits per weight of a size in bytes, where the weights are ``bytes_raw`` as float32."""
+    if not isinstance(size, int) or not isinstance(bytes_raw, int) or bytes_raw <= 0:
+        return None
+    return 32.0 * size / bytes_raw
 
 
 def _plan(run: RunDirectory, client: str, last: Mapping[str, Any]) -> Json | None:

@@ -22,6 +22,7 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     console.print(_radio(report))
     if report.get("link"):
         console.print(_bits(report["link"]))
+    console.print(_updates(report))
     console.print(_work(report))
     if any((report.get("plan") or {}).values()):
         console.print(_plan(report))
@@ -29,6 +30,7 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
             why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") else ""
             console.print(f"  {client['id']}: {client['outcome']}{why}", markup=False)  # a client says why it did not upload
+    _print_utility(report, console)
     _print_solutions(report, console)
     _print_owner(report, console)
     _print_tap(report, console)
@@ -61,7 +63,7 @@ def _radio(report: Mapping[str, Any]) -> Table:
     table = Table(title=f"Secrecy gate and air (fidelity: {report['fidelity']})", title_justify="left")
     for heading in ("client", "gate"):
         table.add_column(heading)
-    for heading in ("owner dB", "tap dB (assumed)", "secret bit/symbol", "sent MB", "airtime s"):
+    for heading in ("owner dB", "tap dB (assumed)", "secret bit/symbol", "airtime s"):
         table.add_column(heading, justify="right")
     for client in report["clients"]:
         gate: Mapping[str, Any] = client["gate_numbers"]
@@ -71,7 +73,6 @@ def _radio(report: Mapping[str, Any]) -> Table:
             _number(gate.get("snr_main_db"), 1),
             _number(gate.get("snr_tap_bound_db"), 1),
             _number(gate.get("rate_coded"), 2),
-            _number(client["bytes_uploaded"], 2, scale=1e-6),
             _number(client["airtime_s"], 1),
         )
     return table
@@ -112,16 +113,37 @@ def _caption(link: Mapping[str, Any]) -> str:
     return "; ".join([*said, *(f"VOID: {why}" for why in void)])
 
 
+def _updates(report: Mapping[str, Any]) -> Table:
+    """Show the share of its bytes that each update was granted, and what came of it."""
+    caption = "share: phi, of the bytes that codec.bits grant; sealed is encoded with its seal; sent has redundancy and repeats"
+    table = Table(title="Updates", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("client")
+    for heading in ("raw MB", "share", "granted MB", "encoded MB", "bits per weight", "sealed MB", "sent MB"):
+        table.add_column(heading, justify="right")
+    for client in report["clients"]:
+        update: Mapping[str, Any] = client["update"]
+        table.add_row(
+            client["id"],
+            _number(client["bytes_raw"], 1, scale=1e-6),
+            _number(update["share"], 3),
+            _number(update["budget_bytes"], 3, scale=1e-6),
+            _number(update["bytes_encoded"], 3, scale=1e-6),
+            _number(update["bits_per_weight"], 3),
+            _number(update["bytes_sealed"], 3, scale=1e-6),
+            _number(client["bytes_uploaded"], 2, scale=1e-6),
+        )
+    return table
+
+
 def _work(report: Mapping[str, Any]) -> Table:
     table = Table(title="Clients' work (clock and energy are modelled)", title_justify="left")
     table.add_column("client")
-    for heading in ("adapter MB", "train s", "clock share", "energy J", "plug-in ppl"):
+    for heading in ("train s", "clock share", "energy J", "plug-in ppl"):
         table.add_column(heading, justify="right")
     table.add_column("accepted")
     for client in report["clients"]:
         table.add_row(
             client["id"],
-            _number(client["bytes_raw"], 2, scale=1e-6),
             _number(client["train_s"], 1),
             _number(client["training"].get("clock_share"), 2),
             _number(client["energy_j"], 1),
@@ -134,7 +156,7 @@ def _work(report: Mapping[str, Any]) -> Table:
 def _plan(report: Mapping[str, Any]) -> Table:
     caption = (
         "train s: operations over the assigned clock, as planned, so a device's, not this machine's seconds, which stand under "
-        "wall s. Energy is modelled. Airtime is planned as a mean over retransmissions."
+        "wall s. Energy is modelled. Airtime is planned as a mean over retransmissions, Mbit is the sealed update."
     )
     table = Table(title="Planned and realised, with the deviation", title_justify="left", caption=caption, caption_justify="left")
     table.add_column("client")
@@ -162,6 +184,15 @@ def _add_plan(table: Table, client: str, entry: Mapping[str, Any]) -> None:
         table.add_row(label, *cells, _number(entry["train_wall_s"], 1) if key == "realised" else "")
     off = [entry["deviation_percent"][name] for name, _, _ in _PLANNED.values()]
     table.add_row("  deviation", *("-" if value is None else f"{value:+.1f} %" for value in off), "", end_section=True)
+
+
+def _print_utility(report: Mapping[str, Any], console: Console) -> None:
+    """Say what updates were worth to the allocator, where that was measured."""
+    curve: Mapping[str, Any] = (report.get("utility") or {}).get("measured") or {}
+    if curve:
+        points = ", ".join(f"{value:.3g} at {share:.3g}" for share, value, *_ in curve["points"])
+        form = f"{curve['offset']:.3g} - {curve['weight']:.3g} * share^-{curve['shape']:.3g}"
+        console.print(f"Utility by the share of an update, measured by the owner: {form} (from {points})", markup=False)
 
 
 _SOLUTIONS_MAX = 4

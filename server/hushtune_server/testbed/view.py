@@ -131,6 +131,10 @@ _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"{_number(e, 'gradient_cosine'):.2f} the model's way (cosine), middle alike {_number(e, 'middle_cka'):.2f} (CKA)"
     ),
     "emulator_verified": lambda e: f"emulator {str(e.get('digest', ''))[:12]} verified, {_mb(e, 'bytes')}",
+    "utility_told": lambda e: (
+        f"an update is worth {_number(e, 'offset'):.3g} - {_number(e, 'weight'):.3g} * share^-{_number(e, 'shape'):.3g}, "
+        "as measured"
+    ),
     "assignments_solved": lambda e: f"resources shared out by {e.get('method')}",
     "round_opened": lambda e: f"round {e.get('round_id', '')} opened",
     "gate_decided": _gate,
@@ -138,7 +142,10 @@ _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"trained {e.get('steps')} steps in {_number(e, 'train_s'):.0f} s at clock share {_number(e, 'clock_share'):.2f}, "
         f"{_number(e, 'energy_j'):.0f} J (modelled)"
     ),
-    "update_encoded": lambda e: f"adapter {_mb(e, 'bytes_raw')} -> {_mb(e, 'bytes_encoded')}",
+    "update_encoded": lambda e: (
+        f"adapter {_mb(e, 'bytes_raw')} -> {_mb(e, 'bytes_encoded')}, {_number(e, 'bits_per_weight'):.2f} bits per weight "
+        f"(share {_number(e, 'adapter_share'):.3f} granted)"
+    ),
     "update_sealed": lambda e: f"sealed {_mb(e, 'bytes_sealed')}, digest {str(e.get('digest', ''))[:12]}",
     "frame_transmitted": lambda e: (
         f"attempt {e.get('attempt')}: {e.get('blocks')} blocks on air for {_number(e, 'airtime_s'):.1f} s, "
