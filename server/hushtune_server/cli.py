@@ -19,6 +19,7 @@ from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner import exposure_commands
+from hushtune_server.owner.calibration import commands as calibration_commands
 from hushtune_server.words import extra, print_pairs
 
 if TYPE_CHECKING:
@@ -320,13 +321,16 @@ def _add_testbed() -> None:
     try:
         with extra("testbed"):
             from hushtune_server.testbed import commands
+            from hushtune_server.testbed.codec import commands as codec_commands
     except MissingPackage as missing:
         for name in ("testbed", "runs", "link", "membership", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         for name in ("compare", "search"):
             app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")
+        app["codec"].command(_refusal(missing), name="curve", help=f"Not available here: {missing}")
         return
     commands.register(app)
+    codec_commands.register(app["codec"])
 
 
 def _refusal(missing: MissingPackage) -> Callable[..., None]:
@@ -338,4 +342,5 @@ def _refusal(missing: MissingPackage) -> Callable[..., None]:
 
 emulator_commands.register(app)
 exposure_commands.register(_owner)
+calibration_commands.register(app)
 _add_testbed()
