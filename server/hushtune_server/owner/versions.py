@@ -100,8 +100,8 @@ class _Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What sits in the model, none for its own blocks, and what sat there before, the latest last."""
 
     format: Literal["hushtune-current/1"] = "hushtune-current/1"
-    current: str | None = None
-    before: tuple[str | None, ...] = ()
+    current: str | None
+    before: tuple[str | None, ...]
 
 
 class Versions:
@@ -121,7 +121,7 @@ class Versions:
         self._lock: int | None = None
 
     def hold(self) -> None:
-        """Take the folder for this process until it ends; `ConfigError` while another one has it."""
+        """Take the folder for this process until `release`, or its end; `ConfigError` while another one has it."""
         if self._lock is not None:
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -134,6 +134,12 @@ class Versions:
         self._lock = descriptor
         for leftover in [*self._folder.rglob("*.partial")]:
             leftover.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Let other processes change the folder; without `hold` before it, nothing happens."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def all(self) -> Sequence[Version]:
         """Return every version, in order of arrival; `ConfigError` names a record that is damaged."""
@@ -187,15 +193,22 @@ class Versions:
 
         `ConfigError` when its file is not what it was, or holds other tensors.
         """
+        self.require_whole(version)
+        try:
+            return load_adapter(self.file(version), expected)
+        except MalformedUpdate as error:
+            raise ConfigError(version.id, f"cannot be used ({error}); promote another version") from error
+
+    def require_whole(self, version: Version) -> None:
+        """Raise `ConfigError` unless the adapter's file is what it was."""
         file = self.file(version)
         try:
             with file.open("rb") as stream:
                 found = file_digest(stream, "sha256").digest()
-            if found == version.digest.value:
-                return load_adapter(file, expected)
-        except (OSError, MalformedUpdate) as error:
+        except OSError as error:
             raise ConfigError(version.id, f"cannot be used ({error}); promote another version") from error
-        raise ConfigError(version.id, f"{file} is damaged; restore it from a backup, or promote another version")
+        if found != version.digest.value:
+            raise ConfigError(version.id, f"{file} is damaged; restore it from a backup, or promote another version")
 
     def file(self, version: Version) -> Path:
         """Return where the adapter of a version lies: a safetensors file that is not to be changed."""
@@ -233,7 +246,7 @@ class Versions:
         try:
             return msgspec.json.decode(file.read_bytes(), type=_Pointer)
         except FileNotFoundError:
-            return _Pointer()
+            return _Pointer(current=None, before=())
         except ValueError as error:
             raise ConfigError(
                 str(file), f"is damaged ({error}); restore it, or delete it to go back to the model's own"
