@@ -68,6 +68,14 @@ def test_the_objective_follows_from_the_printed_choice_alone(solve: Solve, tmp_p
     assert document["allocators"]["global"]["objective"] == pytest.approx(utility / cost, rel=1e-9)
 
 
+def test_a_share_is_told_in_bytes_and_in_bits_per_weight(solve: Solve, tmp_path: Path) -> None:
+    path = edited(tmp_path, lambda tree: tree.update(codec_bits=5.0))
+    document, tree = solve(path), json.loads(Path(path).read_text(encoding="utf-8"))
+    for c, given in zip(tree["clients"], document["choice"]["clients"], strict=True):
+        assert given["budget_bytes"] == int(given["share"] * c["update_mbit"] * 125_000.0)
+        assert given["bits_per_weight"] == pytest.approx(5.0 * given["share"])
+
+
 def test_no_allocator_is_above_the_bound_and_global_reaches_it(solve: Solve) -> None:
     rows = solve("--random", "3", "--seed", "7", "--compare")["allocators"]
     assert list(rows) == list(METHODS)
@@ -110,6 +118,7 @@ def test_a_file_is_solved_like_the_draw_it_was_written_from(solve: Solve, tmp_pa
     [
         ("bandwidth_mhz", float("nan"), "bandwidth_mhz"),
         ("bandwidth_mhz", 20e6, "not Hz"),
+        ("codec_bits", 0.0, "codec_bits"),
         ("bandwidth_mhz", 10**400, "bandwidth_mhz"),
         ("bandwith_mhz", 1.0, "bandwith_mhz"),
         ("clients.1.power_max_w", -1, "clients.client-2.power_max_w"),

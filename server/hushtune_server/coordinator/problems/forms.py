@@ -8,6 +8,7 @@
     time_weight_per_s = 1.0                   # cost of a second
     energy_weight_per_j = 0.01                # cost of a joule
     deadline_s = 60.0                         # optional
+    codec_bits = 4.0                          # bits per weight of a whole update, told beside shares; default codec.bits
     share_levels = [0.25, 0.5, 1.0]           # optional: the only shares there are
     objective = { kind = "ratio" }            # or difference (price), cost (utility_min), max_min
     utility = "log"                           # or exponential, power, scaling, log_share, linear, table
@@ -72,6 +73,7 @@ _SHARED: Final[dict[str, tuple[float, float]]] = {
     "time_weight_per_s": (1e-12, 1e12),
     "energy_weight_per_j": (1e-12, 1e12),
 }
+_CODEC_BITS: Final = (1e-3, 64.0)
 _VALUES: Final = (-1e12, 1e12)
 """Of utilities in a table."""
 _CLOCKS: Final = ((1e-6, 1e5), (1e-12, 1e9))
@@ -98,7 +100,7 @@ def from_tree(tree: Mapping[str, Any]) -> Instance:
 
     Raises ``ConfigError`` that names the field, and the client where it is a client's, and says what would be right.
     """
-    known = {*_SHARED, "deadline_s", "share_levels", "objective", "utility", "clients"}
+    known = {*_SHARED, "deadline_s", "codec_bits", "share_levels", "objective", "utility", "clients"}
     _refuse_unknown(tree, known, at="")
     clients = _clients(tree)
     levels = _levels(tree)
@@ -108,6 +110,8 @@ def from_tree(tree: Mapping[str, Any]) -> Instance:
     columns: dict[str, Any] = dict(_columns(clients))
     shared: dict[str, Any] = {name: _number(tree, name, low, high, at="") for name, (low, high) in _SHARED.items()}
     deadline = _number(tree, "deadline_s", 1e-9, 1e9, at="") if "deadline_s" in tree else None
+    if "codec_bits" in tree:
+        shared["codec_bits"] = _number(tree, "codec_bits", *_CODEC_BITS, at="")
     weight, shape, offset = (columns.pop(name) for name in _UTILITY_FIELDS)
     try:
         utility = Utility(
@@ -138,6 +142,7 @@ def to_tree(instance: Instance) -> dict[str, Any]:
     goal = {"kind": i.objective.kind, "price": i.objective.price, "utility_min": i.objective.utility_min}
     tree: dict[str, Any] = {name: getattr(i, name) for name in _SHARED}
     tree |= {"objective": {k: v for k, v in goal.items() if v is not None}, "utility": i.utility.kind}
+    tree["codec_bits"] = i.codec_bits
     if i.deadline_s is not None:
         tree["deadline_s"] = i.deadline_s
     if i.share_levels is not None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hushtune_common.config import CodecConfig
 from hushtune_server.coordinator.problems.utility import Floats, Objective, Utility
 
 _POSITIVE = (
@@ -28,7 +29,14 @@ _POSITIVE = (
     "share_max",
 )
 _NOT_NEGATIVE = ("gain_tap_mhz_per_w", "train_fixed_share", "start_s", "rate_min_mbps")
-_SCALARS = ("bandwidth_mhz", "server_tflops", "server_energy_w_per_tflops3", "time_weight_per_s", "energy_weight_per_j")
+_SCALARS = (
+    "bandwidth_mhz",
+    "server_tflops",
+    "server_energy_w_per_tflops3",
+    "time_weight_per_s",
+    "energy_weight_per_j",
+    "codec_bits",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +121,8 @@ class Instance:
     """The shares that exist (discrete compression), increasing; None where any share in the range does."""
     clock_levels: tuple[ClockLevels, ...] | None = None
     """The clocks that exist, per client; the top one is ``clock_max_tflops``."""
+    codec_bits: float = CodecConfig().bits
+    """Bits per weight that the whole update spends; a share spends that part of them. Told beside shares, and nothing else."""
 
     def __post_init__(self) -> None:
         """Sizes agree and every number is finite and in its range."""

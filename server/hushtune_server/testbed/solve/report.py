@@ -77,18 +77,20 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _choice(instance: Instance, solution: Solution) -> dict[str, Any]:
-    names = ["name", *_columns(solution)]
-    columns = [instance.names, *(numbers.tolist() for numbers in _columns(solution).values())]
+    found = _columns(instance, solution)
+    names, columns = ["name", *found], [instance.names, *(numbers.tolist() for numbers in found.values())]
     return {
         "time_s": _finite(solution.evaluation.time_s),
         "clients": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
     }
 
 
-def _columns(solution: Solution) -> dict[str, Any]:
+def _columns(instance: Instance, solution: Solution) -> dict[str, Any]:
     c, e = solution.choice, solution.evaluation
     return {
         "share": c.share,
+        "budget_bytes": np.floor(c.share * instance.update_mbit * 1e6 / 8.0),
+        "bits_per_weight": c.share * instance.codec_bits,
         "bandwidth_mhz": c.bandwidth_mhz,
         "power_w": c.power_w,
         "clock_tflops": c.clock_tflops,
@@ -144,6 +146,8 @@ def print_choice(instance: Instance, row: Row, *, console: Console) -> None:
     table.add_column("client", no_wrap=True, max_width=14)
     for heading in (
         "share",
+        "bytes\nMB",
+        "bits/\nweight",
         "band\nMHz",
         "power\nW",
         "clock\nTFLOP/s",
@@ -153,9 +157,11 @@ def print_choice(instance: Instance, row: Row, *, console: Console) -> None:
         "energy\nJ",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    rows = np.column_stack(list(_columns(solution).values()))[:_CLIENTS_SHOWN]
+    columns = _columns(instance, solution)
+    columns["budget_bytes"] = columns["budget_bytes"] / 1e6  # shown in MB
+    rows = np.column_stack(list(columns.values()))[:_CLIENTS_SHOWN]
     for name, numbers in zip(instance.names, rows, strict=False):
-        table.add_row(name, *(f"{x:.4g}" for x in numbers))
+        table.add_row(name, *(f"{x:.3g}" for x in numbers))
     console.print(table)
     if instance.clients > _CLIENTS_SHOWN:
         console.print(f"and {instance.clients - _CLIENTS_SHOWN} more clients; all of them with --json or --out", highlight=False)
