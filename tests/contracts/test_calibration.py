@@ -81,6 +81,8 @@ def planted(seed: int, *, windows: int = 64) -> tuple[Measurement, Floats]:
         before=before,
         uncompressed=before - gain,
         too_small=(),
+        emulator="",
+        codec="",
     )
     return measurement, kept
 

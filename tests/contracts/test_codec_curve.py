@@ -184,9 +184,9 @@ def test_zstandard_on_top_changes_bytes_and_nothing_else() -> None:
 
 
 def test_a_difference_decides_only_when_its_whole_interval_does() -> None:
-    ends = [(-0.2, -0.3, -0.1), (-0.1, -0.3, 0.1), (0.2, 0.1, 0.3), (0.0, 0.0, 0.0)]
+    ends = [(-0.2, -0.3, -0.1), (-0.1, -0.3, 0.1), (0.2, 0.1, 0.3), (0.0, 0.0, 0.0), (5e-5, 4e-5, 6e-5)]
     found = [verdict(Interval(value=value, low=low, high=high)) for value, low, high in ends]
-    assert found == ["ours lower", "even", "peer lower", "even"]
+    assert found == ["ours lower", "even", "peer lower", "even", "even"]
 
 
 def test_a_peer_that_lies_below_ours_is_named() -> None:

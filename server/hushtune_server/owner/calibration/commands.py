@@ -17,7 +17,7 @@ from hushtune_server.words import extra
 if TYPE_CHECKING:
     from hushtune_common.config import Scenario
     from hushtune_server.owner.calibration.curve import Calibrated
-    from hushtune_server.owner.calibration.measure import Calibration, Plan
+    from hushtune_server.owner.calibration.measure import Plan
     from hushtune_server.owner.emulators.opening import Opened
 
 FORMAT = "hushtune-utility-curve/1"
@@ -70,13 +70,14 @@ def calibrate(
     if resamples < 100:
         raise ConfigError("--resamples", f"at least 100 make an interval, got {resamples}")
     with extra("owner"):
-        from hushtune_server.owner.calibration.curve import calibrated
+        from hushtune_common.clock import SystemClock
+        from hushtune_server.owner.calibration.curve import calibrate as measured_curve
         from hushtune_server.owner.emulators.opening import opened
+    clock = SystemClock()
     start = opened(resolved, cache=cache, telling=_telling())
     with _bundle(resolved, start, given=emulator, cache=cache) as bundle:
-        work = _calibration(resolved, start, bundle)
-        found = calibrated(work.measure(plan), seeds=start.place.seeds.child("calibration"), resamples=resamples)
-        document = _document(found, resolved, emulator=work.emulator_digest)
+        found = measured_curve(resolved, bundle, at=start.place, plan=plan, sensitivity=None, clock=clock, resamples=resamples)
+    document = _document(found, resolved, date=clock.wall().isoformat(timespec="seconds"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -100,16 +101,11 @@ def _artist(*, wanted: bool) -> "Callable[[Calibrated, Path], None] | None":
 
 def _plan(scenario: "Scenario", *, shares: str | None, train_windows: int | None, held_windows: int) -> "Plan":
     with extra("owner"):
-        from hushtune_server.owner.calibration.measure import Plan, shares_from
+        from hushtune_server.owner.calibration.curve import plan_of
 
     try:
-        asked = (
-            shares_from(scenario.coordinator.allocator.share_min)
-            if shares is None
-            else tuple(float(part) for part in shares.split(","))
-        )
-        train = scenario.data.train_windows if train_windows is None else train_windows
-        return Plan(shares=asked, train_windows=train, held_windows=held_windows)
+        asked = None if shares is None else tuple(float(part) for part in shares.split(","))
+        return plan_of(scenario, shares=asked, train_windows=train_windows, held_windows=held_windows)
     except ValueError as error:
         raise ConfigError("--shares, --train-windows, --held-windows", str(error)) from error
 
@@ -140,30 +136,14 @@ def _bundle(scenario: "Scenario", start: "Opened", *, given: Path | None, cache:
         yield path
 
 
-def _calibration(scenario: "Scenario", start: "Opened", bundle: Path) -> "Calibration":
-    from hushtune_common.clock import SystemClock
-    from hushtune_server.owner.calibration.measure import Calibration
-
-    return Calibration(
-        bundle,
-        at=start.place,
-        training=scenario.training,
-        codec=scenario.codec,
-        sensitivity=None,
-        clock=SystemClock(),
-        rounds=scenario.coordinator.rounds,
-    )
-
-
-def _document(found: "Calibrated", scenario: "Scenario", *, emulator: str) -> dict[str, Any]:
-    from hushtune_common.clock import SystemClock
-
+def _document(found: "Calibrated", scenario: "Scenario", *, date: str) -> dict[str, Any]:
     curve = found.curve
     return {
         "format": FORMAT,
         "scenario": scenario.name,
-        "date": SystemClock().wall().isoformat(timespec="seconds"),
-        "emulator": emulator,
+        "date": date,
+        "emulator": found.measurement.emulator,
+        "codec": found.measurement.codec,
         "unit": "share of the uncompressed plug-in's gain on public text",
         "gain_nats": {"value": found.gain_nats, "low": found.gain_low, "high": found.gain_high},
         "curve": {
@@ -173,9 +153,9 @@ def _document(found: "Calibrated", scenario: "Scenario", *, emulator: str) -> di
             "share_min": curve.share_min,
             "points": [point._asdict() for point in curve.points],
         },
-        "bytes": found.sizes.tolist(),
+        "bytes": found.measurement.sizes.tolist(),
         "band": {name: getattr(found.band, name).tolist() for name in ("shares", "low", "high")},
-        "too_small": list(found.too_small),
+        "too_small": list(found.measurement.too_small),
     }
 
 
@@ -187,10 +167,10 @@ def _table(found: "Calibrated") -> str:
         f"[{found.gain_low:.4f}, {found.gain_high:.4f}]",
         f"{'share':>7}  {'MB':>8}  {'gain kept':>26}  {'curve':>7}",
     ]
-    for point, size in zip(curve.points, found.sizes.tolist(), strict=True):
+    for point, size in zip(curve.points, found.measurement.sizes.tolist(), strict=True):
         kept = f"{point.value:.4f} [{point.low:.4f}, {point.high:.4f}]"
         lines.append(f"{point.share:7.3f}  {size / 1e6:8.3f}  {kept:>26}  {curve.value(point.share):7.4f}")
-    lines += [f"{share:7.3f}  no file is so small" for share in found.too_small]
+    lines += [f"{share:7.3f}  no file is so small" for share in found.measurement.too_small]
     lines.append(f"u(phi) = {curve.offset:.6g} - {curve.weight:.6g} * phi**-{curve.shape:.4g}, from phi = {curve.share_min:g} on")
     return "\n".join(lines)
 

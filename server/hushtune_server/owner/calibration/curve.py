@@ -5,30 +5,80 @@ adapter as it was trained. 1 is uncompressed, 0 the model as it was. Unlike nats
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hushtune_common.clock import Clock
+from hushtune_common.codec.sensitivity import Sensitivity
+from hushtune_common.config import Scenario
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import CurvePoint, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.calibration.fit import Band, Floats, band, curve_through
-from hushtune_server.owner.calibration.measure import Measurement
+from hushtune_server.owner.calibration.measure import Calibration, Measurement, Plan, shares_from
+from hushtune_server.owner.emulators.engine import Workplace
 
+HELD_WINDOWS = 48
+"""Public windows that score, unless said otherwise."""
 _GRID = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """A curve with its 95 % band, the bytes (K,) of its points, and the gain in nats per token of the uncompressed adapter."""
+    """A curve with its 95 % band, what was measured, and the gain in nats per token of the uncompressed adapter."""
 
     curve: UtilityCurve
     band: Band
-    sizes: NDArray[np.int64]
+    measurement: Measurement
     gain_nats: float
     gain_low: float
     gain_high: float
-    too_small: tuple[float, ...]
+
+
+def plan_of(
+    scenario: Scenario,
+    *,
+    shares: tuple[float, ...] | None = None,
+    train_windows: int | None = None,
+    held_windows: int = HELD_WINDOWS,
+) -> Plan:
+    """Return what is measured for a scenario unless said otherwise: from its least share up, as many windows as a client has.
+
+    ``ValueError`` as `Plan`.
+    """
+    return Plan(
+        shares=shares_from(scenario.coordinator.allocator.share_min) if shares is None else shares,
+        train_windows=scenario.data.train_windows if train_windows is None else train_windows,
+        held_windows=held_windows,
+    )
+
+
+def calibrate(
+    scenario: Scenario,
+    bundle: Path,
+    *,
+    at: Workplace,
+    plan: Plan,
+    sensitivity: Sensitivity | None,
+    clock: Clock,
+    resamples: int = 1000,
+) -> Calibrated:
+    """Measure what updates of the emulator in ``bundle`` are worth by their share, and fit the curve. Minutes for a large model.
+
+    What is known from before is not computed again, as long as ``at`` has the same folder and seeds. `ConfigError` names what is
+    too short, too small or gains nothing.
+    """
+    work = Calibration(
+        bundle,
+        at=at,
+        training=scenario.training,
+        codec=scenario.codec,
+        sensitivity=sensitivity,
+        clock=clock,
+        rounds=scenario.coordinator.rounds,
+    )
+    return calibrated(work.measure(plan), seeds=at.seeds.child("calibration"), resamples=resamples)
 
 
 def calibrated(measurement: Measurement, *, seeds: SeedTree, resamples: int = 1000) -> Calibrated:
@@ -56,11 +106,10 @@ def calibrated(measurement: Measurement, *, seeds: SeedTree, resamples: int = 10
     return Calibrated(
         curve=curve,
         band=band(points, kept, at=np.geomspace(curve.share_min, 1.0, _GRID)),
-        sizes=measurement.sizes,
+        measurement=measurement,
         gain_nats=float(means[0]),
         gain_low=float(low),
         gain_high=float(high),
-        too_small=measurement.too_small,
     )
 
 

@@ -72,6 +72,10 @@ class Measurement:
     before: Floats
     uncompressed: Floats
     too_small: tuple[float, ...]
+    emulator: str
+    """SHA-256 of the emulator's file."""
+    codec: str
+    """Id of the codec's byte format."""
 
 
 def shares_from(share_min: float, *, count: int = 9) -> tuple[float, ...]:
@@ -108,12 +112,6 @@ class Calibration:
         self._shipped = AdapterState(shipped.adapter_numpy())
         self._sensitivity = sensitivity
 
-    @cached_property
-    def emulator_digest(self) -> str:
-        """SHA-256 of the emulator's file."""
-        with self._bundle.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     def measure(self, plan: Plan) -> Measurement:
         """Return what every share keeps; `ConfigError` when the public text is too short, or all shares but two are too small."""
         train, held = parted(self._at.text.spread(tokens=self._tokens(plan)), plan=plan)
@@ -136,10 +134,17 @@ class Calibration:
             before=before,
             uncompressed=uncompressed,
             too_small=tuple(too_small),
+            emulator=self._emulator,
+            codec=self._codec.id,
         )
 
     def _tokens(self, plan: Plan) -> int:
         return (plan.train_windows + plan.held_windows) * self._at.text.windows.shape[1]
+
+    @cached_property
+    def _emulator(self) -> str:
+        with self._bundle.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @cached_property
     def _codec(self) -> AdapterCodec:
@@ -247,7 +252,7 @@ class Calibration:
         return {
             "format": FORMAT,
             "base": self._at.source.base_digest.hex,
-            "emulator": self.emulator_digest,
+            "emulator": self._emulator,
             "shipped": state_digest(self._shipped).hex,
             "arithmetic": arithmetic_facts(self._at.model),
         }

@@ -26,7 +26,7 @@ def draw(document: Json, folder: Path) -> dict[str, str]:
     start = document["settings"]["full_zero_shot"]["perplexity"]
     above.axhline(start, color=_GREY, linestyle=":", linewidth=1, label="full model, zero-shot")
     above.axhline(document["settings"]["uncompressed"]["perplexity"], color=_GREY, linewidth=1, label="plug-in, nothing written")
-    above.set(ylabel="perplexity on held-out private text", xscale="log", yscale="log")
+    above.set(ylabel="perplexity on held-out private text", xscale="log")
     _panel(below, document, what="increase")
     below.axhline(0.0, color=_GREY, linewidth=1)
     below.set_yscale("symlog", linthresh=_LINEAR_BELOW)
@@ -45,10 +45,16 @@ def _panel(axes: Axes, document: Json, *, what: str) -> None:
     peers = [row for row in document["peers"] if "failed" not in row]
     _points(axes, ours, what=what, colour=_OURS, line="-", label="ours")
     _points(axes, peers, what=what, colour=_THEIRS, line="", label="peers")
-    for row in peers:
-        axes.annotate(
-            row["name"], (row["bits_per_weight"], _ends(row, what)[0]), xytext=(4, 3), textcoords="offset points", fontsize=6
-        )
+    for row in _named(peers, what=what):
+        place = (row["bits_per_weight"], _ends(row, what)[0])
+        axes.annotate(row["name"], place, xytext=(4, 3), textcoords="offset points", fontsize=6)
+
+
+def _named(peers: Sequence[Json], *, what: str) -> list[Json]:
+    """Return the peers that have room for a name: one of two that differ by zstandard only; above, only who loses something."""
+    names = {row["name"] for row in peers}
+    single = [row for row in peers if f"{row['name']}+zstd" not in names]
+    return single if what == "increase" else [row for row in single if row["increase_percent"]["low"] > 1.0]
 
 
 def _points(axes: Axes, rows: Sequence[Json], *, what: str, colour: str, line: str, label: str) -> None:

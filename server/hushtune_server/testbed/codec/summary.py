@@ -18,8 +18,12 @@ from hushtune_server.testbed.emulators.statistics import Bootstrap, Floats, Inte
 
 FORMAT = "hushtune-codec-curve/1"
 
+SAME_NATS = 1e-4
+"""Losses that differ by less are the same: a hundredth of a per cent of perplexity (chosen)."""
+
 Verdict = Literal["ours lower", "even", "peer lower", "no answer"]
-"""At the bytes of a peer: the whole interval of the difference is on one side, or holds zero; or ours has no such short file."""
+"""At the bytes of a peer: the whole interval of the difference is on one side, or it holds zero or the difference is next to
+none; or ours has no such short file."""
 
 
 class Summary:
@@ -84,9 +88,9 @@ class Summary:
 
 def verdict(found: Interval) -> Verdict:
     """Return what the difference of two losses, ours minus the peer's, says."""
-    if found.high < 0.0:
-        return "ours lower"
-    return "peer lower" if found.low > 0.0 else "even"
+    if abs(found.value) < SAME_NATS or found.low <= 0.0 <= found.high:
+        return "even"
+    return "ours lower" if found.value < 0.0 else "peer lower"
 
 
 def statement(duels: Sequence[Json]) -> str:
@@ -96,7 +100,10 @@ def statement(duels: Sequence[Json]) -> str:
     named = {v: [d["peer"] for d in duels if d["verdict"] == v] for v in ("ours lower", "even", "peer lower", "no answer")}
     said = [f"At each peer's own bytes ours has the lower loss against {len(named['ours lower'])} of {len(duels)} peers"]
     if named["even"]:
-        said.append(f"cannot be told apart from {_few(named['even'])} (the interval of the difference holds zero)")
+        said.append(
+            f"cannot be told apart from {_few(named['even'])} (the interval of the difference holds zero, or it is below "
+            f"{SAME_NATS:g} nats)"
+        )
     if named["no answer"]:
         said.append(f"cannot write so short a file as {_few(named['no answer'])}")
     end = f"; BELOW OURS: {_few(named['peer lower'])}." if named["peer lower"] else "; no peer lies below ours."
