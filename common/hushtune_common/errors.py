@@ -15,6 +15,7 @@
     │   ├── VersionMismatch        another protocol major
     │   ├── ScenarioMismatch       another experiment
     │   ├── UntrustedSigner        a signature that does not hold, or a signer who may not sign this
+    │   ├── Equivocation           one thing said to one, another to another, or first this and then that
     │   └── LimitExceeded          larger, longer or more than the scenario allows
     ├── OperatingFault             the world's: bounded retry
     │   ├── AddressInUse           another process listens there
@@ -135,6 +136,12 @@ class UntrustedSigner(ProtocolFault):
     """A signature does not hold, or its signer is not who may sign this; the message begins with the field that is wrong."""
 
     reason = "UNTRUSTED_SIGNER"
+
+
+class Equivocation(ProtocolFault):
+    """A peer says what contradicts what it said before, or what it must have said to others."""
+
+    reason = "EQUIVOCATION"
 
 
 class OperatingFault(HushtuneError):
