@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from hushtune_client import bundle_commands
 from hushtune_common.errors import HushtuneError
 from hushtune_common.store.disk import disk_fault
 
@@ -115,6 +116,9 @@ def health(*, kit: _Kit, owner: _Owner, coordinator: _Coordinator, air: _Air) ->
             print(f"{role} at {address}: {error}")
         good = good and serving
     return 0 if good else 1
+
+
+bundle_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
