@@ -3,11 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec import structs
 
 from hushtune_client.consent import require_granted, require_protected
 from hushtune_client.telemetry import update_bits
+from hushtune_common.adapter import AdapterState
+from hushtune_common.codec.pipeline import budget_bytes, make_codec
 from hushtune_common.config import CodecConfig, Scenario
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.link.secrecy import tap_gain_bound
@@ -117,6 +120,19 @@ def test_other_bytes_than_those_of_the_share_are_refused(more: int) -> None:
 def test_a_share_of_another_adapter_is_refused() -> None:
     with pytest.raises(MalformedUpdate, match="budget_bytes"):
         require_granted(optimised(CodecConfig()), schema=SCHEMA[:2], codec=CodecConfig())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_the_least_share_on_offer_is_one_that_the_blockwise_codec_fits_whatever_the_adapter(bits: int, block_size: int) -> None:
+    codec = CodecConfig(kind="blockwise", bits=bits, block_size=block_size)
+    where = structs.replace(PLAIN, codec=codec)
+    least = AllocationProblem.of(where, [report("c1", main_db=-70.0, tap_db=-100.0)]).share_least
+    noise = SeedTree(1).generator()
+    shipped = AdapterState({s.name: np.zeros(s.shape, np.float32) for s in SCHEMA})
+    moved = AdapterState({s.name: noise.uniform(-1.0, 1.0, s.shape).astype(np.float32) for s in SCHEMA})
+    budget = budget_bytes(SCHEMA, config=codec, share=least)
+    assert len(make_codec(codec, shipped=shipped).encode(moved, budget_bytes=budget)) <= budget
 
 
 def test_a_design_is_believed_to_no_more_than_it_leaks() -> None:

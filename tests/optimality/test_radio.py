@@ -72,7 +72,7 @@ def test_levels_reach_from_the_least_share_to_the_whole_in_equal_ratios(least: f
 
 
 def test_a_codec_of_one_size_and_a_single_level_leave_only_the_whole() -> None:
-    assert levels_of(replace(problem_of(), divisible=False)) == (1.0,)
+    assert levels_of(replace(problem_of(), share_codec=1.0)) == (1.0,)
     assert levels_of(replace(problem_of(), allocator=AllocatorConfig(levels=1))) == (1.0,)
     assert levels_of(replace(problem_of(), allocator=AllocatorConfig(share_min=1.0))) == (1.0,)
 

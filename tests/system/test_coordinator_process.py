@@ -549,7 +549,7 @@ def curve(**changes: float) -> pb.UtilityCurve:
     return told
 
 
-WRONG_CURVES = [{"weight": -1.0}, {"shape": 0.0}, {"offset": float("nan")}, {"share_min": 0.9}]
+WRONG_CURVES = [{"weight": -1.0}, {"shape": 0.0}, {"offset": float("nan")}, {"share_min": 1.5}]
 
 
 def test_a_measured_utility_opens_the_round_and_one_that_nobody_can_plan_with_is_refused(kits: Kits, tmp_path: Path) -> None:

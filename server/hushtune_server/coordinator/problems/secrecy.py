@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, inf, isfinite
 
-from hushtune_common.config import AirConfig, AllocatorConfig, OwnerConfig, Scenario, SecrecyConfig
+from hushtune_common.config import AirConfig, AllocatorConfig, CodecConfig, OwnerConfig, Scenario, SecrecyConfig
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import secrecy as link
 from hushtune_common.link import wiretap
@@ -29,6 +29,8 @@ from hushtune_common.messages import (
 from hushtune_common.units import Decibel, Hertz, PowerRatio, Second, Watt, from_db, to_db
 
 _SNR_TAP_LEAST_DB = -60.0
+_NARROWEST_BITS = 2.0
+"""Of the blockwise codec's integers; every block has a scale of 16 bits besides."""
 _WORTH_MARGIN = 1e-3
 """Shares so little above one that is worth nothing are not offered either."""
 _KEY_MESSAGE_BITS_MIN = 8 * (32 + 4)
@@ -89,8 +91,8 @@ class AllocationProblem:
     air: AirConfig
     secrecy: SecrecyConfig
     round_s: Second
-    divisible: bool = True
-    """Whether the codec can make an update shorter than the whole."""
+    share_codec: float = 0.0
+    """The least share of an update that the codec is sure to fit, whatever the adapter; 1 where it has no other size."""
     curve: UtilityCurve | None = None
     """What the owner measured updates to be worth; None where that is assumed."""
     allocator: AllocatorConfig = field(default_factory=AllocatorConfig)
@@ -111,7 +113,7 @@ class AllocationProblem:
             air=scenario.air,
             secrecy=scenario.secrecy,
             round_s=round_s,
-            divisible=scenario.codec.kind != "lossless",
+            share_codec=_share_codec(scenario.codec),
             curve=curve if scenario.coordinator.allocator.utility.kind == "measured" else None,
             allocator=scenario.coordinator.allocator,
             owner=scenario.owner,
@@ -119,11 +121,14 @@ class AllocationProblem:
 
     @property
     def share_least(self) -> float:
-        """The least share that an update may have: the scenario's, or where a measured utility begins to be positive."""
-        if not self.divisible:
-            return 1.0
-        least = self.allocator.share_min
-        return least if self.curve is None else min(1.0, max(least, self.curve.share_worthless * (1.0 + _WORTH_MARGIN)))
+        """The least share that an update may have.
+
+        It is the scenario's, or the least that the codec is sure to fit, or where a measured utility begins, and is positive.
+        """
+        least = max(self.allocator.share_min, self.share_codec)
+        if self.curve is not None:
+            least = max(least, self.curve.share_min, self.curve.share_worthless * (1.0 + _WORTH_MARGIN))
+        return min(1.0, least)
 
     def permuted(self, order: Sequence[int]) -> "AllocationProblem":
         """Return the same problem with its clients in another order."""
@@ -294,6 +299,17 @@ class AllocationProblem:
                 found.append(self._message_bits_min(assignment.protection) / design.message_bits - 1.0)
         granted = report.budget_bytes(assignment.adapter_share)
         return [*found, airtime / self.round_s - 1.0, abs(assignment.budget_bytes / granted - 1.0)]
+
+
+def _share_codec(codec: CodecConfig) -> float:
+    """Return the least share that a codec is sure to fit: the narrowest integers with their scales, or all that there is."""
+    match codec.kind:
+        case "rate_distortion":
+            return 0.0
+        case "lossless":
+            return 1.0
+        case "blockwise":
+            return min(1.0, (_NARROWEST_BITS + 16.0 / codec.block_size) / codec.bits)
 
 
 def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:
