@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -118,6 +118,46 @@ def health(*, kit: _Kit, owner: _Owner, coordinator: _Coordinator, air: _Air) ->
     return 0 if good else 1
 
 
+@app.command(name="export-emulator")
+def export_emulator(
+    bundle: Annotated[Path, Parameter(help="An emulator, as the owner publishes it.")],
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the plain model; made if missing.")],
+) -> None:
+    """Write an emulator as a plain transformers model of fewer blocks, to train LoRA on it with tools of your own.
+
+    `hushtune.json` beside it says which blocks those are, and in `layers_to_transform` which of them may be trained.
+
+    Example: `hushtune-client export-emulator emulator.safetensors --out short-model`
+    """
+    from hushtune_client.own_training import export_model
+
+    note = export_model(bundle, out)
+    print(f"model of {len(note.blocks)} blocks written to {out}; train with layers_to_transform={list(note.layers_to_transform)}")
+    print(f"then: hushtune-client import-adapter YOUR-LORA --bundle {bundle} --out adapter.safetensors")
+
+
+@app.command(name="import-adapter")
+def import_adapter(
+    folder: Annotated[Path, Parameter(help="The LoRA checkpoint that PEFT's save_pretrained wrote.")],
+    *,
+    bundle: Annotated[Path, Parameter(help="The emulator that it was trained on.")],
+    out: Annotated[Path, Parameter(help="File to write the adapter blocks to, safetensors.")],
+    indices: Annotated[
+        Literal["short", "original"] | None,
+        Parameter(help="Whether names count the emulator's blocks or the full model's; known where hushtune.json says it."),
+    ] = None,
+) -> None:
+    """Merge your own LoRA into an emulator's adapter blocks: what a training of ours would have returned.
+
+    Example: `hushtune-client import-adapter my-lora --bundle emulator.safetensors --out adapter.safetensors`
+    """
+    from hushtune_client.own_training import OwnTraining, write_result
+
+    imported = write_result(OwnTraining(folder=folder, indices=indices), bundle=bundle, result=out)
+    print(f"adapter blocks written to {out}: {imported.summary}")
+
+
 bundle_commands.register(app)
 
 
@@ -131,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except HushtuneError as error:
         return _failed(error)
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        return _failed(fault)
     return result if isinstance(result, int) else 0
 
 
