@@ -41,7 +41,7 @@ def train(
     data: Annotated[
         str, Parameter(help="Your own text: txt:FILE (a record per line), jsonl:FILE or csv:FILE (field text). It stays here.")
     ],
-    out: Annotated[Path, Parameter(help="File to write the return to; its folder also holds the emulator while training lasts.")],
+    out: Annotated[Path, Parameter(help="File to write the return to.")],
     kit: Annotated[Path, Parameter(help="This client's kit; signs.")],
     trust: Annotated[Path | None, Parameter(help=f"Whom to trust: {_TRUST} The kit's own authority unless given.")] = None,
     require_post_quantum: _PostQuantum = False,
@@ -53,6 +53,9 @@ def train(
     delta: Annotated[float, Parameter(help="The other half of the promise; with --epsilon.")] = 1e-5,
     threads: Annotated[int, Parameter(help="Torch threads.")] = 1,
     seed: Annotated[int, Parameter(help="Decides the order of windows; privacy draws from the operating system instead.")] = 0,
+    work: Annotated[
+        Path | None, Parameter(help="Folder for the emulator while training lasts; that of --out unless given.")
+    ] = None,
     licence: Annotated[str, Parameter(help="Your terms for the adapter, such as an SPDX expression.")] = "",
     describe: Annotated[
         tuple[str, ...], Parameter(help="What to say of your text in the open; nothing unless given; repeatable.", negative=())
@@ -83,6 +86,7 @@ def train(
         dp=None if epsilon is None else _private(epsilon, delta),
         compute=_compute(threads),
         seed=seed,
+        work=work,
         licence=licence,
         described=describe,
     )

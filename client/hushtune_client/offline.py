@@ -28,7 +28,7 @@ from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.governor import Unpaced
 from hushtune_common.release.acceptance import lineage_of, release_in, require_recipient, require_same
-from hushtune_common.release.container import Container, Progress, read_container, signed_container, write_container
+from hushtune_common.release.container import Container, Progress, read_container, signed_container, writable, write_container
 from hushtune_common.release.identity import Signatory, signatory
 from hushtune_common.release.statement import (
     FORMAT,
@@ -67,7 +67,8 @@ class Order:
     """What to train on what. ``release`` and ``out`` are files, ``kit`` a folder, ``data`` a source such as ``txt:FILE``.
 
     ``share`` is how much of a full update's bytes to use; ``epochs`` and ``dp`` take the place of what the release asks for.
-    ``described`` is what the statement says of the text; nothing by default.
+    ``described`` is what the statement says of the text; nothing by default. The emulator lies in ``work`` while training lasts,
+    beside ``out`` by default.
     """
 
     release: Path
@@ -81,6 +82,7 @@ class Order:
     dp: DpConfig | None = None
     compute: ComputeConfig = DEFAULT_COMPUTE
     seed: int = 0
+    work: Path | None = None
     licence: str = ""
     described: tuple[str, ...] = ()
 
@@ -107,10 +109,11 @@ class Returned:
 def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     """Verify a release, train its adapter blocks on one's own text, and write them sealed and signed to ``order.out``.
 
-    The emulator is copied out of the release into a folder beside ``order.out`` for as long as it takes. Raises `UntrustedSigner`
-    (see `verify`), `NotYours` when the release is for others, `DigestMismatch` naming what of the emulator is not as stated,
+    The emulator is copied out of the release into ``order.work`` for as long as it takes. Raises `UntrustedSigner` (see
+    `verify`), `NotYours` when the release is for others, `DigestMismatch` naming what of the emulator is not as stated,
     `ScenarioMismatch` for a codec that this program does not make, `TrainerFailed`, and `ConfigError` naming the option.
     """
+    _require_room(order.out)
     by = _client(order.kit, clock=clock)
     container = read_container(order.release)
     release = release_in(container)
@@ -118,7 +121,7 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     require_recipient(release, by.caller.name)
     records = load_records(order.data)
     training = _training(order, release.terms.training)
-    with _emulator_of(container, order.out, telling=telling) as path:
+    with _emulator_of(container, order.work or order.out.parent, telling=telling) as path:
         bundle = _checked(path, release)
         windows = _windows(records, bundle, release)
         codec = _codec(bundle, release)
@@ -133,6 +136,16 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     written = signed_container(answer, by=by, path=order.out)
     write_container(written, payload=[sealed])
     return Returned(container=written, bytes_raw=state.bytes_raw, bytes_encoded=len(encoded))
+
+
+def _require_room(out: Path) -> None:
+    """Find out that nothing can be written to ``out`` before hours of training, not after."""
+    with writable(out):
+        if out.is_dir():
+            raise ConfigError("--out", f"{out} is a folder; give the name of a file")
+        trial = out.with_name(out.name + ".partial")
+        trial.touch()
+        trial.unlink()
 
 
 def _client(kit: Path, *, clock: Clock) -> Signatory:
@@ -151,14 +164,14 @@ def _training(order: Order, asked: TrainingConfig) -> TrainingConfig:
 
 
 @contextmanager
-def _emulator_of(container: Container, out: Path, *, telling: Telling) -> "Generator[Path]":
+def _emulator_of(container: Container, work: Path, *, telling: Telling) -> "Generator[Path]":
     """Copy the emulator out of its release; what is yielded is whole and as signed."""
     telling.phase("copying the emulator out of the release")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(dir=out.parent, prefix=".hushtune-")
+        work.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=work, prefix=".hushtune-")
     except OSError as error:
-        raise ConfigError("--out", f"cannot write into {out.parent} ({error.strerror})") from error
+        raise ConfigError("--work", f"cannot write into {work} ({error.strerror})") from error
     with folder as name:
         path = Path(name) / "emulator.safetensors"
         with path.open("wb") as file:

@@ -1,6 +1,8 @@
 """Do the bundle commands exchange an adapter, say what they believe, and end with the code and the field of what is wrong?"""
 
 import json
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,3 +106,15 @@ def test_a_bundle_of_strangers_ends_with_the_code_of_a_peers_fault_and_names_the
         assert said.startswith("6 ")
         assert "signer.certificate: not issued by the trusted authority" in said
     assert "release of an emulator" in desk.client("bundle", "inspect", desk.world.release)
+
+
+def documented() -> list[str]:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "BUNDLES.md").read_text(encoding="utf-8")
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL) for line in block.strip().splitlines()]
+
+
+@pytest.mark.parametrize("line", documented())
+def test_a_command_of_the_document_parses(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    app = {"hushtune": server_cli.app, "hushtune-client": client_cli.app}[program]
+    app.parse_args(arguments, exit_on_error=False, print_error=False)

@@ -439,6 +439,12 @@ def test_orders_that_nobody_can_carry_out_name_the_option(world: World) -> None:
         with pytest.raises(ConfigError) as caught:
             world.order(**changed)
         assert caught.value.field == option
+    with pytest.raises(ConfigError, match=r"private\.txt/c1\.htb: cannot be written"):
+        train(world.order(out=world.folder / "private.txt" / "c1.htb"), clock=CLOCK, telling=CLIENT_TELLING)
+    with pytest.raises(ConfigError, match=r"^--work: cannot write into"):
+        train(world.order(work=world.folder / "private.txt"), clock=CLOCK, telling=CLIENT_TELLING)
+    with pytest.raises(ConfigError, match=r"^--out: .* is a folder"):
+        train(world.order(out=world.folder), clock=CLOCK, telling=CLIENT_TELLING)
     with pytest.raises(ConfigError, match=r"^--epochs: the release asks for 1;"):
         train(world.order(epochs=2), clock=CLOCK, telling=CLIENT_TELLING)
     with pytest.raises(ConfigError, match=r"^--run: begins with 'offline-'"):

@@ -14,8 +14,8 @@ whole.
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -127,22 +127,36 @@ def write_container(container: Container, *, payload: Iterable[bytes], progress:
     """Write a signed statement and its ``payload``; the file appears when it is complete and durable, for its user only.
 
     `DigestMismatch` when the payload is not what the statement says: it changed meanwhile, and nothing is left behind.
+    ``ConfigError`` when nothing can be written there.
     """
     path = container.path
     partial = path.with_name(path.name + _PARTIAL)
-    partial.unlink(missing_ok=True)
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with writable(path):
+            partial.unlink(missing_ok=True)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(container.head())
             for piece in _checked(payload, container.statement.payload, of="payload", progress=progress):
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        with writable(path):
+            partial.replace(path)
     except BaseException:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writable(path: Path) -> Generator[None]:
+    """Make the folder of ``path``, and name the path in a ``ConfigError`` when it is no place to write to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise ConfigError(str(path), f"cannot be written ({error.strerror})") from error
 
 
 def payload_of(path: Path, *, progress: Progress = silent) -> Payload:

@@ -19,7 +19,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.crypto.signing import ML_DSA_65
 from hushtune_common.errors import ConfigError, MalformedUpdate, UntrustedSigner
 from hushtune_common.messages import Caller, Role
-from hushtune_common.release.container import Container
+from hushtune_common.release.container import Container, writable
 from hushtune_common.release.identity import UNREADABLE, Credential, load_certificate, purpose_of, require_bound
 from hushtune_common.release.statement import Part, ReturnStatement, Signer, Statement, canonical, parse_canonical
 
@@ -66,7 +66,8 @@ class _Pin(Part, frozen=True):
 
 def write_pin(path: Path, signer: Signer) -> None:
     """Write the public keys of ``signer`` for somebody to pin: one line of JSON."""
-    path.write_bytes(canonical(_Pin(format="hushtune-signer/1", signer=signer)) + b"\n")
+    with writable(path):
+        path.write_bytes(canonical(_Pin(format="hushtune-signer/1", signer=signer)) + b"\n")
 
 
 def load_anchor(path: Path) -> Anchor:
