@@ -21,6 +21,7 @@ from hushtune_server import bundle_commands, peft_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner.calibration import commands as calibration_commands
+from hushtune_server.owner.fingerprint import commands as fingerprint_commands
 from hushtune_server.words import extra, print_pairs
 
 if TYPE_CHECKING:
@@ -345,6 +346,7 @@ emulator_commands.register(app)
 exposure_commands.register(_owner)
 bundle_commands.register(app)
 adapter_commands.register(_owner)
+fingerprint_commands.register(_owner)
 calibration_commands.register(app)
 peft_commands.register(app)
 _add_testbed()

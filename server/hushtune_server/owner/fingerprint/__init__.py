@@ -1,0 +1,1 @@
+"""Whose copy of an emulator is this?"""
