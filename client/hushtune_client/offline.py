@@ -15,15 +15,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hushtune_common.adapter import AdapterState
+from hushtune_common.adapter import AdapterState, require_matches
 from hushtune_common.clock import Clock
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import budget_bytes, make_codec
 from hushtune_common.config import ComputeConfig, DpConfig, TrainingConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPublicKey
-from hushtune_common.errors import ConfigError, ScenarioMismatch
-from hushtune_common.messages import ClientId, Digest, Role, RunId, UpdateKey
+from hushtune_common.errors import BudgetTooSmall, ConfigError, MalformedUpdate, ScenarioMismatch, TrainerFailed
+from hushtune_common.messages import ClientId, Digest, Role, RunId, TensorSpec, UpdateKey
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.governor import Unpaced
@@ -119,6 +119,7 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     release = release_in(container)
     verify(container, anchor=order.anchor, clock=clock, require_post_quantum=order.require_post_quantum)
     require_recipient(release, by.caller.name)
+    recipient = HybridPublicKey.from_bytes(release.terms.sealing_key)
     records = load_records(order.data)
     training = _training(order, release.terms.training)
     with _emulator_of(container, order.work or order.out.parent, telling=telling) as path:
@@ -127,10 +128,10 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
         codec = _codec(bundle, release)
         telling.phase("loading torch and the emulator")
         state, last = _trained(path, windows, order=order, training=training, clock=clock, telling=telling)
+        _require_usable(state, bundle)
         telling.phase("encoding, sealing and signing")
-        budget = budget_bytes(bundle.schema, config=release.terms.settings, share=order.share)
-        encoded = codec.encode(state, budget_bytes=budget)
-    sealed = _sealed(encoded, release, client=by.caller.name)
+        encoded = _encoded(state, codec, release, schema=bundle.schema, share=order.share, telling=telling)
+    sealed = _sealed(encoded, release, to=recipient, client=by.caller.name)
     said = _said(training, last, windows=len(windows))
     answer = _answer(order, container, release, by=by, sealed=sealed, training=said, clock=clock)
     written = signed_container(answer, by=by, path=order.out)
@@ -232,11 +233,38 @@ def _trained(
     return state, steps[-1]
 
 
-def _sealed(encoded: bytes, release: ReleaseStatement, *, client: str) -> bytes:
+def _require_usable(state: AdapterState, bundle: Bundle) -> None:
+    try:
+        require_matches(state, bundle.schema)
+    except MalformedUpdate as error:
+        raise TrainerFailed(
+            f"the trained adapter cannot be used: {error}; ask for a release with a lower learning rate"
+        ) from error
+
+
+def _encoded(
+    state: AdapterState,
+    codec: AdapterCodec,
+    release: ReleaseStatement,
+    *,
+    schema: Sequence[TensorSpec],
+    share: float,
+    telling: Telling,
+) -> bytes:
+    """Return the adapter in the bytes that ``share`` grants, or in the fewest that it takes: files have no such limits."""
+    budget = budget_bytes(schema, config=release.terms.settings, share=share)
+    try:
+        return codec.encode(state, budget_bytes=budget)
+    except BudgetTooSmall as error:
+        telling.phase(f"--share grants {budget:,} bytes; the shortest encoding has {error.least_bytes:,}, which is taken")
+        return codec.encode(state, budget_bytes=error.least_bytes)
+
+
+def _sealed(encoded: bytes, release: ReleaseStatement, *, to: HybridPublicKey, client: str) -> bytes:
     """Return the adapter sealed to the owner's key: with that key alone, since no wiretap code brings a second secret."""
     sealing = envelope.seal(
         encoded,
-        recipient=HybridPublicKey.from_bytes(release.terms.sealing_key),
+        recipient=to,
         key=UpdateKey(run=RunId(release.run), round_id=release.round_id, client=ClientId(client), attempt=1),
         emulator=Digest.from_hex(release.lineage.emulator),
         codec=release.codec,

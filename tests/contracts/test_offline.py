@@ -428,6 +428,16 @@ def test_a_smaller_share_makes_a_smaller_return(world: World) -> None:
     assert not world.take_in(world.folder / "s.htb").before
 
 
+def test_a_share_that_no_encoding_fits_costs_no_training(world: World) -> None:
+    told: list[str] = []
+    order = world.order(share=0.001, out=world.folder / "s.htb")
+    made = train(order, clock=CLOCK, telling=replace(CLIENT_TELLING, phase=told.append))
+    schema = read_bundle(world.folder / "bundle.safetensors").schema
+    assert made.bytes_encoded > budget_bytes(schema, config=world.scenario.codec, share=0.001)
+    assert any(line.startswith("--share grants") for line in told)
+    assert not world.take_in(world.folder / "s.htb").before
+
+
 def test_orders_that_nobody_can_carry_out_name_the_option(world: World) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         ("--share", {"share": 0.0}),

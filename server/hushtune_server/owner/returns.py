@@ -151,14 +151,17 @@ def import_return(order: Import, *, clock: Clock, telling: Telling) -> Imported:
     release = _answered(statement, order.state)
     slot = order.state / RETURNS / statement.run / str(statement.round_id) / f"{statement.client}.json"
     place = order.state / ADAPTERS / f"{statement.client}.safetensors"
+    gate = order.scenario.owner.gate
+    versions = Versions(order.state / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=clock)
+    versions.hold()  # from here on nobody else takes anything in
     known = _known(slot, statement)
     if known is not None:
         return Imported(statement=statement, adapter=place, verdict=known.verdict, before=True)
     bundle, state = _decoded(order, container, release, telling=telling)
-    bench = _bench(order, bundle, release, clock=clock, telling=telling)
+    bench = _bench(order, bundle, release, versions=versions, clock=clock, telling=telling)
     version = bench.judge(state, statement)
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    bench.versions.copy(version, place)
+    versions.copy(version, place)
     record = _Record(
         format="hushtune-returned/1",
         update=statement.payload.digest,
@@ -240,7 +243,6 @@ class _Bench:
 
     plugin: Plugin
     desk: Desk
-    versions: Versions
 
     def judge(self, state: AdapterState, statement: ReturnStatement) -> Version:
         """Screen an adapter and try it in; `LimitExceeded` when a screen refuses it."""
@@ -248,11 +250,9 @@ class _Bench:
         return self.desk.accept(state, key=statement.key, trial=self.plugin.try_in(state))
 
 
-def _bench(order: Import, bundle: Bundle, release: Released, *, clock: Clock, telling: Telling) -> _Bench:
+def _bench(order: Import, bundle: Bundle, release: Released, *, versions: Versions, clock: Clock, telling: Telling) -> _Bench:
     """Set up the model as it sits, for updates that were made from the emulator ``bundle``."""
     scenario, gate = order.scenario, order.scenario.owner.gate
-    versions = Versions(order.state / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=clock)
-    versions.hold()
     telling.phase("loading the model")
     source = _source(order, bundle)
     windows = _public(order, source)
@@ -279,7 +279,7 @@ def _bench(order: Import, bundle: Bundle, release: Released, *, clock: Clock, te
         clock=clock,
     )
     telling.phase("screening the adapter and trying it on public text")
-    return _Bench(plugin=plugin, desk=desk, versions=versions)
+    return _Bench(plugin=plugin, desk=desk)
 
 
 def _gatekeeper(order: Import, bundle: Bundle, release: Released) -> Gatekeeper:
