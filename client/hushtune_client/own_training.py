@@ -84,13 +84,18 @@ def import_adapter(own: OwnTraining, *, bundle: Bundle) -> Imported:
     return Imported(state=state, ranks=ranks, whole=len(checkpoint.whole), meaning=known)
 
 
-def write_result(own: OwnTraining, *, bundle: Path, result: Path) -> Imported:
+def write_result(own: OwnTraining, *, bundle: Path, result: Path, round_id: int = 1) -> Imported:
     """Write to ``result`` what a training of a round would have left there, for its user's eyes only, whole or not at all.
 
     ``bundle`` is the emulator of that round. Errors as `import_adapter`, and `ConfigError` naming a path that cannot be used.
+    After the first round what is shipped may hold the updates of earlier ones, this client's among them, and the same change
+    would be added once more: then only a checkpoint is taken whose note says that it started from these very blocks.
     """
     with _readable(bundle):
         imported = import_adapter(own, bundle=read_bundle(bundle))
+    if round_id > 1 and not imported.meaning.started_here:
+        problem = f"nothing says that it was trained on the emulator of round {round_id}; export that one and train on it"
+        raise ConfigError("--adapter-from", f"{problem}, with its hushtune.json in place")
     partial = result.with_name(result.name + ".partial")
     with _writable(result):
         try:

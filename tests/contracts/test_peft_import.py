@@ -16,8 +16,9 @@ from hushtune_client.own_training import OwnTraining, export_model, import_adapt
 from hushtune_common.adapter import load_adapter
 from hushtune_common.config import DpConfig, TrainingConfig
 from hushtune_common.errors import ConfigError
-from hushtune_common.model.bundle import Bundle
+from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.slots import Compress, Drop, Quant
+from hushtune_common.model.weights import TensorFile
 from hushtune_common.peft.convert import change_of, factored, write_lora
 from hushtune_common.peft.lowrank import Limit
 from tests.own_lora import (
@@ -324,6 +325,27 @@ def test_a_round_gets_the_whole_adapter_in_a_file_for_its_user_only(usual: Train
     assert all(np.array_equal(t, imported.state.tensors[n]) for n, t in found.tensors.items())
     assert (result.stat().st_mode & 0o777, list(tmp_path.glob("*.partial"))) == (0o600, [])
     assert imported.facts == {"matrices": 8, "ranks": [3, 3], "whole_tensors": 0, "indices": "short"}
+
+
+def test_after_the_first_round_only_what_started_from_that_rounds_blocks_is_taken(usual: Trained, tmp_path: Path) -> None:
+    path, result = usual.bundle.file.path, tmp_path / "adapter.safetensors"
+    write_result(OwnTraining(folder=usual.lora), bundle=path, result=result, round_id=2)
+    settings = usual.lora / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "elsewhere"}))
+    unknown = OwnTraining(folder=usual.lora, indices="short")
+    write_result(unknown, bundle=path, result=result, round_id=1)
+    with pytest.raises(ConfigError, match="--adapter-from: nothing says that it was trained on the emulator of round 2"):
+        write_result(unknown, bundle=path, result=result, round_id=2)
+
+
+def test_a_lora_that_started_from_other_adapter_blocks_is_refused(usual: Trained, tmp_path: Path) -> None:
+    path, _ = emulator(tmp_path, source_of())
+    tensors = load_file(path)
+    tensors["model.layers.5.mlp.up_proj.weight"] += 0.5
+    file = TensorFile.open(path)
+    save_file(tensors, path, metadata=dict(file.metadata))
+    with pytest.raises(ConfigError, match="adapter blocks started elsewhere"):
+        import_adapter(OwnTraining(folder=usual.lora), bundle=read_bundle(path))
 
 
 def test_pickled_weights_and_a_folder_without_any_are_refused_with_what_to_do(usual: Trained) -> None:

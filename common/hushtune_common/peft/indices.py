@@ -49,6 +49,8 @@ class Meaning:
     originals: tuple[int, ...]
     counting: Counting
     why: str
+    started_here: bool = False
+    """Whether a note vouches that training started from the adapter blocks that were shipped."""
 
 
 def write_note(folder: Path, note: Note) -> None:
@@ -106,7 +108,7 @@ def meaning(
         if counting not in (None, note.indices):
             raise ConfigError("--indices", f"is {counting}, but {where} says that the names count {note.indices} blocks")
         originals = plan.running if note.indices == "short" else full
-        return Meaning(originals=originals, counting=note.indices, why=f"{where} says so")
+        return Meaning(originals=originals, counting=note.indices, why=f"{where} says so", started_here=note.shipped is not None)
     if counting is not None:
         return Meaning(originals=plan.running if counting == "short" else full, counting=counting, why="--indices says so")
     if plan.running == full:
