@@ -39,7 +39,9 @@ def named(count: int) -> tuple[ClientId, ...]:
     return tuple(ClientId(f"c{k:02}") for k in range(1, count + 1))
 
 
-def terms_for(*, words: int = 4, round_id: int = 1, share: float = 0.5, degree: int = 0, members_min: int = 2) -> Terms:
+def terms_for(
+    *, words: int = 4, round_id: int = 1, share: float = 0.5, degree: int = 0, members_min: int = 2, colluders: int = 0
+) -> Terms:
     return Terms(
         run=RunId("run-1"),
         round_id=round_id,
@@ -49,6 +51,7 @@ def terms_for(*, words: int = 4, round_id: int = 1, share: float = 0.5, degree: 
         members_max=64,
         share=share,
         degree=degree,
+        colluders=colluders,
     )
 
 

@@ -1,11 +1,13 @@
-"""Is the ring as hard to take apart as is said, and how many may collude?"""
+"""Is a ring as hard to take apart as is said, and how many may collude?"""
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from hushtune_common.messages import ClientId, Digest
-from hushtune_common.secagg.graph import Graph, colluders_max
+from hushtune_common.secagg.admission import colluders_max
+from hushtune_common.secagg.graph import Graph
 from hushtune_common.secagg.messages import Terms
 from tests.secagg import named, terms_for
 
@@ -38,15 +40,44 @@ def test_the_order_on_the_ring_is_another_with_every_roster():
     assert len(orders) == 20
 
 
-@pytest.mark.parametrize(("count", "degree"), [(9, 4), (10, 4), (11, 6)])
-def test_as_many_as_the_degree_have_to_go_before_the_ring_falls_apart(count: int, degree: int):
+def pieces(ring: Graph, among: frozenset[ClientId]) -> int:
+    """Walk over the graph without all others; return in how many pieces it is."""
+    left, found = set(among), 0
+    while left:
+        reached, fresh = set[ClientId](), {min(left)}
+        while fresh:
+            reached |= fresh
+            fresh = {near for name in fresh for near in ring.neighbours(name) if near in among} - reached
+        left -= reached
+        found += 1
+    return found
+
+
+def least_cut(ring: Graph, among: frozenset[ClientId]) -> int:
+    """Try to take out every set, the small ones first."""
+    for size in range(len(among)):
+        if any(len(among) - size < 2 or pieces(ring, among - set(gone)) > 1 for gone in combinations(sorted(among), size)):
+            return size
+    return 0
+
+
+@pytest.mark.parametrize(("count", "degree"), [(6, 4), (9, 4), (10, 4), (10, 6), (11, 6), (7, 0)])
+def test_as_many_as_the_degree_take_a_ring_apart(count: int, degree: int):
     ring, everybody = graph(count, degree), frozenset(named(count))
-    assert all(ring.connected(everybody - set(gone)) for gone in combinations(named(count), degree - 1))
-    assert not all(ring.connected(everybody - set(gone)) for gone in combinations(named(count), degree))
+    assert ring.cut(everybody) == least_cut(ring, everybody) == (degree or count - 1)
 
 
-def test_nobody_is_not_joined_to_anybody_else():
-    assert graph(4, 0).connected(frozenset())
+@pytest.mark.parametrize(("count", "degree"), [(9, 4), (10, 6), (11, 4), (12, 6), (8, 0)])
+def test_the_cut_of_survivors_is_what_trying_everything_finds(count: int, degree: int):
+    ring, rng = graph(count, degree), np.random.default_rng([count, degree])
+    for _ in range(25):
+        among = frozenset(ClientId(str(n)) for n in rng.permutation(named(count))[: int(rng.integers(2, count + 1))])
+        assert ring.cut(among) == least_cut(ring, among)
+
+
+@pytest.mark.parametrize("degree", [0, 4])
+def test_nobody_and_one_alone_are_taken_apart_by_nobody(degree: int):
+    assert graph(8, degree).cut(frozenset()) == graph(8, degree).cut(frozenset(named(1))) == 0
 
 
 def secrets_stay_closed(terms: Terms, *, holders: int, colluders: int) -> bool:
@@ -65,14 +96,11 @@ def test_among_all_the_promise_is_what_trying_every_split_finds(count: int, shar
     assert [a and b for a, b in zip(two_honest, closed, strict=True)] == [c <= most for c in range(count)]
 
 
-@pytest.mark.parametrize(("count", "degree", "share"), [(9, 6, 0.7), (10, 8, 0.8), (11, 8, 0.75)])
-def test_on_a_ring_no_colluders_and_dropped_take_the_honest_apart(count: int, degree: int, share: float):
-    terms, ring = terms_for(share=share, degree=degree), graph(count, degree)
+@pytest.mark.parametrize(("count", "degree", "share"), [(9, 6, 0.7), (20, 8, 0.8), (11, 4, 0.5)])
+def test_on_a_ring_it_is_neighbours_that_hold_the_secrets(count: int, degree: int, share: float):
+    terms = terms_for(share=share, degree=degree)
     most = colluders_max(terms, members=count)
-    away = most + count - terms.threshold(count)
-    assert most >= 0
-    assert secrets_stay_closed(terms, holders=degree + 1, colluders=most)
-    assert all(ring.connected(frozenset(named(count)) - set(gone)) for gone in combinations(named(count), away))
+    assert [secrets_stay_closed(terms, holders=degree + 1, colluders=c) for c in range(most + 2)] == [True] * (most + 1) + [False]
 
 
 def test_a_majority_and_no_more_covers_coordinator_and_owner_and_hardly_a_member():

@@ -193,8 +193,29 @@ def test_survivors_without_a_mask_between_them_are_refused():
     rehearsal = reached("vow", Rehearsal(12, terms=terms_for(degree=4)))
     ring = Graph.of(named(12), roster=rehearsal.roster.digest(rehearsal.terms), degree=4).ring
     halves = (*ring[0:4], *ring[6:10])
-    with pytest.raises(QuorumMissed, match="groups"):
+    with pytest.raises(QuorumMissed, match="take the survivors apart"):
         rehearsal.members[ring[1]].stand(rehearsal.states[ring[1]], standing(rehearsal, *halves))
+
+
+def test_survivors_that_the_colluders_agreed_on_could_take_apart_are_refused():
+    # Of the same ring, all but two beside each other: two more on the other side would cut it.
+    rehearsal = reached("vow", Rehearsal(12, terms=terms_for(degree=4, share=0.6, colluders=1)))
+    ring = Graph.of(named(12), roster=rehearsal.roster.digest(rehearsal.terms), degree=4).ring
+    state = rehearsal.states[ring[6]]
+    rehearsal.members[ring[6]].stand(state, standing(rehearsal, *ring[2:]))
+    with pytest.raises(QuorumMissed, match="1 colluders would"):
+        rehearsal.members[ring[6]].stand(state, standing(rehearsal, *(set(ring[2:]) - {ring[8]})))
+
+
+def test_a_roster_that_does_not_withstand_the_colluders_agreed_on_is_refused():
+    terms = terms_for(colluders=2)
+    members = {n: Member(terms, name=n, sign=signer(n), verify=verify) for n in named(5)}
+    states = {n: m.begin() for n, m in members.items()}
+    roster = Roster(advertisements=tuple(states[n].advertisement for n in named(5)))
+    with pytest.raises(QuorumMissed, match="5 members withstand 0 colluders, 2 were agreed on"):
+        members[C1].meet(states[C1], roster)
+    with pytest.raises(QuorumMissed):
+        Aggregator(terms, verify=verify).meet(AggregatorState(), roster)
 
 
 def test_nothing_is_opened_on_vows_that_do_not_hold():

@@ -240,12 +240,13 @@ USELESS: dict[str, Callable[[Terms], Terms]] = {
     "odd ring": lambda t: replace(t, degree=5),
     "nothing to add": lambda t: replace(t, words=0),
     "no round": lambda t: replace(t, round_id=0),
+    "more colluders than room": lambda t: replace(t, colluders=65),
 }
 
 
 @pytest.mark.parametrize("change", USELESS.values(), ids=list(USELESS))
 def test_terms_that_protect_nobody_are_refused(change: Callable[[Terms], Terms]):
-    with pytest.raises(ValueError, match=r"share|members_min|degree|rounds count"):
+    with pytest.raises(ValueError, match=r"share|members_min|degree|rounds count|colluders"):
         change(terms_for())
 
 
@@ -260,8 +261,9 @@ def test_every_term_is_part_of_the_digest():
         replace(terms, members_max=63),
         replace(terms, share=0.6),
         replace(terms, degree=4),
+        replace(terms, colluders=1),
     )
-    assert len({t.digest for t in (terms, *others)}) == 9
+    assert len({t.digest for t in (terms, *others)}) == 10
 
 
 def test_the_relay_leaves_out_whom_the_round_is_not_for():

@@ -15,8 +15,8 @@ import numpy as np
 from hushtune_common.errors import ProtocolFault, QuorumMissed, StaleRound
 from hushtune_common.messages import ClientId
 from hushtune_common.secagg import record
+from hushtune_common.secagg.admission import colluders_max
 from hushtune_common.secagg.aggregator import Aggregator, AggregatorState
-from hushtune_common.secagg.graph import colluders_max
 from hushtune_common.secagg.grid import Words
 from hushtune_common.secagg.member import Member, MemberState
 from hushtune_common.secagg.messages import Advertisement, Deal, Delivery, Opening, Roster, Survivors, Terms, Upload, Vow, Vows
@@ -335,12 +335,11 @@ class Story:
         rng = self.world.rng
         count = int(rng.integers(2, 8))
         share = float(rng.choice([0.5, 0.5, 0.6, 2 / 3]))
-        ring = terms_for(words=WORDS, share=share, degree=4)
-        covered = colluders_max(ring, members=count) >= 0
-        self.terms = ring if covered and rng.random() < 0.3 else terms_for(words=WORDS, share=share)
+        degree = 4 if count > 5 and rng.random() < 0.5 else 0
         names = named(count)
-        most = colluders_max(self.terms, members=count)
+        most = colluders_max(terms_for(share=share, degree=degree), members=count)
         colluding = frozenset(names[k] for k in rng.permutation(count)[: int(rng.integers(0, most + 1))])
+        self.terms = terms_for(words=WORDS, share=share, degree=degree, colluders=len(colluding))
         self.watch = Watch(self.terms, colluding)
         self.server = Server(self.world, self.terms, names, self.watch)
         for name in names:

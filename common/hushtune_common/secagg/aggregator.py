@@ -13,15 +13,14 @@ import numpy as np
 from hushtune_common.errors import (
     DigestMismatch,
     Equivocation,
-    LimitExceeded,
     MalformedUpdate,
     QuorumMissed,
     Replayed,
     StaleRound,
-    UntrustedSigner,
 )
 from hushtune_common.messages import ClientId, Digest
 from hushtune_common.secagg import masks, shamir
+from hushtune_common.secagg.admission import require_joined, require_quorum, require_roster
 from hushtune_common.secagg.graph import Graph
 from hushtune_common.secagg.grid import Words
 from hushtune_common.secagg.keys import commitment, pair_key, public_of, self_key
@@ -54,17 +53,10 @@ class Aggregator:
         self._verify = verify
 
     def meet(self, state: AggregatorState, roster: Roster) -> AggregatorState:
-        """Take the roster; `Replayed` for another one, `UntrustedSigner`, `QuorumMissed` and `LimitExceeded` as a member does."""
+        """Take the roster; `Replayed` for another one than before, for the rest see `require_roster`."""
         if state.roster is not None:
             return _same(state, state.roster, roster, what="roster")
-        count = len(roster.members)
-        if count < self.terms.members_min:
-            raise QuorumMissed(f"the roster has {count} members, at least {self.terms.members_min} were agreed on")
-        if count > self.terms.members_max:
-            raise LimitExceeded(f"the roster has {count} members, at most {self.terms.members_max} were agreed on")
-        for said in roster.advertisements:
-            if not self._verify(said.member, said.statement(self.terms), said.proof):
-                raise UntrustedSigner(f"{said.member}: did not sign the keys that the roster has")
+        require_roster(roster, terms=self.terms, verify=self._verify)
         return replace(state, roster=roster)
 
     def receive(self, state: AggregatorState, dealers: Delivery) -> AggregatorState:
@@ -75,7 +67,7 @@ class Aggregator:
         roster = _roster(state)
         if dealers.roster != roster.digest(self.terms) or not set(dealers.dealers) <= set(roster.members):
             raise Equivocation("the dealers are of another roster")
-        self._require(len(dealers.dealers), state, what="dealt")
+        require_quorum(frozenset(dealers.dealers), roster=roster, terms=self.terms, what="dealt")
         return replace(state, dealers=dealers)
 
     def take(self, state: AggregatorState, upload: Upload) -> AggregatorState:
@@ -102,13 +94,14 @@ class Aggregator:
         return replace(state, received=tuple(sorted([*state.received, (upload.member, digest)], key=lambda entry: entry[0])))
 
     def close(self, state: AggregatorState) -> AggregatorState:
-        """Name the survivors: all whose payload came. `QuorumMissed` when they are too few, in all or around one member."""
+        """Name the survivors: all whose payload came. `QuorumMissed` when they are too few for anybody to stand to them."""
         if state.survivors is not None:
             return state
         dealers = _dealers(state)
         members = tuple(name for name, _ in state.received)
-        self._require(len(members), state, what="survived")
         among, graph = frozenset(members), self._graph(state)
+        require_quorum(among, roster=_roster(state), terms=self.terms, what="survived")
+        require_joined(among, graph=graph, terms=self.terms)
         for name in dealers.dealers:
             holders = graph.holders(name)
             needed = self.terms.threshold(len(holders))
@@ -238,12 +231,6 @@ class Aggregator:
     def _graph(self, state: AggregatorState) -> Graph:
         roster = _roster(state)
         return Graph.of(roster.members, roster=roster.digest(self.terms), degree=self.terms.degree)
-
-    def _require(self, count: int, state: AggregatorState, *, what: str) -> None:
-        members = len(_roster(state).members)
-        needed = self.terms.threshold(members)
-        if count < needed:
-            raise QuorumMissed(f"{count} of {members} members {what}, {needed} are needed")
 
 
 def _same(state: AggregatorState, known: object, heard: object, *, what: str) -> AggregatorState:

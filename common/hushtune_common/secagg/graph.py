@@ -1,10 +1,9 @@
 """Who masks with whom, and who holds whose shares? Everybody with everybody, or neighbours on a ring.
 
-A ring of even degree k joins each member with the k / 2 next ones on either side. Its vertex connectivity is k (Harary 1962): it
-falls apart only when at least k members are taken out. The order on the ring comes from the digest of the roster, hence from
-everybody's fresh keys. Bell, Bonawitz, Gascon, Lepoint and Raykova (CCS 2020) draw such rings at random and show that a degree
-logarithmic in the number of members suffices; here the degree is set, and `colluders_max` says what it is good for without any
-assumption on who colludes.
+A ring of even degree k joins each member with the k / 2 next ones on either side (Harary 1962: no graph of that degree is harder
+to take apart). The order on the ring comes from the digest of the roster, hence from everybody's fresh keys. Bell and others (CCS
+2020) draw such rings at random and show that a degree logarithmic in the number of members nearly always suffices; here nothing is
+left to chance, since `Graph.cut` says of the survivors of a round how many would have to collude to take them apart.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hushtune_common.messages import ClientId, Digest
-from hushtune_common.secagg.messages import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,27 +42,22 @@ class Graph:
         """Return who holds shares of ``member``'s secrets: its neighbours and itself."""
         return self.neighbours(member) | {member}
 
-    def connected(self, among: frozenset[ClientId]) -> bool:
-        """Return whether the graph without all others is in one piece."""
-        reached: frozenset[ClientId] = frozenset()
-        fresh = frozenset(sorted(among)[:1])
-        while fresh:
-            reached |= fresh
-            fresh = frozenset(near for name in fresh for near in self.neighbours(name)) & among - reached
-        return reached == among
+    def cut(self, among: frozenset[ClientId]) -> int:
+        """Return how many of ``among`` have to be taken out before two of the others have no path left, or only one is left.
 
-
-def colluders_max(terms: Terms, *, members: int) -> int:
-    """Return how many members may collude with coordinator and owner, whoever they are, without reading less than sums of two.
-
-    The least of three, each in the worst case: nobody's two secrets open (2 t > holders + colluders, as Bonawitz et al. 2017 ask
-    for); two of a quorum of survivors are honest; and the honest survivors stay joined by masks that nobody else knows (colluders
-    and dropped together fewer than the degree, unless everybody masks with everybody). Negative when a ring does not even cover
-    coordinator and owner alone.
-    """
-    most = members - 1
-    degree = most if terms.degree == 0 else min(terms.degree, most)
-    quorum = terms.threshold(members)
-    secrets = 2 * terms.threshold(degree + 1) - (degree + 1) - 1
-    joined = most if degree == most else degree - 1 - (members - quorum)
-    return min(secrets, quorum - 2, joined)
+        Two gaps on the ring do it, each as long as a member's reach to one side; who is not ``among`` is in a gap for nothing.
+        """
+        most, count, half = max(0, len(among) - 1), len(self.ring), self.degree // 2
+        if self.degree == count - 1:
+            return most
+        here = [name in among for name in self.ring]
+        before = [0]
+        for there in (*here, *here):
+            before.append(before[-1] + there)
+        least = most
+        for first in range(count):
+            for second in range(first + half + 1, first + count - half):
+                between = before[second] - before[first + half], before[first + count] - before[second + half]
+                if min(between) > 0:
+                    least = min(least, before[first + count] - before[first] - sum(between))
+        return least

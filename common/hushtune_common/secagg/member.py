@@ -20,15 +20,14 @@ import numpy as np
 from hushtune_common.errors import (
     Equivocation,
     InvalidEnvelope,
-    LimitExceeded,
     MalformedUpdate,
     QuorumMissed,
     Replayed,
     StaleRound,
-    UntrustedSigner,
 )
 from hushtune_common.messages import ClientId, Digest
 from hushtune_common.secagg import masks
+from hushtune_common.secagg.admission import require_joined, require_quorum, require_roster
 from hushtune_common.secagg.graph import Graph
 from hushtune_common.secagg.grid import Words
 from hushtune_common.secagg.keys import (
@@ -100,22 +99,14 @@ class Member:
     def meet(self, state: MemberState, roster: Roster) -> MemberState:
         """Take the roster.
 
-        Raises `UntrustedSigner` for keys that their owner did not sign, `Equivocation` for another roster or other keys of one's
-        own, `QuorumMissed` for one that is too small, `LimitExceeded` for one that is too large.
+        Raises `Equivocation` for another roster than before or other keys of one's own; for the rest see `require_roster`.
         """
         if state.roster is not None:
             _require_same(state.roster, roster, what="roster")
             return state
-        count = len(roster.members)
-        if count < self.terms.members_min:
-            raise QuorumMissed(f"the roster has {count} members, at least {self.terms.members_min} were agreed on")
-        if count > self.terms.members_max:
-            raise LimitExceeded(f"the roster has {count} members, at most {self.terms.members_max} were agreed on")
         if self.name not in roster.members or roster.of(self.name) != state.advertisement:
             raise Equivocation(f"the roster does not have what {self.name} advertised")
-        for said in roster.advertisements:
-            if not self._verify(said.member, said.statement(self.terms), said.proof):
-                raise UntrustedSigner(f"{said.member}: did not sign the keys that the roster has")
+        require_roster(roster, terms=self.terms, verify=self._verify)
         return replace(state, roster=roster)
 
     # --- shares -----------------------------------------------------------------------------------------------------------
@@ -195,7 +186,7 @@ class Member:
         """Take the survivors and vow to open secrets for them alone; whoever is not among them has nothing more to do.
 
         Raises `Equivocation` for survivors of another view or after others, `QuorumMissed` when too few survive, in all or
-        around this member, or when they are joined by no masks.
+        around this member, or when too few colluders could take them apart.
         """
         if self.name not in survivors.members:
             return state
@@ -209,8 +200,7 @@ class Member:
             raise Equivocation(f"{self.name} counts as a survivor and has sent nothing")
         among = frozenset(survivors.members)
         self._require_quorum(state, among, what="survived")
-        if not self._graph(state).connected(among):
-            raise QuorumMissed("the survivors fall into groups whose sums would be open")
+        require_joined(among, graph=self._graph(state), terms=self.terms)
         return replace(state, survivors=survivors, vow=Vow(member=self.name, proof=self._sign(survivors.statement)))
 
     def confirm(self, state: MemberState, vows: Vows) -> MemberState:
@@ -273,10 +263,7 @@ class Member:
         return {holder: dealt[place] for holder, place in places.items()}
 
     def _require_quorum(self, state: MemberState, among: frozenset[ClientId], *, what: str) -> None:
-        roster = _known(state.roster, what="roster")
-        needed = self.terms.threshold(len(roster.members))
-        if len(among) < needed:
-            raise QuorumMissed(f"{len(among)} of {len(roster.members)} members {what}, {needed} are needed")
+        require_quorum(among, roster=_known(state.roster, what="roster"), terms=self.terms, what=what)
         holders = self._graph(state).holders(self.name)
         needed = self.terms.threshold(len(holders))
         if len(holders & among) < needed:

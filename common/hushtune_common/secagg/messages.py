@@ -42,7 +42,8 @@ class Terms:
 
     ``grid`` is the digest of the numbers' layout and ``words`` the length of a payload in words of 64 bits. A roster has from
     ``members_min`` to ``members_max`` members. More than ``share`` of the holders of a secret open it, and more than ``share`` of
-    the roster have to survive. Each masks with ``degree`` others; 0 stands for all.
+    the roster have to survive. Each masks with ``degree`` others; 0 stands for all. ``colluders`` are so many members that may
+    be in league with coordinator and owner: everybody refuses a roster, and survivors, that do not withstand as many.
     """
 
     run: RunId
@@ -53,6 +54,7 @@ class Terms:
     members_max: int
     share: float = 0.5
     degree: int = 0
+    colluders: int = 0
 
     def __post_init__(self) -> None:
         """Refuse terms under which a sum could be of one, or a minority could open secrets."""
@@ -65,6 +67,8 @@ class Terms:
             raise ValueError(f"share: secrets open to a majority at least, so from 0.5 to below 1, got {self.share}")
         if self.degree % 2 or not (self.degree == 0 or self.degree >= 4):
             raise ValueError(f"degree: 0 for everybody, or an even number from 4, got {self.degree}")
+        if not 0 <= self.colluders <= self.members_max:
+            raise ValueError(f"colluders: from 0 to members_max, got {self.colluders}")
 
     def threshold(self, count: int) -> int:
         """Return the least number that is more than ``share`` of ``count``."""
@@ -73,8 +77,8 @@ class Terms:
     @property
     def digest(self) -> Digest:
         """What everything that is signed or derived names."""
-        counts = (self.round_id, self.words, self.members_min, self.members_max, self.degree)
-        return _digest("terms", self.run.encode(), self.grid.value, struct.pack("<5Qd", *counts, self.share))
+        counts = (self.round_id, self.words, self.members_min, self.members_max, self.degree, self.colluders)
+        return _digest("terms", self.run.encode(), self.grid.value, struct.pack("<6Qd", *counts, self.share))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,48 @@
+"""Which rosters and which survivors does nobody who is careful work with?"""
+
+from hushtune_common.errors import LimitExceeded, QuorumMissed, UntrustedSigner
+from hushtune_common.messages import ClientId
+from hushtune_common.secagg.graph import Graph
+from hushtune_common.secagg.messages import Roster, Terms, Verify
+
+
+def colluders_max(terms: Terms, *, members: int) -> int:
+    """Return how many of so many members may collude with coordinator and owner, whoever they are.
+
+    The lesser of two: nobody's two secrets open (2 t > holders + colluders, as Bonawitz et al. 2017 ask for), and two of a quorum
+    of survivors are honest. On a ring the survivors have to hold together as well, which is looked at when they are known.
+    """
+    holders = members if terms.degree == 0 else min(terms.degree + 1, members)
+    return min(2 * terms.threshold(holders) - holders - 1, terms.threshold(members) - 2)
+
+
+def require_roster(roster: Roster, *, terms: Terms, verify: Verify) -> None:
+    """Raise unless the roster is as large as was agreed on, withstands as many colluders, and all its keys are their owners'.
+
+    `QuorumMissed`, `LimitExceeded`, or `UntrustedSigner` naming the member.
+    """
+    count = len(roster.members)
+    if count < terms.members_min:
+        raise QuorumMissed(f"the roster has {count} members, at least {terms.members_min} were agreed on")
+    if count > terms.members_max:
+        raise LimitExceeded(f"the roster has {count} members, at most {terms.members_max} were agreed on")
+    most = colluders_max(terms, members=count)
+    if most < terms.colluders:
+        raise QuorumMissed(f"{count} members withstand {most} colluders, {terms.colluders} were agreed on")
+    for said in roster.advertisements:
+        if not verify(said.member, said.statement(terms), said.proof):
+            raise UntrustedSigner(f"{said.member}: did not sign the keys that the roster has")
+
+
+def require_quorum(among: frozenset[ClientId], *, roster: Roster, terms: Terms, what: str) -> None:
+    """Raise `QuorumMissed` unless enough of the roster are ``among`` those that ``what`` says."""
+    needed = terms.threshold(len(roster.members))
+    if len(among) < needed:
+        raise QuorumMissed(f"{len(among)} of {len(roster.members)} members {what}, {needed} are needed")
+
+
+def require_joined(survivors: frozenset[ClientId], *, graph: Graph, terms: Terms) -> None:
+    """Raise `QuorumMissed` when colluders could take the survivors apart, into groups whose sums would be open."""
+    cut = graph.cut(survivors)
+    if cut <= terms.colluders:
+        raise QuorumMissed(f"{cut} colluders would take the survivors apart, {terms.colluders} were agreed on")
