@@ -12,7 +12,7 @@ from hushtune_common.errors import TrainerFailed
 from hushtune_common.model.plan import Plan
 from hushtune_server.testbed.attacks.attack import AttackName
 from hushtune_server.testbed.emulators.arms import LanguageTask, Session, Setting, Spent, Stepped, Task, trains_adapter_only
-from hushtune_server.testbed.emulators.cells import Cell, Cells, Json
+from hushtune_server.testbed.emulators.cells import Cell, Cells, Json, beyond_defaults
 from hushtune_server.testbed.emulators.classification import ClassifyTask
 from hushtune_server.testbed.emulators.forge import Emulator, Forge
 from hushtune_server.testbed.emulators.schema import Comparison
@@ -124,7 +124,7 @@ class Bench:
     def _settled(self, arm: Arm, *, seed: int, chosen: Rate | None) -> Json:
         rates = grid_of(self.comparison, rate_share=arm.rate_share) if chosen is None else [chosen]
         training = msgspec.structs.replace(self.comparison.training, learning_rate=1.0, epochs=1)  # both are among the rates
-        key = {**arm.key, "rates": rates, "training": msgspec.to_builtins(training), "seed": seed}
+        key = {**arm.key, "rates": rates, "training": beyond_defaults(training), "seed": seed}
         if arm.key["attack"] not in (None, "adapter", "full"):
             key["healing"] = [
                 self._healing(arm.rate_share).learning_rate,

@@ -38,6 +38,16 @@ class Cell:
         return Digest.of(body)
 
 
+def beyond_defaults(settings: msgspec.Struct) -> Json:
+    """Return the settings that are not at their default, for a key: a setting that comes new leaves finished cells as they are.
+
+    Whoever changes what a default means, or its value, raises `FORMAT`.
+    """
+    plain = msgspec.to_builtins(settings)
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(settings)}
+    return {name: plain[name] for name, value in msgspec.structs.asdict(settings).items() if value != defaults[name]}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
     """A cell that is settled: its result, whether it was there already, and how long it took now."""
