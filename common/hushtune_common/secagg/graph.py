@@ -2,8 +2,8 @@
 
 A ring of even degree k joins each member with the k / 2 next ones on either side (Harary 1962: no graph of that degree is harder
 to take apart). The order on the ring comes from the digest of the roster, hence from everybody's fresh keys. Bell and others (CCS
-2020) draw such rings at random and show that a degree logarithmic in the number of members nearly always suffices; here nothing is
-left to chance, since `Graph.cut` says of the survivors of a round how many would have to collude to take them apart.
+2020) draw such rings at random and show that a degree logarithmic in the number of members nearly always suffices; here nothing
+is left to chance, since `Graph.cut` says of the survivors of a round how many would have to collude to take them apart.
 """
 
 import hashlib
