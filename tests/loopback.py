@@ -7,7 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Sounding, Welcome
+from hushtune_client.ports import (
+    AirPort,
+    CoordinatorPort,
+    Fetched,
+    FrameOutcome,
+    OwnerPort,
+    Ports,
+    Progress,
+    Sounding,
+    Welcome,
+)
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
 from hushtune_common.link.frame import FrameReader, checksums
@@ -159,7 +169,8 @@ def nothing_missing(_: UpdateKey, __: tuple[int, ...]) -> tuple[int, ...]:
 class World:
     """What the counterparts know, and what they have been told.
 
-    ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
+    ``published`` are the rounds that have an emulator, by default the same one; ``revisions`` are what else can be fetched, by
+    prefix. ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
     with ``cuts_streams`` the coordinator ends every stream after one directive; while ``silent`` the owner gives no receipts;
     ``sounding`` is what the air says in every round, if given.
     """
@@ -173,6 +184,9 @@ class World:
     cuts_streams: bool = False
     silent: bool = False
     sounding: Sounding | None = None
+    published: dict[int, EmulatorManifest | None] = field(default_factory=lambda: {1: None})
+    emulators: dict[Digest, bytes] = field(default_factory=dict[Digest, bytes])
+    revisions: dict[Digest, bytes] = field(default_factory=dict[Digest, bytes])
     open_rounds: set[int] = field(default_factory=lambda: {1})
     directives: list[Directive] = field(default_factory=list[Directive])
     beats: list[Beat] = field(default_factory=list[Beat])
@@ -212,6 +226,18 @@ class World:
         """Refuse a client of another experiment."""
         if digest != self.scenario:
             raise ScenarioMismatch("another scenario")
+
+    async def manifest_for(self, round_id: int) -> EmulatorManifest:
+        """Wait for the emulator of a round."""
+        await self.until(lambda: round_id in self.published)
+        return self.published[round_id] or replace(self.manifest, round_id=round_id)
+
+    def publish(self, manifest: EmulatorManifest, emulator: bytes, *, revision: bytes = b"") -> None:
+        """Have another emulator for a round, and the way to it."""
+        self.published[manifest.round_id] = manifest
+        self.emulators[Digest.of(emulator)] = emulator
+        self.revisions[Digest.of(revision)] = revision
+        self.ring()
 
     async def verdict(self, run: RunId, round_id: int, client: ClientId) -> Verdict:
         """Wait for a verdict."""
@@ -299,18 +325,21 @@ class LoopbackOwner:
     def __init__(self, world: World, *, folder: Path, scenario: Digest = SCENARIO, client: ClientId = CLIENT) -> None:
         self._world, self._folder, self._scenario, self._client = world, folder, scenario, client
 
-    async def manifest(self) -> EmulatorManifest:
+    async def manifest(self, run: RunId, round_id: int) -> EmulatorManifest:
         self._world.require_scenario(self._scenario)
-        return self._world.manifest
+        return await self._world.manifest_for(round_id)
 
-    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Fetched:
         if self._world.tampered is not None:
             raise DigestMismatch("other bytes than the name announces")
         path = self._folder / manifest.emulator.hex
-        path.write_bytes(self._world.emulator)
+        known, way = path.exists(), manifest.revision
+        path.write_bytes(self._world.emulators.get(manifest.emulator, self._world.emulator))
         if progress:
             progress(manifest.size_bytes, manifest.size_bytes)
-        return path
+        if way is not None and not known and (self._folder / way.base.hex).exists():
+            return Fetched(path=path, bytes_fetched=way.size_bytes, revised=True)
+        return Fetched(path=path, bytes_fetched=0 if known else manifest.size_bytes)
 
     async def verdict(self, run: RunId, round_id: int) -> Verdict:
         return await self._world.verdict(run, round_id, self._client)

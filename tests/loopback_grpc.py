@@ -39,7 +39,8 @@ class _Owner(owner_pb2_grpc.OwnerServicer):
 
     async def GetManifest(self, request: owner_pb2.GetManifestRequest, context: Any) -> owner_pb2.GetManifestResponse:
         self._world.require_scenario(Digest(request.scenario_digest))
-        return convert.manifest_to_wire(self._world.manifest)
+        assert request.run == RUN
+        return convert.manifest_to_wire(await self._world.manifest_for(request.round_id))
 
     async def GetVerdict(self, request: owner_pb2.GetVerdictRequest, context: Any) -> owner_pb2.GetVerdictResponse:
         client = ClientId(caller_of(context).name)
@@ -154,6 +155,9 @@ async def serving(world: World, *, kits: Kits, folder: Path) -> AsyncGenerator[A
     clock, timing = SystemClock(), world.timing
     stores = {role: BlobStore(folder / role, quota_bytes=_BLOB_BYTES_MAX) for role in (Role.OWNER, Role.AIR)}
     stored = stores[Role.OWNER].put("emulators", world.emulator)
+    for prefix, blobs in (("emulators", world.emulators), ("revisions", world.revisions)):
+        for blob in blobs.values():
+            stores[Role.OWNER].put(prefix, blob)
     if world.tampered is not None:
         stores[Role.OWNER].path(stored).write_bytes(world.tampered)
 

@@ -167,7 +167,9 @@ class _Life:
             seeds=self._seeds.child(options.client_id, "retries"),
         )
         addresses = Addresses(owner=options.owner, coordinator=options.coordinator, air=options.air)
-        store = BlobStore(options.state_dir / "blobs", quota_bytes=limits.emulator_bytes_max)
+        # An emulator, the next one, and what it is made of.
+        quota_bytes = (1 if options.scenario.coordinator.rounds == 1 else 3) * limits.emulator_bytes_max
+        store = BlobStore(options.state_dir / "blobs", quota_bytes=quota_bytes)
         return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store)
 
 

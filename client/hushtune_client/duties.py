@@ -1,14 +1,13 @@
 """How is each command of the round carried out? Over the ports, the trainer and the state; knows no transport."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from threading import Event as Flag
-from typing import Protocol, TypeVar
 
-from hushtune_client import telemetry, uplink
+from hushtune_client import feedback, telemetry, uplink
 from hushtune_client.consent import require_granted, require_protected
-from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
+from hushtune_client.emulator import Emulator
+from hushtune_client.material import Aside, Material, Supply
 from hushtune_client.phases import (
     AskVerdict,
     Assigned,
@@ -26,39 +25,21 @@ from hushtune_client.phases import (
     Watch,
 )
 from hushtune_client.ports import Ports
-from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
 from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState, RoundFiles, seen_through
-from hushtune_client.trainer import Order, StepReport, Trained, Trainer, save_windows
+from hushtune_client.trainer import Order, StepReport, Trained, Trainer
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import ClientConfig, Scenario
-from hushtune_common.errors import MalformedUpdate, SecrecyUnavailable, TrainerFailed
+from hushtune_common.errors import DigestMismatch, MalformedUpdate, SecrecyUnavailable, TrainerFailed
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Assignment, ClientId, Completion, Transmission, UpdateKey
+from hushtune_common.messages import Assignment, ClientId, Completion, TensorSpec, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Second
 
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-
-class Aside(Protocol):
-    """Runs blocking work where it does not hold up the beats."""
-
-    def __call__(self, work: Callable[[], _T], /) -> Awaitable[_T]:
-        """Return what ``work`` returns."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Material:
-    """The current emulator, with this client's windows in its tokens."""
-
-    emulator: Emulator
-    window_count: int
 
 
 class Duties:
@@ -83,7 +64,6 @@ class Duties:
         """Take everything; ``emit`` receives events that happen in the middle of a command."""
         self._scenario = scenario
         self._device = device
-        self._records = records
         self._ports = ports
         self._trainer = trainer
         self._state = state
@@ -94,7 +74,9 @@ class Duties:
         self._sounder = sounder
         self._emit = emit
         self._framer = uplink.Framer.of(scenario, seeds=seeds)
-        self._material: _Material | None = None
+        self._supply = Supply(
+            scenario=scenario, records=records, ports=ports, state=state, status=status, clock=clock, aside=aside
+        )
         self._clock_kept = FlopPerSecond(device.clock_max_flops)
 
     async def perform(self, command: Measure | Train | Watch | Retune | Send | Conclude | AskVerdict) -> Event | None:
@@ -121,7 +103,7 @@ class Duties:
 
     async def _measure(self, round_id: int) -> None:
         self._trainer.start()  # torch is imported while the emulator arrives
-        material = await self._prepare(round_id)
+        material = await self._supply.fresh(round_id)
         self._status.enter("reporting")
         channel = await self._sounder.measure(round_id)
         manifest = material.emulator.manifest
@@ -147,37 +129,15 @@ class Duties:
         )
         self._status.enter("waiting for an assignment")
 
-    def _tokens(self, material: _Material) -> int:
+    def _tokens(self, material: Material) -> int:
         """Return how many tokens one round's training passes through the emulator."""
         return material.window_count * self._scenario.data.window_tokens * self._scenario.training.epochs
-
-    async def _prepare(self, round_id: int) -> _Material:
-        """Have the emulator that the owner publishes now, and this client's windows for it."""
-        self._status.enter("fetching the emulator")
-        manifest = await self._ports.owner.manifest()
-        if self._material is None or self._material.emulator.manifest != manifest:
-            require_acceptable(manifest, scenario=self._scenario)
-            transfer = TransferLog("emulator", clock=self._clock, status=self._status)
-            path = await self._ports.owner.fetch(manifest, progress=transfer)
-            transfer.finish(manifest.size_bytes)
-            emulator = await self._aside(lambda: open_emulator(path, manifest=manifest))
-            log_event(_logger, "emulator_verified", digest=manifest.emulator, bytes=manifest.size_bytes, plan=manifest.plan)
-            self._material = _Material(emulator=emulator, window_count=0)
-        emulator = self._material.emulator
-        files = self._state.files(round_id)
-        count = await self._aside(lambda: self._write_windows(emulator, files))
-        self._material = _Material(emulator=emulator, window_count=count)
-        return self._material
-
-    def _write_windows(self, emulator: Emulator, files: RoundFiles) -> int:
-        windows = own_windows(self._records, tokens=emulator.bundle.tokens, scenario=self._scenario)
-        save_windows(files.windows, windows)
-        return len(windows)
 
     async def _train(self, assignment: Assignment) -> UpdateSealed:
         round_id = assignment.round_id
         # After a restart the report was made in an earlier life, and nothing is at hand yet.
-        material = self._material or await self._prepare(round_id)
+        material = await self._supply.at_hand(round_id)
+        await self._hear_verdicts(before=round_id)
         emulator = material.emulator
         await self._require_consent(assignment, emulator)
         files = self._state.files(round_id)
@@ -195,6 +155,7 @@ class Duties:
             clock_share=self._clock_share(assignment),
             seeds=self._seeds.child(f"round-{round_id}", self._device.id, "training"),
             deadline=assignment.deadline,
+            rounds=self._scenario.coordinator.rounds,
         )
         meter = telemetry.WorkMeter(self._device, emulator.path_size)
 
@@ -208,8 +169,8 @@ class Duties:
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = await self._sounder.settled(self._newest(assignment))
         await self._require_consent(assignment, emulator)
-        sealed = await self._seal(emulator, files, assignment=assignment)
-        await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links)
+        sealed, residual = await self._seal(emulator, files, assignment=assignment)
+        await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links, residual=residual)
         return UpdateSealed(
             round_id=round_id,
             bytes_raw=sealed.bytes_raw,
@@ -259,10 +220,18 @@ class Duties:
         self._status.enter("training")
         self._emit(TrainingStarted(round_id=round_id))
 
-    async def _seal(self, emulator: Emulator, files: RoundFiles, *, assignment: Assignment) -> uplink.Sealed:
+    async def _hear_verdicts(self, *, before: int) -> None:
+        """Learn what became of updates of which that is not known: what the next one has to make up for depends on it."""
+        for round_id in self._state.unanswered(before=before):
+            await self._state.keep_verdict(await self._ports.owner.verdict(self._state.terms.run, round_id))
+
+    async def _seal(
+        self, emulator: Emulator, files: RoundFiles, *, assignment: Assignment
+    ) -> tuple[uplink.Sealed, AdapterState | None]:
+        """Return the sealed update, and what its decoder does not get back where a later round can make up for it."""
         self._status.enter("encoding and sealing")
         round_id = assignment.round_id
-        sealed = await self._aside(lambda: self._sealed(emulator, files, assignment))
+        sealed, residual = await self._aside(lambda: self._sealed(emulator, files, assignment))
         log_event(
             _logger,
             "update_encoded",
@@ -282,13 +251,15 @@ class Duties:
             digest=sealed.digest,
             protection=assignment.protection,
         )
-        return sealed
+        return sealed, residual
 
-    def _sealed(self, emulator: Emulator, files: RoundFiles, assignment: Assignment) -> uplink.Sealed:
+    def _sealed(self, emulator: Emulator, files: RoundFiles, assignment: Assignment) -> tuple[uplink.Sealed, AdapterState | None]:
+        schema, round_id = emulator.manifest.adapter, assignment.round_id
         try:
-            state = load_adapter(files.adapter, emulator.manifest.adapter)
+            trained = load_adapter(files.adapter, schema)
         except MalformedUpdate as error:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
+        wanted = feedback.corrected(trained, self._owed(round_id, schema))
         shipped = AdapterState(emulator.bundle.adapter_numpy())
         codec = make_codec(self._scenario.codec, shipped=shipped)
         up = uplink.Uplink(
@@ -297,7 +268,25 @@ class Duties:
             update_bytes_max=self._scenario.limits.update_bytes_max,
             randomness=self._framer.randomness,
         )
-        return up.seal(state, key=self._key(assignment.round_id, attempt=1), assignment=assignment)
+        sealed = up.seal(wanted, key=self._key(round_id, attempt=1), assignment=assignment)
+        if not self._feeds_back or round_id == self._scenario.coordinator.rounds:
+            return sealed, None
+        return sealed, feedback.left_over(wanted, codec.decode(sealed.encoded, schema))
+
+    @property
+    def _feeds_back(self) -> bool:
+        return self._scenario.coordinator.rounds > 1 and self._scenario.training.error_feedback
+
+    def _owed(self, round_id: int, schema: tuple[TensorSpec, ...]) -> AdapterState | None:
+        """Return what earlier updates owe to this one."""
+        if not self._feeds_back:
+            return None
+        try:
+            return self._state.residual(round_id, schema)
+        except DigestMismatch as error:
+            # A disk that lost it has lost a correction, and no training: the update is still worth sending.
+            log_event(_logger, "residual_lost", level=logging.WARNING, round_id=round_id, problem=str(error))
+            return None
 
     async def _send(self, command: Send) -> FrameAnswered:
         assignment, part, attempt = command.assignment, command.part, command.attempt

@@ -25,11 +25,14 @@ class Emulator:
         return PathSize(matmul=self.bundle.parameters_per_token, adapter=sum(spec.count for spec in self.manifest.adapter))
 
 
-def require_acceptable(manifest: EmulatorManifest, *, scenario: Scenario) -> None:
+def require_acceptable(manifest: EmulatorManifest, *, scenario: Scenario, round_id: int) -> None:
     """Refuse a manifest before anything is downloaded.
 
-    Raises `LimitExceeded` for a bundle larger than ``limits.emulator_bytes_max``, `ScenarioMismatch` for another codec.
+    Raises `MalformedUpdate` for the emulator of another round, `LimitExceeded` for a bundle larger than
+    ``limits.emulator_bytes_max``, `ScenarioMismatch` for another codec.
     """
+    if manifest.round_id != round_id:
+        raise MalformedUpdate(f"asked for the emulator of round {round_id}, the owner sent that of round {manifest.round_id}")
     size_max = scenario.limits.emulator_bytes_max
     if manifest.size_bytes > size_max:
         raise LimitExceeded(

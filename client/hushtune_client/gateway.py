@@ -11,10 +11,20 @@ from typing import Any, TypeVar
 
 import grpc
 
-from hushtune_client.ports import AirPort, CoordinatorPort, FrameOutcome, OwnerPort, Ports, Progress, Sounding, Welcome
+from hushtune_client.ports import (
+    AirPort,
+    CoordinatorPort,
+    Fetched,
+    FrameOutcome,
+    OwnerPort,
+    Ports,
+    Progress,
+    Sounding,
+    Welcome,
+)
 from hushtune_common.clock import Clock
 from hushtune_common.config import TimingConfig
-from hushtune_common.errors import DeadlineExceeded, MalformedUpdate, PeerLost, VersionMismatch
+from hushtune_common.errors import DeadlineExceeded, DigestMismatch, MalformedUpdate, PeerLost, StaleRound, VersionMismatch
 from hushtune_common.messages import (
     Beat,
     Channel,
@@ -24,6 +34,7 @@ from hushtune_common.messages import (
     Digest,
     Directive,
     EmulatorManifest,
+    Revision,
     Role,
     RunId,
     Transmission,
@@ -31,6 +42,7 @@ from hushtune_common.messages import (
     Verdict,
     require_name,
 )
+from hushtune_common.model.revision import apply_revision
 from hushtune_common.seeding import NoiseRng, SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.units import PowerRatio, Second
@@ -51,6 +63,9 @@ _T = TypeVar("_T")
 _BACKOFF_BASE_S = 0.5
 _BACKOFF_CAP_S = 20.0
 _BEATS_PER_IDLE = 6
+EMULATORS = "emulators"
+REVISIONS = "revisions"
+"""Prefixes of the owner's blobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,18 +144,44 @@ class OwnerGateway:
         self._store = store
         self._manners = manners
 
-    async def manifest(self) -> EmulatorManifest:
-        """Return what the owner publishes for this scenario."""
-        request = owner_pb2.GetManifestRequest(scenario_digest=self._scenario.value)
-        timeout = self._manners.timing.idle_s
-        response = await self._manners.persist(lambda: self._stub.GetManifest(request, timeout=timeout), of="manifest")
+    async def manifest(self, run: RunId, round_id: int) -> EmulatorManifest:
+        """Wait for the emulator of a round; each call waits ``idle_s``, all together at most ``round_s``."""
+        request = owner_pb2.GetManifestRequest(scenario_digest=self._scenario.value, run=run, round_id=round_id)
+        response = await self._awaited(self._stub.GetManifest, request, of=f"emulator of round {round_id}")
         return convert.manifest_from_wire(response)
 
-    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
-        """Return the path of the emulator bundle, downloaded at most once."""
-        name = BlobName(prefix="emulators", digest=manifest.emulator, size=manifest.size_bytes)
-        if self._store.complete(name):
-            return self._store.path(name)
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Fetched:
+        """Have the emulator bundle on disk, by way of what changed where that is shorter."""
+        whole, way, problem = _whole(manifest), manifest.revision, ""
+        if self._store.complete(whole):
+            return Fetched(path=self._store.path(whole), bytes_fetched=0)
+        if way is not None and way.size_bytes < whole.size and self._store.complete(_base(way)):
+            try:
+                return await self._revised(whole, way, progress=progress)
+            except (DigestMismatch, MalformedUpdate, StaleRound) as fault:
+                problem, progress = f"{fault.reason}: {fault}", _above(progress, way.size_bytes)
+        await self._download(whole, progress=progress)
+        self._store.retain(EMULATORS, [whole])
+        return Fetched(path=self._store.path(whole), bytes_fetched=whole.size, problem=problem)
+
+    async def _revised(self, whole: BlobName, way: Revision, *, progress: Progress | None) -> Fetched:
+        """Fetch what changed since the emulator that is held, and make the new one of both."""
+        name = BlobName(prefix=REVISIONS, digest=way.blob, size=way.size_bytes)
+        revision = await self._download(name, progress=progress)
+        made = self._store.scratch(whole.digest.hex)
+        try:
+            await asyncio.to_thread(apply_revision, revision, base=self._store.path(_base(way)), to=made)
+            found = await asyncio.to_thread(_fingerprint, made)
+            if found != (whole.digest, whole.size):
+                raise DigestMismatch(f"what changed since emulator {way.base.short} does not lead to {whole.digest.short}")
+            await asyncio.to_thread(self._store.adopt, EMULATORS, made)
+        finally:
+            made.unlink(missing_ok=True)
+            self._store.retain(REVISIONS, [])
+        self._store.retain(EMULATORS, [whole])
+        return Fetched(path=self._store.path(whole), bytes_fetched=way.size_bytes, revised=True)
+
+    async def _download(self, name: BlobName, *, progress: Progress | None) -> Path:
         return await transfer.download(
             self._channel,
             name,
@@ -154,17 +195,31 @@ class OwnerGateway:
 
     async def verdict(self, run: RunId, round_id: int) -> Verdict:
         """Wait for the owner's judgement; each call waits ``idle_s``, all together at most ``round_s``."""
-        timing = self._manners.timing
         request = owner_pb2.GetVerdictRequest(run=run, round_id=round_id)
+        response = await self._awaited(self._stub.GetVerdict, request, of=f"verdict on round {round_id}")
+        return convert.verdict_from_wire(response, client=self._client)
+
+    async def _awaited(self, call: Callable[..., Awaitable[_T]], request: object, *, of: str) -> _T:
+        timing = self._manners.timing
         for _ in range(ceil(timing.round_s / timing.idle_s)):
             try:
-                response = await self._manners.persist(
-                    lambda: self._stub.GetVerdict(request, timeout=timing.idle_s), of=f"verdict-{round_id}"
-                )
+                return await self._manners.persist(lambda: call(request, timeout=timing.idle_s), of=of)
             except DeadlineExceeded:
                 continue
-            return convert.verdict_from_wire(response, client=self._client)
-        raise DeadlineExceeded(f"the owner gave no verdict on round {round_id} within {timing.round_s:.0f} s")
+        raise DeadlineExceeded(f"the owner gave no {of} within {timing.round_s:.0f} s")
+
+
+def _above(progress: Progress | None, done_before: int) -> Progress | None:
+    """Return who is told of a second try, so that the count of bytes does not fall."""
+    return None if progress is None else lambda done, total: progress(max(done, done_before), total)
+
+
+def _whole(manifest: EmulatorManifest) -> BlobName:
+    return BlobName(prefix=EMULATORS, digest=manifest.emulator, size=manifest.size_bytes)
+
+
+def _base(way: Revision) -> BlobName:
+    return BlobName(prefix=EMULATORS, digest=way.base, size=way.base_bytes)
 
 
 class CoordinatorGateway:

@@ -52,19 +52,39 @@ class FrameOutcome:
     missing: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """An emulator on this client's disk: what it took to get it there, and whether only what had changed was fetched.
+
+    ``problem`` is why the whole was fetched although there was a shorter way.
+    """
+
+    path: Path
+    bytes_fetched: int
+    revised: bool = False
+    problem: str = ""
+
+
 class OwnerPort(Protocol):
     """The model owner.
 
-    Laws: ``fetch`` returns a file whose SHA-256 is the manifest's emulator digest or raises ``DigestMismatch``; fetching twice
-    gives the same content; ``verdict`` waits until the owner has judged and always returns the caller's own verdict.
+    Laws: ``manifest`` waits until the owner has the emulator of that round and never returns another round's; ``fetch`` returns
+    a file whose SHA-256 is the manifest's emulator digest or raises ``DigestMismatch``; fetching twice gives the same content;
+    ``verdict`` waits until the owner has judged and always returns the caller's own verdict.
     """
 
-    async def manifest(self) -> EmulatorManifest:
-        """Return what the owner publishes for this scenario; ``ScenarioMismatch`` if it runs another one."""
+    async def manifest(self, run: RunId, round_id: int) -> EmulatorManifest:
+        """Wait for what the owner publishes for a round.
+
+        ``ScenarioMismatch`` if it runs another scenario, ``DeadlineExceeded`` after the round's time.
+        """
         ...
 
-    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Path:
-        """Return the path of the emulator bundle, downloaded at most once; resumes where an earlier try stopped."""
+    async def fetch(self, manifest: EmulatorManifest, *, progress: Progress | None = None) -> Fetched:
+        """Have the emulator bundle on disk, fetched at most once; resumes where an earlier try stopped.
+
+        Of an emulator of which this client has an earlier one, it fetches what changed.
+        """
         ...
 
     async def verdict(self, run: RunId, round_id: int) -> Verdict:

@@ -90,6 +90,8 @@ def event_of(directive: Directive, *, client: ClientId) -> Event:
             )
         case DirectiveKind.DRAIN:
             return Drained()
+        case DirectiveKind.CONCLUDE:
+            raise ValueError(f"directive {directive.seq} is for the owner, not for {client}")
 
 
 def advance(state: State, event: Event, *, terms: Terms) -> Step:

@@ -5,9 +5,10 @@ lies beside it in files, so a restarted client sends the same bytes again instea
 """
 
 import asyncio
+import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from hushtune_client import phases, rounds
+from hushtune_client.feedback import Residuals
 from hushtune_client.phases import Command, Event, Idle, State, Terms
-from hushtune_common.errors import ConfigError, DigestMismatch
-from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, Verdict
+from hushtune_common.adapter import AdapterState, load_adapter
+from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
+from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, Verdict
+from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
 from hushtune_common.store.journal import Journal
 from hushtune_common.store.partial import install
@@ -133,6 +137,8 @@ class ClientState:
         self._attempts_max = attempts_max
         self._terms: Terms | None = None
         self._sealed: dict[int, Digest] = {}
+        self._verdicts: list[Verdict] = []
+        self._residuals = Residuals()
         self.current: State = Idle()
         self.last_seen_seq = 0
 
@@ -194,14 +200,27 @@ class ClientState:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return RoundFiles(directory=directory)
 
-    async def keep_sealed(self, round_id: int, data: bytes, *, secret: bytes, links: Mapping[Part, LinkSeed]) -> None:
+    async def keep_sealed(
+        self,
+        round_id: int,
+        data: bytes,
+        *,
+        secret: bytes,
+        links: Mapping[Part, LinkSeed],
+        residual: AdapterState | None = None,
+    ) -> None:
         """Keep a sealed update durably with all that its transmission needs; ``secret`` is empty where no key part is sent.
 
-        Only what was kept as a whole is given back: the digest of the sealed bytes is remembered last.
+        ``residual`` is what its decoder does not get back, for a later round. Only what was kept as a whole is given back: the
+        digests are remembered last.
         """
         files = self.files(round_id)
         await seen_through(asyncio.to_thread(_write_update, files, data=data, secret=secret, links=links))
-        await self._append("sealed", {"round_id": round_id, "digest": Digest.of(data).hex})
+        body = {"round_id": round_id, "digest": Digest.of(data).hex}
+        if residual is not None:
+            path = self._residual(round_id)
+            body["residual"] = (await seen_through(asyncio.to_thread(_write_residual, path, residual))).hex
+        await self._append("sealed", body)
 
     def sealed(self, round_id: int) -> bytes:
         """Return the sealed update of a round; `DigestMismatch` unless the file holds exactly what was sealed."""
@@ -230,13 +249,42 @@ class ClientState:
         return seed
 
     async def keep_verdict(self, verdict: Verdict) -> None:
-        """Remember the owner's verdict."""
+        """Remember the owner's verdict, once; residuals that it makes useless go."""
+        if verdict in self._verdicts:
+            return
         await self._append("judged", {"verdict": msgspec.to_builtins(verdict)})
+        for path in (self._directory / "residuals").glob("*"):
+            if int(path.name.partition(".")[0]) not in self._residuals.needed:
+                path.unlink(missing_ok=True)
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """Return the verdicts received so far, in order."""
-        bodies = (e.body["verdict"] for e in self._journal.events() if e.kind == "judged")
-        return tuple(msgspec.convert(body, Verdict) for body in bodies)
+        return tuple(self._verdicts)
+
+    def unanswered(self, *, before: int) -> tuple[int, ...]:
+        """Return the rounds below ``before`` whose verdict decides what the residual is, and has not come."""
+        return self._residuals.unanswered(before=before)
+
+    def residual(self, round_id: int, expected: Sequence[TensorSpec]) -> AdapterState | None:
+        """Return what is owed to the update of a round, none when nothing is; only once no round before it is unanswered.
+
+        `DigestMismatch` when it is not there as it was kept.
+        """
+        of = self._residuals.current(before=round_id)
+        if of is None:
+            return None
+        path = self._residual(of)
+        try:
+            if _digest(path) == self._residuals.files[of]:
+                return load_adapter(path, expected)
+        except (OSError, MalformedUpdate) as error:
+            raise DigestMismatch(f"{path}: the residual of round {of} cannot be used ({error})") from error
+        raise DigestMismatch(f"{path}: not the residual that was kept of round {of}")
+
+    def _residual(self, round_id: int) -> Path:
+        directory = self._directory / "residuals"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory / f"{round_id}.safetensors"
 
     def forget_private(self, round_id: int) -> None:
         """Delete what nobody needs once a round is over: windows, unsealed adapter, secret (private), frames (large).
@@ -273,6 +321,12 @@ class ClientState:
                 self.last_seen_seq = max(self.last_seen_seq, body["seq"] or 0)
             case "sealed":
                 self._sealed[body["round_id"]] = Digest.from_hex(body["digest"])
+                if "residual" in body:
+                    self._residuals = self._residuals.sealed(body["round_id"], Digest.from_hex(body["residual"]))
+            case "judged":
+                verdict = msgspec.convert(body["verdict"], Verdict)
+                self._verdicts.append(verdict)
+                self._residuals = self._residuals.judged(verdict.key.round_id, kept=verdict.kept)
             case _:
                 pass
 
@@ -283,6 +337,18 @@ def _write_update(files: RoundFiles, *, data: bytes, secret: bytes, links: Mappi
     if secret:
         write_durably(files.secret, [secret])
     write_durably(files.sealed, [data])
+
+
+def _write_residual(path: Path, residual: AdapterState) -> Digest:
+    shapes = {name: tensor.shape for name, tensor in residual.tensors.items()}
+    with full_disk_is_typed():
+        write_tensors(path, shapes=shapes, tensor=residual.tensors.__getitem__, metadata={"format": "hushtune-residual/1"})
+    return _digest(path)
+
+
+def _digest(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest(hashlib.file_digest(file, "sha256").digest())
 
 
 def _read_kept(path: Path) -> bytes:

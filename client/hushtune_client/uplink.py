@@ -66,10 +66,15 @@ class Sealed:
     """
 
     bytes_raw: int
-    bytes_encoded: int
+    encoded: bytes = field(repr=False)
     data: bytes = field(repr=False)
     secret: bytes = field(repr=False)
     links: Mapping[Part, LinkSeed]
+
+    @property
+    def bytes_encoded(self) -> int:
+        """Size of the encoded adapter."""
+        return len(self.encoded)
 
     @property
     def digest(self) -> Digest:
@@ -109,7 +114,7 @@ class Uplink:
             raise LimitExceeded(f"the sealed update has {len(data)} bytes, limits.update_bytes_max is {self.update_bytes_max}")
         # Only now, with the messages fixed: the leakage bound says nothing of a message that depends on the dither.
         links = {part: self._announce(sealing.link_key, key, part, assignment.design_of(part)) for part in assignment.parts}
-        return Sealed(bytes_raw=state.bytes_raw, bytes_encoded=len(encoded), data=data, secret=secret, links=links)
+        return Sealed(bytes_raw=state.bytes_raw, encoded=encoded, data=data, secret=secret, links=links)
 
     def _announce(self, link_key: LinkKey, key: UpdateKey, part: Part, design: SecrecyDesign) -> LinkSeed:
         toeplitz, dither = draw_public(design, randomness=self.randomness.public(key, part))

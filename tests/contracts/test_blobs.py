@@ -253,6 +253,37 @@ def test_discarding_deletes_a_subtree_and_ends_its_writers(tmp_path: Path):
     asyncio.run(run())
 
 
+def test_what_is_retained_stays_and_its_neighbours_go(tmp_path: Path):
+    async def play() -> None:
+        store = BlobStore(tmp_path, quota_bytes=QUOTA)
+        kept, other, elsewhere = store.put("emulators", b"kept"), store.put("emulators", b"other"), store.put("ways", b"a way")
+        begun, dropped = name_of(b"begun half", "emulators"), name_of(b"dropped half", "emulators")
+        writers = [store.writer(name) for name in (begun, dropped)]
+        for writer in writers:
+            await writer.write(0, b"xx")
+            await writer.sync()
+        store.retain("emulators", [kept, begun])
+        assert [store.complete(n) for n in (kept, other, elsewhere)] == [True, False, True]
+        assert [store.committed_size(n) for n in (begun, dropped)] == [2, 0]
+        with pytest.raises(PeerLost):
+            await writers[1].write(2, b"xx")
+        await writers[0].write(2, b"xx")
+        assert store.used_bytes == kept.size + elsewhere.size + begun.size
+
+    asyncio.run(play())
+
+
+def test_a_scratch_file_is_adopted_or_goes_with_the_next_start(tmp_path: Path):
+    store = BlobStore(tmp_path, quota_bytes=QUOTA)
+    for name in ("one", "two"):
+        store.scratch(name).write_bytes(name.encode())
+    store.scratch("two").with_name("two.whole.123.partial").write_bytes(b"half")
+    adopted = store.adopt("emulators", store.scratch("one"))
+    again = BlobStore(tmp_path, quota_bytes=QUOTA)
+    assert (again.complete(adopted), again.used_bytes) == (True, 3)
+    assert files_below(tmp_path) == [again.path(adopted)]
+
+
 @settings(max_examples=20)
 @given(data=st.binary(max_size=2000), cuts=st.lists(st.integers(0, 2000), max_size=6), seed=st.integers(0, 99))
 def test_any_parts_with_any_restarts_give_the_blob(

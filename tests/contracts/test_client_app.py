@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from hushtune_client import app, cli
 from hushtune_client.app import ClientOptions
 from hushtune_client.duties import Duties
+from hushtune_client.finetune import finetune
 from hushtune_client.phases import Send
 from hushtune_client.ports import Sounding
+from hushtune_client.private import own_records, own_windows
 from hushtune_client.progress import Status
 from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState
@@ -27,6 +30,7 @@ from hushtune_client.trainer import Trainer
 from hushtune_common import config, logs
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import SystemClock
+from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import codec_id, make_codec
 from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.crypto import envelope
@@ -48,11 +52,14 @@ from hushtune_common.messages import (
     EmulatorManifest,
     Part,
     Protection,
+    Revision,
     Role,
     UpdateKey,
     Verdict,
 )
 from hushtune_common.model.bundle import read_bundle
+from hushtune_common.model.governor import Unpaced
+from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
 from hushtune_common.wire.bell import Bell
@@ -421,6 +428,154 @@ def test_coding_that_is_cancelled_leaves_no_frame_behind(stage: Stage, tmp_path:
         await state.close()
 
     run(work())
+
+
+# --- several rounds ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Three rounds: the second emulator differs from the first, the third round has the second's; the second is not kept."""
+
+    stage: Stage
+    bundles: dict[int, Path]
+    kept: dict[int, bool]
+
+    @staticmethod
+    def of(stage: Stage, *overrides: str) -> "Campaign":
+        with_settings(stage, "coordinator.rounds=3", "codec.bits=3", *overrides)
+        world, folder = stage.world, stage.folder
+        base, result, way = folder / "bundle.safetensors", folder / "second.safetensors", folder / "way"
+        about = read_bundle(base)
+        revise(result, base=about.file, changed={n: t * 1.01 for n, t in about.adapter_numpy().items()}, notes={})
+        write_revision(way, base=base, result=result)
+        revision = Revision(
+            base=world.manifest.emulator,
+            base_bytes=world.manifest.size_bytes,
+            blob=Digest.of(way.read_bytes()),
+            size_bytes=way.stat().st_size,
+        )
+        second = replace(
+            world.manifest,
+            emulator=Digest.of(result.read_bytes()),
+            size_bytes=result.stat().st_size,
+            round_id=2,
+            revision=revision,
+        )
+        world.publish(second, result.read_bytes(), revision=way.read_bytes())
+        world.publish(replace(second, round_id=3), result.read_bytes(), revision=way.read_bytes())
+        world.open_rounds = {1, 2, 3}
+        return Campaign(stage, {1: base, 2: result, 3: result}, {1: True, 2: False, 3: True})
+
+    async def direct(self, *rounds: int) -> None:
+        """Play coordinator and owner."""
+        world = self.stage.world
+        for round_id in rounds:
+            seq = 3 * round_id
+            world.post(Directive(seq=seq - 2, kind=DirectiveKind.ROUND_OPENED, round_id=round_id))
+            await world.until(lambda r=round_id: (CLIENT, r) in world.reports)
+            budget = world.reports[CLIENT, round_id].budget_bytes(1.0)
+            assigned = replace(assignment_of(round_id), budget_bytes=budget)
+            world.post(Directive(seq=seq - 1, kind=DirectiveKind.ASSIGNED, round_id=round_id, assignment=assigned))
+            await world.until(lambda r=round_id: any(key.round_id == r for key in world.completions))
+            key = replace(KEY, round_id=round_id)
+            world.judge(Verdict(key=key, accepted=True, kept=self.kept[round_id], reason="", score=None))
+            closed = Directive(
+                seq=seq, kind=DirectiveKind.ROUND_CLOSED, round_id=round_id, accepted=(CLIENT,), last=round_id == 3
+            )
+            world.post(closed)
+
+    def received(self, round_id: int) -> AdapterState:
+        """Return what the owner decodes of a round's update, which was made with that round's emulator."""
+        world, about = self.stage.world, read_bundle(self.bundles[round_id])
+        (sent,) = (sent for sent, _ in world.sent.values() if sent.key.round_id == round_id)
+        frame = world.frames[sent.frame]
+        blocks = payloads_of(frame, design=sent.design, toeplitz=sent.seed.toeplitz)
+        sealed = envelope.from_bytes(message_of(blocks, size=reader_of(frame).layout.update_bytes))
+        assert sealed.emulator == Digest.of(self.bundles[round_id].read_bytes())
+        codec = self.codec(round_id)
+        return codec.decode(envelope.open_sealed(sealed, private=self.stage.private, codec=codec.id).payload, about.schema)
+
+    def codec(self, round_id: int) -> AdapterCodec:
+        return make_codec(self.stage.scenario.codec, shipped=AdapterState(read_bundle(self.bundles[round_id]).adapter_numpy()))
+
+    def trained(self, round_id: int) -> AdapterState:
+        """Train as the client does."""
+        scenario, seeds = self.stage.scenario, SeedTree(self.stage.scenario.seed)
+        records = own_records(scenario, client_id=CLIENT, source=None, seeds=seeds)
+        return finetune(
+            self.bundles[round_id],
+            own_windows(records, tokens=read_bundle(self.bundles[round_id]).tokens, scenario=scenario),
+            config=scenario.training,
+            compute=scenario.compute,
+            seeds=seeds.child(f"round-{round_id}", CLIENT, "training"),
+            governor=Unpaced(clock=SystemClock()),
+            report=lambda progress: None,
+        )
+
+
+def added(a: AdapterState, b: AdapterState | None, *, sign: float = 1.0) -> AdapterState:
+    if b is None:
+        return a
+    return AdapterState({n: (t + np.float32(sign) * b.tensors[n]).astype(np.float32) for n, t in a.tensors.items()})
+
+
+def require_equal(found: AdapterState, wanted: AdapterState) -> None:
+    for name, tensor in wanted.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feedback", [True, False], ids=["feedback", "none"])
+def test_each_round_trains_on_its_own_emulator_and_makes_up_for_what_encoding_took_off_kept_updates(
+    stage: Stage, log: io.StringIO, feedback: bool
+) -> None:
+    campaign = Campaign.of(stage, f"training.error_feedback={str(feedback).lower()}")
+
+    async def work() -> None:
+        directing = asyncio.create_task(campaign.direct(1, 2, 3))
+        assert await stage.take_part() == 0
+        await directing
+
+    run(work())
+    owed: AdapterState | None = None
+    for round_id in (1, 2, 3):
+        codec, about = campaign.codec(round_id), read_bundle(campaign.bundles[round_id])
+        wanted = added(campaign.trained(round_id), owed if feedback else None)
+        arrived = codec.decode(codec.encode(wanted, budget_bytes=codec.bytes_max), about.schema)
+        require_equal(campaign.received(round_id), arrived)
+        if campaign.kept[round_id]:
+            owed = added(wanted, arrived, sign=-1.0)
+    fetched = [(e["round_id"], e["revised"], e["bytes_fetched"]) for e in events(log) if e["event"] == "emulator_verified"]
+    sizes = stage.world.manifest.size_bytes, (stage.folder / "way").stat().st_size
+    assert fetched == [(1, False, sizes[0]), (2, True, sizes[1]), (3, False, 0)]
+
+
+@pytest.mark.slow
+def test_a_client_that_was_away_when_its_verdict_came_asks_for_it_before_it_seals_the_next_update(stage: Stage) -> None:
+    campaign = Campaign.of(stage)
+
+    async def first_life() -> None:
+        directing = asyncio.create_task(campaign.direct(1))
+        taking = asyncio.create_task(stage.take_part())
+        await stage.world.until(lambda: bool(stage.world.completions))
+        taking.cancel()
+        await asyncio.wait({taking})
+        await directing
+
+    async def second_life() -> None:
+        directing = asyncio.create_task(campaign.direct(2, 3))
+        assert await stage.take_part() == 0
+        await directing
+
+    run(first_life())
+    run(second_life())
+    codec, about = campaign.codec(1), read_bundle(campaign.bundles[1])
+    trained = campaign.trained(1)
+    owed = added(trained, codec.decode(codec.encode(trained, budget_bytes=codec.bytes_max), about.schema), sign=-1.0)
+    wanted = added(campaign.trained(2), owed)
+    codec = campaign.codec(2)
+    require_equal(campaign.received(2), codec.decode(codec.encode(wanted, budget_bytes=codec.bytes_max), about.schema))
 
 
 # --- as a real process ------------------------------------------------------------------------------------------------

@@ -207,6 +207,11 @@ def test_an_assignment_for_somebody_else_is_not_an_event() -> None:
         event_of(Directive(seq=1, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=foreign), client=CLIENT)
 
 
+def test_what_the_owner_alone_is_told_is_no_event_of_a_client() -> None:
+    with pytest.raises(ValueError, match="for the owner"):
+        event_of(Directive(seq=1, kind=DirectiveKind.CONCLUDE, round_id=1), client=CLIENT)
+
+
 NARROW = AssignmentReceived(assignment=replace(ASSIGNED.assignment, bandwidth=Hertz(1e6), clock=FlopPerSecond(1e12)))
 WITHDRAWN = AssignmentReceived(assignment=assignment_of(gate=REFUSED))
 

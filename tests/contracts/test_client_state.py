@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 from hushtune_client.phases import (
@@ -28,13 +29,15 @@ from hushtune_client.phases import (
 )
 from hushtune_client.rounds import resume
 from hushtune_client.state import ClientState, write_durably
+from hushtune_common.adapter import AdapterState
 from hushtune_common.errors import ConfigError, DigestMismatch, StorageFull
-from hushtune_common.messages import ClientId, Part, RunId, UpdateKey, Verdict
+from hushtune_common.messages import ClientId, Part, RunId, TensorSpec, UpdateKey, Verdict
 from hushtune_common.units import Joule, Second
 from tests.loopback import CARRIER, CLIENT, DESIGN, REFUSED, RUN, assignment_of, link_seed
 
 _T = TypeVar("_T")
 LINKS = {Part.PAYLOAD: link_seed()}
+SPEC = TensorSpec(name="model.layers.0.mlp.up_proj.weight", shape=(2, 3), dtype="F32", block=0)
 SEALED = UpdateSealed(round_id=1, bytes_raw=10, train_seconds=Second(1.0), energy=Joule(2.0))
 LOST_SOME = FrameAnswered(
     round_id=1, part=Part.PAYLOAD, attempt=1, frame_bytes=5, airtime=Second(1.0), energy=Joule(0.1), missing=(2, 5)
@@ -252,13 +255,92 @@ def test_verdicts_are_remembered(tmp_path: Path) -> None:
 
     async def before(state: ClientState) -> None:
         await joined(state)
-        await state.keep_verdict(verdict)
+        for _ in range(2):
+            await state.keep_verdict(verdict)
 
     async def after(state: ClientState) -> None:
         assert state.verdicts() == (verdict,)
 
     in_folder(tmp_path, before)
     in_folder(tmp_path, after)
+
+
+def residual(value: float) -> AdapterState:
+    return AdapterState({SPEC.name: np.full(SPEC.shape, value, np.float32)})
+
+
+def verdict_on(round_id: int, *, kept: bool) -> Verdict:
+    key = UpdateKey(run=RUN, round_id=round_id, client=CLIENT, attempt=1)
+    return Verdict(key=key, accepted=True, kept=kept, reason="", score=None)
+
+
+async def sealed_with(state: ClientState, round_id: int, value: float) -> None:
+    await state.keep_sealed(round_id, b"sealed", secret=b"", links=LINKS, residual=residual(value))
+
+
+def owed(state: ClientState, round_id: int) -> float | None:
+    found = state.residual(round_id, (SPEC,))
+    return None if found is None else float(found.tensors[SPEC.name].flat[0])
+
+
+def test_what_is_owed_survives_a_restart_and_waits_for_the_verdict(tmp_path: Path) -> None:
+    async def before(state: ClientState) -> None:
+        await state.join(RUN)
+        assert owed(state, 1) is None
+        await sealed_with(state, 1, 0.25)
+        assert state.unanswered(before=2) == (1,)
+
+    async def between(state: ClientState) -> None:
+        assert state.unanswered(before=2) == (1,)
+        await state.keep_verdict(verdict_on(1, kept=True))
+        assert owed(state, 2) == 0.25
+        await sealed_with(state, 2, 0.5)
+        await state.keep_verdict(verdict_on(2, kept=False))
+
+    async def after(state: ClientState) -> None:
+        assert (state.unanswered(before=3), owed(state, 3)) == ((), 0.25)
+        assert [path.name for path in (tmp_path / "residuals").iterdir()] == ["1.safetensors"]
+        assert (tmp_path / "residuals").stat().st_mode & 0o077 == 0
+
+    for life in (before, between, after):
+        in_folder(tmp_path, life)
+
+
+def test_an_update_that_is_sealed_again_leaves_the_residual_of_the_second_time(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        await sealed_with(state, 1, 0.25)
+        await sealed_with(state, 1, 0.75)
+        await state.keep_verdict(verdict_on(1, kept=True))
+        assert owed(state, 2) == 0.75
+
+    in_folder(tmp_path, work)
+
+
+@pytest.mark.parametrize("damage", [b"", b"other bytes", None], ids=["empty", "other", "gone"])
+def test_a_residual_that_is_not_as_it_was_kept_is_said_to_be_lost(tmp_path: Path, damage: bytes | None) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        await sealed_with(state, 1, 0.25)
+        await state.keep_verdict(verdict_on(1, kept=True))
+        (path,) = (tmp_path / "residuals").iterdir()
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(DigestMismatch, match="residual"):
+            owed(state, 2)
+
+    in_folder(tmp_path, work)
+
+
+def test_a_residual_outlives_the_private_files_of_its_round(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await state.join(RUN)
+        await sealed_with(state, 1, 0.25)
+        state.forget_private(1)
+        state.forget_ended()
+        await state.keep_verdict(verdict_on(1, kept=True))
+        assert owed(state, 2) == 0.25
+
+    in_folder(tmp_path, work)
 
 
 def test_what_is_private_is_readable_by_its_owner_only_and_goes_with_the_round(tmp_path: Path) -> None:

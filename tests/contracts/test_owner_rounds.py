@@ -1,6 +1,7 @@
 """Does the owner judge each update once, leave nobody waiting, and say the same after a restart?"""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from hushtune_common.config import CoordinatorConfig
+from hushtune_common.config import CoordinatorConfig, OwnerConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, MalformedUpdate, PeerLost, Replayed, StaleRound
@@ -20,9 +21,11 @@ from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import (
     ClientId,
+    Conclusion,
     Digest,
     Directive,
     DirectiveKind,
+    EmulatorManifest,
     Listener,
     Part,
     Receipt,
@@ -36,14 +39,14 @@ from hushtune_common.messages import (
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Second
-from hushtune_server.owner.book import JUDGED, Book, Judgement, report, to_body
+from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, report, to_body
 from hushtune_server.owner.incoming import Link
-from hushtune_server.owner.plugin import Trial
-from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
+from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Merged, Press, Renewal
 from hushtune_server.owner.reception import Bounds, UpdateReception
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk
 from tests.fakes import FakeClock
+from tests.loopback import manifest_of
 from tests.radio import frame_bytes, qpsk_design, random_update, reader, scenario, transmission
 
 RUN = RunId("run-1")
@@ -65,6 +68,12 @@ class World:
     received: list[int] = field(default_factory=list[int])
     gone: set[int] = field(default_factory=set[int])
     merged: list[tuple[ClientId, ...]] = field(default_factory=list[tuple[ClientId, ...]])
+    losses: list[float] = field(default_factory=list[float])
+    left_out: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
+    renewed: list[int] = field(default_factory=list[int])
+    published: list[EmulatorManifest] = field(default_factory=list[EmulatorManifest])
+    taken_up: list[int] = field(default_factory=list[int])
+    concluded: list[Conclusion] = field(default_factory=list[Conclusion])
     unreachable: set[ClientId] = field(default_factory=set[ClientId])
     on_air: dict[int, list[Reception | None]] = field(default_factory=dict[int, list[Reception | None]])
     on_record: dict[UpdateKey, Receipt] = field(default_factory=dict[UpdateKey, Receipt])
@@ -109,9 +118,30 @@ class World:
         self.blobs.append((blob, secret, frozenset(links)))
         return Judgement(key=key, accepted=True, kept=True, reason="", digest=Digest.of(blob), perplexity_after=9.0)
 
-    def merge(self, clients: Sequence[ClientId]) -> Trial:
+    def merge(self, clients: Sequence[ClientId]) -> Merged:
+        """Average; the loss on public text goes where ``losses`` says, from 2 on, and what makes it rise is rolled back."""
         self.merged.append(tuple(clients))
-        return Trial(loss_before=2.0, loss_after=1.0, kept=True, reason="")
+        before, after = (2.0, 1.0) if not self.losses else self.losses[len(self.merged) - 1 : len(self.merged) + 1]
+        kept = tuple(c for c in clients if c not in self.left_out)
+        return Merged(loss_before=before, loss_after=after, kept=after <= before, reason="", clients=kept, left_out=self.left_out)
+
+    def renew(self, round_id: int) -> Renewal | None:
+        self.renewed.append(round_id)
+        return Renewal(bundle=self.folder / "bundle", revision=self.folder / "revision")
+
+    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
+        self.taken_up.append(manifest.round_id)
+
+    async def publish(self, round_id: int, renewal: Renewal | None) -> EmulatorManifest:
+        self.published.append(replace(manifest_of(b"emulator %d" % round_id), round_id=round_id))
+        return self.published[-1]
+
+    def path(self, manifest: EmulatorManifest) -> Path:
+        return self.folder / manifest.emulator.hex
+
+    async def conclude(self, conclusion: Conclusion) -> None:
+        self.concluded.append(conclusion)
+        self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -165,10 +195,15 @@ class World:
         closed = Directive(seq=1, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=ids, failed_reason=failed, last=True)
         self.directives.put_nowait(closed)
 
+    def ask_to_conclude(self, round_id: int, *accepted: str) -> None:
+        ids = tuple(ClientId(a) for a in accepted)
+        self.directives.put_nowait(Directive(seq=1, kind=DirectiveKind.CONCLUDE, round_id=round_id, accepted=ids))
+
 
 _coordinator: type[CoordinatorPort] = World
 _air: type[AirPort] = World
 _bench: type[Bench] = World
+_press: type[Press] = World
 
 
 @dataclass(slots=True)
@@ -183,14 +218,23 @@ class Owner:
         return await self.desk.verdict(RUN, 1, ClientId(client), within_s=10)
 
 
-def live(world: World, journal: Journal, worker: ThreadPoolExecutor, *, broken: Exception | None = None) -> Owner:
-    setting, book = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=2)), Book()
+def live(
+    world: World,
+    journal: Journal,
+    worker: ThreadPoolExecutor,
+    *,
+    broken: Exception | None = None,
+    rounds: int = 2,
+    patience: int = 0,
+) -> Owner:
+    owner, book = OwnerConfig(patience=patience, min_improvement_nats=0.1), Book()
+    setting = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=rounds), owner=owner)
     for event in journal.events():
         book.apply(event.kind, event.body)
     desk = Desk(book, clients=frozenset(ClientId(c.id) for c in setting.clients))
     bench: asyncio.Future[Bench] = asyncio.get_running_loop().create_future()
     bench.set_result(world) if broken is None else bench.set_exception(broken)
-    rounds = OwnerRounds(
+    rounds_ = OwnerRounds(
         setting,
         run=RUN,
         book=book,
@@ -199,21 +243,22 @@ def live(world: World, journal: Journal, worker: ThreadPoolExecutor, *, broken: 
         incoming=world.folder / "incoming",
         bench=bench,
         worker=worker,
+        press=world,
         coordinator=world,
         air=world,
         clock=FakeClock(autojump=True),
         seeds=SeedTree(0),
     )
-    return Owner(rounds=rounds, desk=desk, journal=journal)
+    return Owner(rounds=rounds_, desk=desk, journal=journal)
 
 
 @asynccontextmanager
-async def stage(folder: Path) -> AsyncGenerator[tuple[World, Owner]]:
+async def stage(folder: Path, *, rounds: int = 2, patience: int = 0) -> AsyncGenerator[tuple[World, Owner]]:
     """Set the scene; afterwards nothing may have failed."""
     world = World(folder)
     journal = Journal.open(folder / "journal.sqlite", schema="test-owner")
     worker = ThreadPoolExecutor(max_workers=1)
-    owner = live(world, journal, worker)
+    owner = live(world, journal, worker, rounds=rounds, patience=patience)
     running = asyncio.create_task(owner.rounds.follow())
     world.open(1)
     try:
@@ -523,6 +568,114 @@ def test_a_coordinator_that_leaves_before_the_last_round_is_an_error(tmp_path: P
             worker.shutdown()
 
     asyncio.run(play())
+
+
+# --- from round to round ----------------------------------------------------------------------------------------------
+
+
+async def play_round(world: World, round_id: int, *clients: str) -> None:
+    """Have a round's updates judged and the round concluded."""
+    world.open(round_id)
+    settled = len(world.settled)
+    for client in clients:
+        world.hear(client, round_id=round_id)
+    await world.until(lambda: len(world.settled) == settled + len(clients))
+    world.ask_to_conclude(round_id, *clients)
+    await world.until(lambda: any(c.round_id == round_id for c in world.concluded))
+
+
+def test_a_round_is_concluded_when_the_next_ones_emulator_is_written_down_and_on_offer(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, owner):
+            waiting = asyncio.create_task(owner.desk.manifest(RUN, 2, within_s=10))
+            await play_round(world, 1, "c1", "c2")
+            assert world.concluded == [Conclusion(run=RUN, round_id=1, last=False)]
+            assert (world.renewed, world.taken_up) == ([2], [2])
+            assert await waiting == world.published[0]
+            kinds = [e.kind for e in owner.journal.events()]
+            assert kinds.index(CLOSED) < kinds.index(PUBLISHED)
+            assert (await owner.verdict("c1")).kept, "verdicts need not wait for the round to be closed"
+
+    asyncio.run(play())
+
+
+def test_a_second_order_to_conclude_as_after_a_restart_averages_and_publishes_nothing_again(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            await play_round(world, 1, "c1")
+        async with stage(tmp_path) as (world, _):
+            world.ask_to_conclude(1, "c1")
+            await world.until(lambda: len(world.concluded) == 1)
+            assert (world.merged, world.renewed, world.published) == ([], [], [])
+
+    asyncio.run(play())
+
+
+def test_a_kill_between_averaging_and_publishing_leaves_only_the_publishing_to_do(tmp_path: Path) -> None:
+    async def play() -> None:
+        journal = Journal.open(tmp_path / "journal.sqlite", schema="test-owner")
+        closing = Closing(run=RUN, round_id=1, accepted=(C1,), merged=(C1,), kept=True, reason="")
+        await journal.append(CLOSED, to_body(closing), key=f"closed/{RUN}/1")
+        await journal.close()
+        async with stage(tmp_path) as (world, _):
+            world.ask_to_conclude(1, "c1")
+            await world.until(lambda: len(world.concluded) == 1)
+            assert (world.merged, [m.round_id for m in world.published]) == ([], [2])
+
+    asyncio.run(play())
+
+
+C1 = ClientId("c1")
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ends_after"),
+    [
+        ([2.0, 1.5, 1.45, 1.44], 2, 3),  # each of the last two is less than 0.1 below the best
+        ([2.0, 1.5, 1.45, 1.3], 2, None),  # 0.15 below the second, and 0.2 below the best
+        ([2.0, 2.5, 2.6, 2.7], 3, 3),  # rolled back, all of them
+        ([2.0, 1.8, 1.6, 1.4], 1, None),
+        ([2.0, 2.5, 2.6, 2.7], 0, None),
+    ],
+)
+def test_the_run_is_stopped_after_so_many_rounds_in_vain_and_a_restart_knows_it(
+    tmp_path: Path, losses: list[float], patience: int, ends_after: int | None
+) -> None:
+    async def play() -> None:
+        async with stage(tmp_path, rounds=4, patience=patience) as (world, owner):
+            world.losses = losses
+            for round_id in (1, 2, 3):
+                await play_round(world, round_id, "c1")
+            assert [c.round_id for c in world.concluded if c.last] == ([] if ends_after is None else [ends_after])
+            last = report(owner.desk.book)["rounds"][-1]
+            assert bool(last["stopped"]) == (ends_after == 3)
+        async with stage(tmp_path, rounds=4, patience=patience) as (again, _):
+            again.ask_to_conclude(3, "c1")
+            await again.until(lambda: len(again.concluded) == 1)
+            assert again.concluded == [world.concluded[-1]]
+
+    asyncio.run(play())
+
+
+def test_who_is_left_out_of_the_average_is_told_why(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, owner):
+            world.left_out = {C1: "points the other way"}
+            await play_round(world, 1, "c1", "c2")
+            verdict = await owner.verdict("c1")
+            assert (verdict.accepted, verdict.kept, verdict.reason) == (True, False, "points the other way")
+            assert (await owner.verdict("c2")).kept
+
+    asyncio.run(play())
+
+
+def test_a_book_folded_again_knows_what_was_published() -> None:
+    manifest = replace(manifest_of(b"emulator"), round_id=3)
+    book = Book()
+    for body in (manifest, replace(manifest_of(b"other"), round_id=3)):
+        book.apply(PUBLISHED, json.loads(json.dumps(to_body(Publication(run=RUN, manifest=body)))))
+    assert book.manifest(RUN, 3) == manifest
+    assert (book.manifest(RUN, 2), book.manifest(RunId("run-2"), 3)) == (None, None)
 
 
 @pytest.mark.parametrize(("accepted", "kept"), [(True, False), (False, False)], ids=["hurts public text", "refused"])

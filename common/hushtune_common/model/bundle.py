@@ -116,9 +116,14 @@ def write_bundle(path: Path, *, source: "ModelSource", plan: Plan, refinement: R
         "tokenizer": source.tokens.json,
     }
     if refinement is not None:
-        metadata |= {"refinement": refinement.settings, "refinement_digest": refinement.digest.hex}
+        metadata |= bundle_notes(refinement)
     shapes = {name: tensors.shape(name) for name in tensors.names()}
     write_tensors(path, shapes=shapes, tensor=tensors.tensor, metadata=metadata, dtype=tensors.dtype)
+
+
+def bundle_notes(refinement: Refinement) -> dict[str, str]:
+    """Return what a bundle's metadata says of a refinement."""
+    return {"refinement": refinement.settings, "refinement_digest": refinement.digest.hex}
 
 
 def emulator_tensors(source: "ModelSource", *, plan: Plan, refinement: Refinement | None = None) -> EmulatorTensors:

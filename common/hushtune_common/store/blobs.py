@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -87,7 +87,7 @@ class BlobStore:
 
     Laws: a complete blob has the content and size of its name; only bytes that would survive a crash count as committed; the sum
     of complete blobs and announced partials never exceeds the quota. One process owns the folder. Writers belong to one event
-    loop; ``put``, ``adopt`` and ``discard`` may run in any thread.
+    loop; ``put``, ``adopt``, ``discard`` and ``retain`` may run in any thread.
     """
 
     def __init__(self, root: Path, *, quota_bytes: int) -> None:
@@ -101,7 +101,7 @@ class BlobStore:
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="blobs")
         for folder in (self._complete, self._partial):
             folder.mkdir(parents=True, exist_ok=True)
-        for file in self._partial.rglob("*.whole"):
+        for file in self._partial.rglob("*.whole*"):
             file.unlink()  # a put that a crash interrupted
         for file in self._complete.rglob("*"):
             if file.is_file():
@@ -185,6 +185,23 @@ class BlobStore:
             shutil.rmtree(folder, ignore_errors=True)
             for file in [file for file in list(self._sizes) if file.is_relative_to(folder)]:
                 self._sizes.pop(file, None)
+
+    def retain(self, prefix: str, names: Collection[BlobName]) -> None:
+        """Delete every blob and partial at ``prefix`` but these; running writers of the others lose their place."""
+        require_prefix(prefix)
+        kept = {path for n in names for path in (self._complete_path(n), self._part_path(n), offset_path(self._part_path(n)))}
+        texts = {n.text for n in names}
+        for text in [text for text in list(self._slots) if BlobName.parse(text).prefix == prefix and text not in texts]:
+            self._lose(text)
+        # Partials first, as above.
+        for folder in (self._partial / prefix, self._complete / prefix):
+            for file in [file for file in folder.glob("*") if file.is_file() and file not in kept]:
+                file.unlink(missing_ok=True)
+                self._sizes.pop(file, None)
+
+    def scratch(self, name: str) -> Path:
+        """Return a place on the store's disk for a file to be adopted; what a crash leaves there goes with the next start."""
+        return self._partial / f"{name}.whole"
 
     def _complete_path(self, name: BlobName) -> Path:
         return self._complete / name.prefix / name.digest.hex

@@ -4,19 +4,22 @@ import asyncio
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import grpc
+
 from hushtune_common.clock import Clock
 from hushtune_common.codec.pipeline import codec_id
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
+from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Caller, ClientId, Listener, Role
+from hushtune_common.messages import Caller, ClientId, Listener, Role, RunId, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
@@ -25,13 +28,16 @@ from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_common.wire.listening import AirListener
 from hushtune_common.wire.transfer import BlobsService, register_blobs
 from hushtune_server.owner import book as books
-from hushtune_server.owner.book import Book
-from hushtune_server.owner.catalog import Catalog, Published
+from hushtune_server.owner.book import Book, Publication
+from hushtune_server.owner.catalog import Catalog, RoundPress
 from hushtune_server.owner.gateway import AirGateway, CoordinatorGateway
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk, OwnerService, register_owner
+from hushtune_server.owner.versions import FOLDER as VERSIONS
 
 if TYPE_CHECKING:  # torch is imported in the worker thread, so that signals are heard from the first second on
+    from hushtune_common.model.weights import Weights
+    from hushtune_server.owner.emulators.engine import Telling
     from hushtune_server.owner.workshop import Prepared, Workshop
 
 _log = logging.getLogger(__name__)
@@ -98,6 +104,7 @@ class OwnerProcess:
         self._worker = worker
         self._clock = clock
         self._seeds = seeds
+        self._curve: UtilityCurve | None = None
         limits = options.scenario.limits
         self._store = BlobStore(options.state_dir / "blobs", quota_bytes=2 * limits.emulator_bytes_max)
         self._catalog = Catalog(self._store, size_max=limits.emulator_bytes_max)
@@ -108,8 +115,25 @@ class OwnerProcess:
 
     async def run(self) -> None:
         """Do everything, until the last round is over."""
-        prepared, published, private = await self._prepare()
-        service = OwnerService(self._scenario, manifest=published.manifest, desk=self._desk)
+        timing, addresses = self._scenario.timing, {Role.COORDINATOR: self._options.coordinator, Role.AIR: self._options.air}
+        channels = {r: endpoint.connect(a, role=r, kit=self._kit, timing=timing, clock=self._clock) for r, a in addresses.items()}
+        coordinator = CoordinatorGateway(channels[Role.COORDINATOR], self._scenario, clock=self._clock, seeds=self._seeds)
+        private = _sealing_key(self._options.state_dir / "sealing.key")
+        try:
+            prepared = None if await self._resumed(channels[Role.COORDINATOR], coordinator) else await self._prepare(private)
+            await self._serve(channels, coordinator, prepared, private)
+        finally:
+            for channel in channels.values():
+                await channel.close()
+
+    async def _serve(
+        self,
+        channels: Mapping[Role, grpc.aio.Channel],
+        coordinator: CoordinatorGateway,
+        prepared: "Prepared | None",
+        private: HybridPrivateKey,
+    ) -> None:
+        service = OwnerService(self._scenario, desk=self._desk)
         server = await endpoint.serve(
             [register_owner(service), register_blobs(self._blobs)],
             names=_SERVICES,
@@ -119,42 +143,84 @@ class OwnerProcess:
             timing=self._scenario.timing,
         )
         try:
-            bench = self._in_worker(partial(self._set_up, prepared, published, private))
-            await self._take_part(service, published, bench)
+            bench = self._in_worker(partial(self._set_up, prepared, private))
+            if prepared is not None and (self._options.state_dir / VERSIONS / "current.json").exists():
+                await self._begin_with_seated(await bench)
+            await self._take_part(service, channels, coordinator, bench)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
         finally:
+            self._write_report()
             self._desk.close()
             await server.stop(_GRACE_S)
 
-    async def _prepare(self) -> "tuple[Prepared, Published, HybridPrivateKey]":
-        state = self._options.state_dir
-        bundle = state / "emulator.partial"
+    async def _resumed(self, channel: grpc.aio.Channel, coordinator: CoordinatorGateway) -> bool:
+        """Put on offer again what an earlier life published in the run that is still going on; false where there is nothing.
+
+        The coordinator gives a lost owner little time, so the model is loaded once this process has been heard of again.
+        """
+        if self._book.is_blank:
+            return False
+        await endpoint.ready(channel, address=self._options.coordinator, role=Role.COORDINATOR, timing=self._scenario.timing)
+        run = await coordinator.run()
+        manifests = self._book.manifests(run)
+        if not manifests:
+            return False
+        if not self._catalog.restore(manifests):
+            problem = f"lacks emulators that it published in run {run}; restore it, or begin another run with an empty folder"
+            raise ConfigError(str(self._options.state_dir), problem)
+        log_event(_log, "run_resumed", run=run, round_id=manifests[-1].round_id)
+        return True
+
+    async def _prepare(self, private: HybridPrivateKey) -> "Prepared":
+        """Make the emulator that the run begins with, and put it on offer."""
+        bundle = self._options.state_dir / "emulator.partial"
         prepared = await self._in_worker(partial(_load, self._options, bundle, self._seeds.child("plan"), self._clock))
-        await self._in_worker(partial(self._admit, bundle, prepared))
-        private = _sealing_key(state / "sealing.key")
+        await self._in_worker(partial(self._admit, bundle, base=prepared.source.weights))
+        self._curve = await self._in_worker(partial(self._worth, bundle, prepared))
         codec = codec_id(self._scenario.codec)
         published = await self._catalog.publish(bundle, sealing_key=private.public.to_bytes(), codec=codec)
+        alike = prepared.fidelity
         log_event(
             _log,
             "emulator_published",
+            round_id=published.manifest.round_id,
             digest=published.blob.digest,
             bytes_total=published.blob.size,
             blocks_kept=len(prepared.plan.kept),
             blocks_dropped=list(prepared.plan.dropped),
             method=prepared.plan.method,
-            gradient_cosine=round(prepared.fidelity.cosine, 4),
-            gradient_norm_ratio=round(prepared.fidelity.norm_ratio, 4),
-            middle_cka=round(prepared.fidelity.cka, 4),
+            gradient_cosine=None if alike is None else round(alike.cosine, 4),
+            gradient_norm_ratio=None if alike is None else round(alike.norm_ratio, 4),
+            middle_cka=None if alike is None else round(alike.cka, 4),
         )
-        return prepared, published, private
+        return prepared
 
-    def _admit(self, bundle: Path, prepared: "Prepared") -> None:
+    def _worth(self, bundle: Path, prepared: "Prepared") -> UtilityCurve | None:
+        """Measure what updates are worth, in the worker thread, where the scenario has the coordinator plan with that."""
+        if self._scenario.coordinator.allocator.utility.kind != "measured":
+            return None
+        from hushtune_server.owner.worth import worth
+
+        return worth(self._scenario, bundle=bundle, place=prepared.place, state_dir=self._options.state_dir, clock=self._clock)
+
+    async def _begin_with_seated(self, bench: "Workshop") -> None:
+        """Let a run begin with the adapter blocks that an earlier one, or a person, has put into the model."""
+        press, round_id = RoundPress(self._catalog), self._catalog.newest.manifest.round_id
+        renewal = await self._in_worker(partial(bench.renew, round_id))
+        if renewal is not None:
+            manifest = await press.publish(round_id, renewal)
+            await self._in_worker(partial(bench.take_up, manifest, press.path(manifest)))
+            log_event(_log, "emulator_revised", round_id=round_id, digest=manifest.emulator, bytes_total=manifest.size_bytes)
+
+    def _admit(self, bundle: Path, *, base: "Weights") -> None:
         """Enter the release in the ledger, in the worker thread, before anybody can fetch it; refuse one that shows too much."""
         from hushtune_common.model.bundle import read_bundle
         from hushtune_server.owner.ledger import LEDGER, admit, release_of
 
         release = release_of(
             read_bundle(bundle),
-            base=prepared.source.weights,
+            base=base,
             recipients=[c.id for c in self._scenario.clients],
             date=self._clock.wall().date().isoformat(),
         )
@@ -169,60 +235,73 @@ class OwnerProcess:
 
         return BlobsService(self._store, may_read=self._catalog.may_read, may_write=nobody, size_max=0)
 
-    def _set_up(self, prepared: "Prepared", published: Published, private: HybridPrivateKey) -> "Workshop":
-        """Build the workshop, in the worker thread."""
+    def _set_up(self, prepared: "Prepared | None", private: HybridPrivateKey) -> "Workshop":
+        """Build the workshop, in the worker thread, with the newest emulator on it."""
         from hushtune_server.owner.workshop import Workshop
 
+        newest = self._catalog.newest
+        if prepared is None:
+            prepared = _reload(self._options, newest.path, self._seeds.child("plan"), self._clock)
         accepted = {replace(j.key, attempt=1): j.digest for j in self._book.judgements if j.accepted and j.digest is not None}
         return Workshop(
             prepared,
             scenario=self._scenario,
-            bundle=published.path,
-            manifest=published.manifest,
+            bundle=newest.path,
+            manifest=newest.manifest,
             private=private,
             state_dir=self._options.state_dir,
             accepted=accepted,
+            admit=partial(self._admit, base=prepared.source.weights),
+            clock=self._clock,
         )
 
-    async def _take_part(self, service: OwnerService, published: Published, bench: "asyncio.Future[Workshop]") -> None:
+    async def _take_part(
+        self,
+        service: OwnerService,
+        channels: Mapping[Role, grpc.aio.Channel],
+        coordinator: CoordinatorGateway,
+        bench: "asyncio.Future[Workshop]",
+    ) -> None:
         timing, clock = self._scenario.timing, self._clock
-        addresses = {Role.COORDINATOR: self._options.coordinator, Role.AIR: self._options.air}
-        channels = {r: endpoint.connect(a, role=r, kit=self._kit, timing=timing, clock=clock) for r, a in addresses.items()}
-        coordinator = CoordinatorGateway(channels[Role.COORDINATOR], self._scenario, clock=clock, seeds=self._seeds)
         listener = AirListener(channels[Role.AIR], self._scenario, listener=Listener.MAIN, clock=clock, seeds=self._seeds)
-        try:
-            log_event(_log, "phase_changed", phase="connecting")
-            for role, address in addresses.items():
-                await endpoint.ready(channels[role], address=address, role=role, timing=timing)
-            run = await coordinator.join()
-            service.run = run
-            log_event(_log, "run_joined", run=run)
-            rounds = OwnerRounds(
-                self._scenario,
-                run=run,
-                book=self._book,
-                journal=self._journal,
-                desk=self._desk,
-                incoming=self._options.state_dir / "incoming",
-                bench=bench,
-                worker=self._worker,
-                coordinator=coordinator,
-                air=AirGateway(channels[Role.AIR], listener, timing=timing),
-                clock=clock,
-                seeds=self._seeds,
-            )
-            await rounds.follow()
-        except BaseExceptionGroup as group:
-            raise _first(group) from group
-        finally:
-            self._write_report(published)
-            for channel in channels.values():
-                await channel.close()
+        log_event(_log, "phase_changed", phase="connecting")
+        for role, address in ((Role.COORDINATOR, self._options.coordinator), (Role.AIR, self._options.air)):
+            await endpoint.ready(channels[role], address=address, role=role, timing=timing)
+        run = await coordinator.join(curve=self._curve)
+        log_event(_log, "run_joined", run=run)
+        await self._enter_published(run)
+        service.run = run
+        rounds = OwnerRounds(
+            self._scenario,
+            run=run,
+            book=self._book,
+            journal=self._journal,
+            desk=self._desk,
+            incoming=self._options.state_dir / "incoming",
+            bench=bench,
+            worker=self._worker,
+            press=RoundPress(self._catalog),
+            coordinator=coordinator,
+            air=AirGateway(channels[Role.AIR], listener, timing=timing),
+            clock=clock,
+            seeds=self._seeds,
+        )
+        await rounds.follow()
 
-    def _write_report(self, published: Published) -> None:
-        manifest = published.manifest
+    async def _enter_published(self, run: RunId) -> None:
+        """Write down which emulator the run begins with, so that another life of this process goes on with it."""
+        manifest = self._catalog.newest.manifest
+        if self._book.manifest(run, manifest.round_id) is None:
+            body = books.to_body(Publication(run=run, manifest=manifest))
+            event = await self._journal.append(books.PUBLISHED, body, key=f"published/{run}/{manifest.round_id}")
+            self._book.apply(event.kind, event.body)
+
+    def _write_report(self) -> None:
+        first, newest = self._catalog.first, self._catalog.newest
+        manifest = first.manifest
         body = {
-            "bundle": str(published.path.resolve()),
+            "bundle": str(first.path.resolve()),
+            "bundle_newest": str(newest.path.resolve()),
             "emulator": manifest.emulator.hex,
             "emulator_bytes": manifest.size_bytes,
             "base": manifest.base.hex,
@@ -243,10 +322,22 @@ class OwnerProcess:
 
 def _load(options: OwnerOptions, bundle: Path, seeds: SeedTree, clock: Clock) -> "Prepared":
     """Prepare in the worker thread; torch is imported here and not before."""
-    from hushtune_server.owner.workshop import Telling, prepare
+    from hushtune_server.owner.workshop import prepare
 
-    telling = Telling(phase=lambda phase: log_event(_log, "phase_changed", phase=phase), progress=_teller(clock))
-    return prepare(options.scenario, cache=options.cache_dir, bundle=bundle, seeds=seeds, telling=telling)
+    return prepare(options.scenario, cache=options.cache_dir, bundle=bundle, seeds=seeds, telling=_telling(clock))
+
+
+def _reload(options: OwnerOptions, bundle: Path, seeds: SeedTree, clock: Clock) -> "Prepared":
+    """Load, in the worker thread, what goes with an emulator that an earlier life made."""
+    from hushtune_server.owner.workshop import reopen
+
+    return reopen(options.scenario, cache=options.cache_dir, bundle=bundle, seeds=seeds, telling=_telling(clock))
+
+
+def _telling(clock: Clock) -> "Telling":
+    from hushtune_server.owner.workshop import Telling
+
+    return Telling(phase=lambda phase: log_event(_log, "phase_changed", phase=phase), progress=_teller(clock))
 
 
 def _teller(clock: Clock) -> Callable[[int, int], None]:

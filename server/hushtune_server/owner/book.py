@@ -1,16 +1,17 @@
-"""What has the owner decided about whom? Judgements and closed rounds, folded over the journal."""
+"""What has the owner decided? Judgements, closed rounds, and the emulator of each round, folded over the journal."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from hushtune_common.errors import AbstractionContradicted, InvalidEnvelope, ProtocolFault
-from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey, Verdict
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, RunId, UpdateKey, Verdict
 
 JUDGED = "judged"
 CLOSED = "closed"
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,11 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
-    """The end of one round: whose blocks were averaged, and whether the model kept the mean."""
+    """The end of one round: whose blocks were averaged, and whether the model kept the mean.
+
+    ``left_out`` were accepted and kept out of the mean all the same, with the reason. ``stopped`` is why no further round is
+    wanted, empty when one is, or when this was the last by number.
+    """
 
     run: RunId
     round_id: int
@@ -42,19 +47,30 @@ class Closing:
     reason: str
     perplexity_before: float | None = None
     perplexity_after: float | None = None
+    left_out: Mapping[ClientId, str] = field(default_factory=dict[ClientId, str])
+    stopped: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """The emulator of one round, which its manifest names."""
+
+    run: RunId
+    manifest: EmulatorManifest
 
 
 class Book:
-    """Judgements and closings of every round.
+    """Judgements, closings and publications of every round.
 
-    Laws: a client has at most one judgement per round and a round at most one closing, the first; what comes after the closing
-    changes nothing, so a verdict, once given, stays; folding the journal again gives an equal book.
+    Laws: a client has at most one judgement per round and a round at most one closing and one emulator, the first; what comes
+    after the closing changes no judgement, so a verdict, once given, stays; folding the journal again gives an equal book.
     """
 
     def __init__(self) -> None:
         """Start empty."""
         self._judged: dict[tuple[RunId, int, ClientId], Judgement] = {}
         self._closed: dict[tuple[RunId, int], Closing] = {}
+        self._published: dict[tuple[RunId, int], EmulatorManifest] = {}
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Fold one event of the journal; kinds of other concern change nothing."""
@@ -67,6 +83,9 @@ class Book:
         elif kind == CLOSED:
             closing = msgspec.convert(body, Closing)
             self._closed.setdefault((closing.run, closing.round_id), closing)
+        elif kind == PUBLISHED:
+            published = msgspec.convert(body, Publication)
+            self._published.setdefault((published.run, published.manifest.round_id), published.manifest)
 
     @property
     def judgements(self) -> Sequence[Judgement]:
@@ -85,6 +104,23 @@ class Book:
     def closing(self, run: RunId, round_id: int) -> Closing | None:
         """Return how that round ended."""
         return self._closed.get((run, round_id))
+
+    def closings_of(self, run: RunId) -> Sequence[Closing]:
+        """Return how the rounds of a run ended, in order."""
+        return sorted((c for c in self._closed.values() if c.run == run), key=lambda c: c.round_id)
+
+    def manifest(self, run: RunId, round_id: int) -> EmulatorManifest | None:
+        """Return what is published for that round."""
+        return self._published.get((run, round_id))
+
+    def manifests(self, run: RunId) -> Sequence[EmulatorManifest]:
+        """Return what was published in a run, round by round."""
+        return sorted((m for (whose, _), m in self._published.items() if whose == run), key=lambda m: m.round_id)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was ever published from this folder."""
+        return not self._published
 
     def mergeable(self, run: RunId, round_id: int, accepted: Sequence[ClientId]) -> tuple[ClientId, ...]:
         """Return which of the round's ``accepted`` clients may enter the mean, in the given order."""
@@ -121,7 +157,10 @@ def report(book: Book) -> dict[str, Any]:
 
     A round lists under ``contradicted`` whose transmissions disagreed with the block error tables: nothing of it may be believed.
     """
-    rounds = [_closing_line(c, contradicted=book.contradicted(c.run, c.round_id)) for c in book.closings]
+    rounds = [
+        _closing_line(c, contradicted=book.contradicted(c.run, c.round_id), manifest=book.manifest(c.run, c.round_id))
+        for c in book.closings
+    ]
     averaged = [line for line in rounds if line["clients"]]
     return {
         "clients": [_judgement_line(j) for j in book.judgements],
@@ -144,20 +183,35 @@ def _judgement_line(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId]) -> dict[str, Any]:
+def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId], manifest: EmulatorManifest | None) -> dict[str, Any]:
     return {
         "round_id": closing.round_id,
         "accepted": list(closing.accepted),
         "clients": list(closing.merged),
         "kept": closing.kept,
         "reason": closing.reason,
+        "left_out": dict(closing.left_out),
+        "stopped": closing.stopped,
         "contradicted": list(contradicted),
         "perplexity_public_before": closing.perplexity_before,
         "perplexity_public": closing.perplexity_after,
+        **_published_line(manifest),
     }
 
 
-def to_body(value: Judgement | Closing) -> dict[str, Any]:
+def _published_line(manifest: EmulatorManifest | None) -> dict[str, Any]:
+    """Return what a round's clients trained on, and what those fetch that hold the emulator before it."""
+    if manifest is None:
+        return {}
+    revision = manifest.revision
+    return {
+        "emulator": manifest.emulator.hex,
+        "emulator_bytes": manifest.size_bytes,
+        "revision_bytes": None if revision is None else revision.size_bytes,
+    }
+
+
+def to_body(value: Judgement | Closing | Publication) -> dict[str, Any]:
     """Return the journal's form."""
     return msgspec.to_builtins(value)
 
@@ -172,4 +226,6 @@ def _outcome(judgement: Judgement, closing: Closing) -> tuple[bool, str]:
         return False, judgement.reason
     if client not in closing.accepted:
         return False, closing.reason or "the round closed without this update"
+    if client in closing.left_out:
+        return False, closing.left_out[client]
     return closing.kept and client in closing.merged, closing.reason

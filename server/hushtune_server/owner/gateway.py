@@ -9,7 +9,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.errors import VersionMismatch
 from hushtune_common.link.reception import Reception
-from hushtune_common.messages import Beat, Directive, Receipt, ReceptionNotice, RunId, Settlement, UtilityCurve
+from hushtune_common.messages import Beat, Conclusion, Directive, Receipt, ReceptionNotice, RunId, Settlement, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
 from hushtune_common.wire.listening import AirListener
@@ -24,7 +24,8 @@ _BEATS_PER_IDLE = 6
 class CoordinatorGateway:
     """The coordinator, over a channel.
 
-    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling twice has no second effect.
+    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling or concluding twice has no second
+    effect.
     """
 
     def __init__(self, channel: grpc.aio.Channel, scenario: Scenario, *, clock: Clock, seeds: SeedTree) -> None:
@@ -35,6 +36,12 @@ class CoordinatorGateway:
         self._seeds = seeds
         self._idle_s = scenario.timing.idle_s
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
+
+    async def run(self) -> RunId:
+        """Return which run this is, without entering it."""
+        with faults.translated():
+            response: pb.GetRunResponse = await self._stub.GetRun(pb.GetRunRequest(), timeout=self._timing.idle_s)
+        return RunId(response.run)
 
     async def join(self, *, curve: UtilityCurve | None = None) -> RunId:
         """Enter the run with what updates are worth, where that was measured.
@@ -87,6 +94,11 @@ class CoordinatorGateway:
         """Say whether an update was accepted, and nothing else about it."""
         with faults.translated():
             await self._stub.Settle(convert.settlement_to_wire(settlement), timeout=self._timing.idle_s)
+
+    async def conclude(self, conclusion: Conclusion) -> None:
+        """Say that a round is dealt with, and whether another one shall follow."""
+        with faults.translated():
+            await self._stub.Conclude(convert.conclusion_to_wire(conclusion), timeout=self._timing.idle_s)
 
 
 class AirGateway:

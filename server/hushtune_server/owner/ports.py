@@ -1,10 +1,22 @@
 """Whom does the owner deal with while a round runs, and what does it ask of each?"""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from hushtune_common.link.reception import Reception
-from hushtune_common.messages import ClientId, Directive, Part, Receipt, ReceptionNotice, Settlement, UpdateKey
+from hushtune_common.messages import (
+    ClientId,
+    Conclusion,
+    Directive,
+    EmulatorManifest,
+    Part,
+    Receipt,
+    ReceptionNotice,
+    Settlement,
+    UpdateKey,
+)
 from hushtune_server.owner.book import Judgement
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.plugin import Trial
@@ -13,7 +25,8 @@ from hushtune_server.owner.plugin import Trial
 class CoordinatorPort(Protocol):
     """The coordinator.
 
-    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling twice has no second effect.
+    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling or concluding twice has no second
+    effect.
     """
 
     def follow(self, phase: Callable[[], str]) -> AsyncGenerator[Directive, None]:
@@ -22,6 +35,10 @@ class CoordinatorPort(Protocol):
 
     async def settle(self, settlement: Settlement) -> None:
         """Say whether an update was accepted, and nothing else about it."""
+        ...
+
+    async def conclude(self, conclusion: Conclusion) -> None:
+        """Say that a round is dealt with, and whether another one shall follow."""
         ...
 
 
@@ -45,10 +62,42 @@ class AirPort(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """Another emulator, and the way to it from the one before: files that nobody else has yet."""
+
+    bundle: Path
+    revision: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged(Trial):
+    """What an average did, whose blocks are in it, and who was left out of it and why."""
+
+    clients: tuple[ClientId, ...]
+    left_out: Mapping[ClientId, str]
+
+
+class Press(Protocol):
+    """Puts emulators on offer.
+
+    Laws: what is on offer for a round can be fetched when `publish` has returned; ``None`` offers what the round before had.
+    """
+
+    async def publish(self, round_id: int, renewal: Renewal | None) -> EmulatorManifest:
+        """Offer the emulator of a round, and return its manifest."""
+        ...
+
+    def path(self, manifest: EmulatorManifest) -> Path:
+        """Return where the emulator lies."""
+        ...
+
+
 class Bench(Protocol):
     """Where weights are handled. Blocks while it works, and is used from one thread only.
 
-    Laws: `judge` leaves the model as it was; `merge` changes it only when it keeps the mean.
+    Laws: `judge` leaves the model as it was; `merge` changes it only when it keeps the mean, `renew` and `take_up` never; what
+    `renew` writes has the adapter blocks that the model has.
     """
 
     @property
@@ -60,6 +109,14 @@ class Bench(Protocol):
         """Decide about one whole sealed update, given how its parts travelled and what its key part brought."""
         ...
 
-    def merge(self, clients: Sequence[ClientId]) -> Trial:
-        """Average these clients' adapters and try the mean in the model."""
+    def merge(self, clients: Sequence[ClientId]) -> Merged:
+        """Average these clients' adapters, those that go together, and try the mean in the model."""
+        ...
+
+    def renew(self, round_id: int) -> Renewal | None:
+        """Write the emulator that a round starts from; nothing when that is the one that updates are judged against now."""
+        ...
+
+    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
+        """Judge updates against this emulator from now on."""
         ...

@@ -1,12 +1,12 @@
-"""How does an announced reception become a verdict? Receive, judge, settle; close the round; see the verdicts fetched."""
+"""How does an announced reception become a verdict, and one round the next? Receive, judge, settle; average; publish."""
 
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -19,6 +19,7 @@ from hushtune_common.errors import AbstractionContradicted, OperatingFault, Peer
 from hushtune_common.logs import log_event
 from hushtune_common.messages import (
     ClientId,
+    Conclusion,
     Digest,
     Directive,
     DirectiveKind,
@@ -30,10 +31,11 @@ from hushtune_common.messages import (
 )
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
-from hushtune_server.owner.book import CLOSED, JUDGED, Book, Closing, Judgement, refusal, to_body
+from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, refusal, to_body
 from hushtune_server.owner.plugin import Trial
-from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
+from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Press
 from hushtune_server.owner.reception import Bounds, UpdateReception
+from hushtune_server.owner.stopping import why_stop
 
 _log = logging.getLogger(__name__)
 _FAREWELL_S = 15.0
@@ -43,7 +45,7 @@ Slot = tuple[int, ClientId]
 
 
 class VerdictDesk(Protocol):
-    """Where clients wait for verdicts.
+    """Where clients wait for verdicts and emulators.
 
     Law: after `ring`, everyone who waits looks at the book again.
     """
@@ -62,7 +64,8 @@ class OwnerRounds:
 
     Laws: what is decided is in the journal before anybody is told; each update is judged once, and not before its round is open;
     a client whose update cannot be read, or whose transfer fails, disturbs no other. Replayed notices, as after a restart, lead
-    to the same answers; what was acknowledged in an earlier life is not heard again, and judged if it was not.
+    to the same answers; what was acknowledged in an earlier life is not heard again, and judged if it was not. A round is
+    concluded once its average is decided and the next one's emulator is on offer, or none is wanted.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class OwnerRounds:
         incoming: Path,
         bench: Awaitable[Bench],
         worker: Executor,
+        press: Press,
         coordinator: CoordinatorPort,
         air: AirPort,
         clock: Clock,
@@ -93,6 +97,7 @@ class OwnerRounds:
         self._incoming = incoming
         self._bench = bench
         self._worker = worker
+        self._press = press
         self._coordinator = coordinator
         self._air = air
         self._clock = clock
@@ -127,6 +132,9 @@ class OwnerRounds:
                     case DirectiveKind.ROUND_OPENED:
                         await self._begin(directive.round_id)
                         self._enter(f"waiting for updates of round {directive.round_id}")
+                    case DirectiveKind.CONCLUDE:
+                        await self._close(directive)
+                        await self._go_on(directive.round_id)
                     case DirectiveKind.ROUND_CLOSED:
                         await self._close(directive)
                         await self._begin(directive.round_id)
@@ -274,14 +282,18 @@ class OwnerRounds:
         await self._settle(judgement)
 
     async def _settle(self, judgement: Judgement) -> None:
-        """Tell the coordinator, trying again while it cannot be reached; a round that is closed there no longer wants to know."""
+        """Tell the coordinator; a round that is closed there no longer wants to know."""
         settlement = Settlement(key=judgement.key, accepted=judgement.accepted)
+        await self._say(lambda: self._coordinator.settle(settlement), refused="settlement_refused", client=judgement.key.client)
+
+    async def _say(self, call: Callable[[], Awaitable[None]], *, refused: str, **about: Any) -> None:
+        """Tell the coordinator, trying again while it cannot be reached; what it will not hear is logged as ``refused``."""
         attempts = self._scenario.limits.attempts_max
         for attempt in range(1, attempts + 1):
             try:
-                return await self._coordinator.settle(settlement)
+                return await call()
             except ProtocolFault as fault:
-                log_event(_log, "settlement_refused", client=judgement.key.client, reason=fault.reason, problem=str(fault))
+                log_event(_log, refused, **about, reason=fault.reason, problem=str(fault))
                 return None
             except OperatingFault:
                 if attempt == attempts:
@@ -308,25 +320,67 @@ class OwnerRounds:
         self._desk.ring()
 
     async def _conclude(self, directive: Directive) -> Closing:
-        """Average what the round accepted, and keep it or not."""
-        merged = self._book.mergeable(self._run, directive.round_id, directive.accepted)
+        """Average what the round accepted, keep it or not, and decide whether another round is wanted."""
+        closing = await self._averaged(directive)
+        if directive.kind is not DirectiveKind.CONCLUDE:
+            return closing  # the last one by number, or a failed one: nothing is left to decide
+        owner, past = self._scenario.owner, self._book.closings_of(self._run)
+        stopped = why_stop([*past, closing], patience=owner.patience, improvement_nats=owner.min_improvement_nats)
+        return replace(closing, stopped=stopped)
+
+    async def _averaged(self, directive: Directive) -> Closing:
+        candidates = self._book.mergeable(self._run, directive.round_id, directive.accepted)
         closing = partial(Closing, run=self._run, round_id=directive.round_id, accepted=directive.accepted)
         if directive.failed_reason:
             return closing(merged=(), kept=False, reason=f"the round failed: {directive.failed_reason}")
-        if not merged:
+        if not candidates:
             return closing(merged=(), kept=False, reason="no update was left to average")
-        self._enter(f"averaging {len(merged)} adapters")
+        self._enter(f"averaging {len(candidates)} adapters")
         bench = await self._bench
-        trial = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, merged)
-        _log_evaluation(trial, client="aggregate")
-        before, after = trial.perplexity_before, trial.perplexity_after
+        merged = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, candidates)
+        _log_evaluation(merged, client="aggregate")
+        for client, reason in merged.left_out.items():
+            log_event(_log, "update_left_out", level=logging.WARNING, round_id=directive.round_id, client=client, reason=reason)
+        before, after = merged.perplexity_before, merged.perplexity_after
         return closing(
-            merged=merged,
-            kept=trial.kept,
-            reason=trial.reason,
+            merged=merged.clients,
+            left_out=merged.left_out,
+            kept=merged.kept,
+            reason=merged.reason,
             perplexity_before=before if isfinite(before) else None,
             perplexity_after=after if isfinite(after) else None,
         )
+
+    async def _go_on(self, round_id: int) -> None:
+        """Have the next round's emulator on offer, or none if no round is wanted, and let the coordinator go on."""
+        closing = self._book.closing(self._run, round_id)
+        stopped = "" if closing is None else closing.stopped
+        if stopped:
+            log_event(_log, "run_stopped", round_id=round_id, rounds=self._scenario.coordinator.rounds, reason=stopped)
+        elif self._book.manifest(self._run, round_id + 1) is None:
+            await self._publish(round_id + 1)
+        conclusion = Conclusion(run=self._run, round_id=round_id, last=bool(stopped), reason=stopped)
+        await self._say(lambda: self._coordinator.conclude(conclusion), refused="conclusion_refused", round_id=round_id)
+
+    async def _publish(self, round_id: int) -> None:
+        self._enter(f"making the emulator of round {round_id}")
+        bench, loop = await self._bench, asyncio.get_running_loop()
+        renewal = await loop.run_in_executor(self._worker, bench.renew, round_id)
+        manifest = await self._press.publish(round_id, renewal)
+        await loop.run_in_executor(self._worker, bench.take_up, manifest, self._press.path(manifest))
+        body = to_body(Publication(run=self._run, manifest=manifest))
+        event = await self._journal.append(PUBLISHED, body, key=f"published/{self._run}/{round_id}")
+        self._book.apply(event.kind, event.body)
+        log_event(
+            _log,
+            "emulator_published",
+            round_id=round_id,
+            digest=manifest.emulator,
+            bytes_total=manifest.size_bytes,
+            bytes_revision=None if renewal is None or manifest.revision is None else manifest.revision.size_bytes,
+            changed=renewal is not None,
+        )
+        self._desk.ring()
 
     async def _see_off(self, directive: Directive) -> None:
         self._enter("handing out verdicts")

@@ -1,8 +1,9 @@
-"""What may a client ask of the owner? The manifest, and the verdict on its own update."""
+"""What may a client ask of the owner? The emulator of a round, and the verdict on its own update."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -17,13 +18,14 @@ from hushtune_common.wire.v1 import owner_pb2_grpc
 from hushtune_server.owner.book import Book
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 _SHARE_WAITED = 0.9
 """A long poll answers before the caller gives up, so that it gets our words and not a bare timeout."""
 
 
 class Desk:
-    """Where verdicts wait to be fetched."""
+    """Where emulators and verdicts wait to be fetched."""
 
     def __init__(self, book: Book, *, clients: frozenset[ClientId]) -> None:
         """Hand out what ``book`` says to the ``clients`` of the scenario."""
@@ -48,19 +50,29 @@ class Desk:
         self._closing = True
         self.ring()
 
+    async def manifest(self, run: RunId, round_id: int, *, within_s: float) -> EmulatorManifest:
+        """Wait for the emulator of a round, at most ``within_s``; `DeadlineExceeded` says to ask again."""
+        waited_for = f"the emulator of round {round_id}"
+        return await self._found(lambda: self.book.manifest(run, round_id), within_s=within_s, waited_for=waited_for)
+
     async def verdict(self, run: RunId, round_id: int, client: ClientId, *, within_s: float) -> Verdict:
         """Wait for the client's verdict, at most ``within_s``; `DeadlineExceeded` says to ask again."""
+        find = partial(self.book.verdict, run, round_id, client)
+        verdict = await self._found(find, within_s=within_s, waited_for="a verdict")
+        self._fetched.add((run, round_id, client))
+        self.ring()
+        return verdict
+
+    async def _found(self, find: Callable[[], T | None], *, within_s: float, waited_for: str) -> T:
         try:
             async with asyncio.timeout(max(0.0, within_s)):
-                while (verdict := self.book.verdict(run, round_id, client)) is None:
+                while (found := find()) is None:
                     if self._closing:
                         raise PeerLost("the owner is stopping")
                     await self._bell.wait()
         except TimeoutError as error:
-            raise DeadlineExceeded("no verdict yet; ask again") from error
-        self._fetched.add((run, round_id, client))
-        self.ring()
-        return verdict
+            raise DeadlineExceeded(f"not yet: {waited_for}; ask again") from error
+        return found
 
     async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
         """Wait until each of ``clients`` has its verdict; return false when ``within_s`` was not enough."""
@@ -77,32 +89,39 @@ class Desk:
 class OwnerService(owner_pb2_grpc.OwnerServicer):
     """The calls of ``hushtune.v1.Owner``."""
 
-    def __init__(self, scenario: Scenario, *, manifest: EmulatorManifest, desk: Desk) -> None:
-        """Publish ``manifest`` and the verdicts on ``desk``."""
+    def __init__(self, scenario: Scenario, *, desk: Desk) -> None:
+        """Hand out what lies on ``desk``, once it is known of which run: see `run`."""
         self._scenario = scenario
-        self._manifest = manifest
         self._desk = desk
         self.run: RunId | None = None
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
-        """Tell what is on offer, to clients of the same scenario."""
+        """Wait for the emulator of a round, for clients of the same scenario."""
         self._desk.client(caller_of(context))
         if request.scenario_digest != self._scenario.digest.value:
             raise ScenarioMismatch(f"this owner runs scenario {self._scenario.name!r}, digest {self._scenario.digest.short}")
-        return convert.manifest_to_wire(self._manifest)
+        run = self._require_ours(request.run, request.round_id)
+        return convert.manifest_to_wire(await self._desk.manifest(run, request.round_id, within_s=self._patience(context)))
 
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
         """Wait for the verdict on the caller's own update; whose it is, the certificate says."""
         client = self._desk.client(caller_of(context))
+        run = self._require_ours(request.run, request.round_id)
+        verdict = await self._desk.verdict(run, request.round_id, client, within_s=self._patience(context))
+        return convert.verdict_to_wire(verdict)
+
+    def _require_ours(self, run: str, round_id: int) -> RunId:
         if self.run is None:
             raise PeerLost("the owner has not joined the run yet; ask again")
-        if request.run != self.run or not 1 <= request.round_id <= self._scenario.coordinator.rounds:
-            raise StaleRound(f"round {request.round_id} of run {request.run!r} is not one of ours")
+        if run != self.run or not 1 <= round_id <= self._scenario.coordinator.rounds:
+            raise StaleRound(f"round {round_id} of run {run!r} is not one of ours")
+        return self.run
+
+    def _patience(self, context: Context) -> float:
+        """Return how many seconds a call may wait."""
         idle_s = self._scenario.timing.idle_s
         remaining_s = cast(float | None, context.time_remaining())  # the stubs forget calls without a deadline
-        within_s = _SHARE_WAITED * (idle_s if remaining_s is None else min(idle_s, remaining_s))
-        verdict = await self._desk.verdict(RunId(request.run), request.round_id, client, within_s=within_s)
-        return convert.verdict_to_wire(verdict)
+        return _SHARE_WAITED * (idle_s if remaining_s is None else min(idle_s, remaining_s))
 
 
 def register_owner(service: OwnerService) -> Callable[[grpc.aio.Server], None]:

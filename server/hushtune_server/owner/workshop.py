@@ -1,9 +1,10 @@
 """What does the owner do with weights, one thing at a time? Loads, plans, judges updates, merges them. Blocks while it works."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import file_digest
 from math import inf, isfinite
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hushtune_common.adapter import AdapterState
+from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
@@ -19,10 +20,11 @@ from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey
 from hushtune_common.model.adapter import insert
-from hushtune_common.model.bundle import emulator_tensors, read_bundle, write_bundle
+from hushtune_common.model.bundle import bundle_notes, emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
+from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
@@ -31,6 +33,7 @@ from hushtune_server.owner.emulators.engine import Built, Telling, Workplace, bu
 from hushtune_server.owner.emulators.fidelity import Fidelity, fidelity
 from hushtune_server.owner.emulators.method import EmulatorRequest
 from hushtune_server.owner.emulators.planning import request_of, shipped_plan
+from hushtune_server.owner.emulators.realign import Alignment
 from hushtune_server.owner.emulators.text import public_text
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
 from hushtune_server.owner.gatekeeper.desk import Desk
@@ -43,20 +46,35 @@ from hushtune_server.owner.gatekeeper.sketch import Sampler
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake
 from hushtune_server.owner.plugin import Plugin, Trial
-from hushtune_server.owner.ports import Bench
+from hushtune_server.owner.ports import Bench, Merged, Renewal
 from hushtune_server.owner.versions import AGGREGATE, Version, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
+
+MIDDLES = "middles"
+"""Name of the folder in the owner's state where alignment goes on from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The owner's model in memory, the plan of its emulator, and the public windows (N, T) it is judged on."""
+    """The owner's model in memory, the plan of its emulator, and the public windows (N, T) it is judged on.
 
-    source: ModelSource
-    model: LanguageModel
+    ``fidelity`` is unknown of an emulator that was made in an earlier life of this process.
+    """
+
+    place: Workplace
     plan: Plan
     windows: NDArray[np.int64]
-    fidelity: Fidelity
+    fidelity: Fidelity | None = None
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model comes from."""
+        return self.place.source
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model."""
+        return self.place.model
 
 
 def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
@@ -64,11 +82,38 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
 
     A plan that was made for another model or another request is refused before anything is loaded or written.
     """
-    torch.set_num_threads(scenario.compute.threads)
-    telling.phase("loading the model")
-    source = open_source(scenario.model.source, cache=cache)
+    source = _source(scenario, cache=cache, telling=telling)
     request = request_of(scenario.model, source=source)
     plan = _shipped(scenario, request)
+    place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
+    built = build(scenario.owner.emulator, request, at=place, plan=plan)
+    telling.phase("writing the emulator")
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement)
+    telling.phase("comparing gradients with the model's")
+    alike = _fidelity(place, built, scenario, probe=windows[: scenario.data.public_windows // 3 or 1])
+    alignment = Alignment.of(scenario.owner, at=place, plan=built.plan, folder=bundle.parent / MIDDLES)
+    if alignment is not None:
+        alignment.keep({} if built.refinement is None else built.refinement.trained, of=_digest(bundle))
+    return Prepared(place=place, plan=built.plan, windows=windows, fidelity=alike)
+
+
+def reopen(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
+    """Load the model for an emulator that was published in an earlier life of this process."""
+    source = _source(scenario, cache=cache, telling=telling)
+    place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
+    return Prepared(place=place, plan=read_bundle(bundle).plan, windows=windows)
+
+
+def _source(scenario: Scenario, *, cache: Path, telling: Telling) -> ModelSource:
+    torch.set_num_threads(scenario.compute.threads)
+    telling.phase("loading the model")
+    return open_source(scenario.model.source, cache=cache)
+
+
+def _opened(
+    scenario: Scenario, source: ModelSource, *, cache: Path, seeds: SeedTree, telling: Telling
+) -> tuple[Workplace, NDArray[np.int64]]:
     public = load_records(scenario.data.public)
     windows = source.tokens.spread_windows(public, length=scenario.data.window_tokens, count=scenario.data.public_windows)
     if not len(windows):
@@ -82,13 +127,7 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
         work=cache / "emulators",
         telling=telling,
     )
-    built = build(scenario.owner.emulator, request, at=place, plan=plan)
-    telling.phase("writing the emulator")
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement)
-    telling.phase("comparing gradients with the model's")
-    alike = _fidelity(place, built, scenario, probe=windows[: scenario.data.public_windows // 3 or 1])
-    return Prepared(source=source, model=place.model, plan=built.plan, windows=windows, fidelity=alike)
+    return place, windows
 
 
 def _fidelity(place: Workplace, built: Built, scenario: Scenario, *, probe: NDArray[np.int64]) -> Fidelity:
@@ -98,19 +137,21 @@ def _fidelity(place: Workplace, built: Built, scenario: Scenario, *, probe: NDAr
     return fidelity(place.model, emulator, probe, adapter=built.plan.adapter)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merged(Trial):
-    """What an average did, whose blocks are in it, and who was left out of it and why."""
+def _digest(file: Path) -> Digest:
+    with file.open("rb") as stream:
+        return Digest(file_digest(stream, "sha256").digest())
 
-    clients: tuple[ClientId, ...]
-    left_out: Mapping[ClientId, str]
+
+def _admitted(_bundle: Path) -> None:
+    """Take an emulator for one that was released before."""
 
 
 class Workshop:
     """The full model on the bench, with everything that updates are checked against.
 
     Laws: `judge` leaves the model as it was; a refused update leaves nothing behind but, if it could be read, a copy in
-    quarantine; `merge` changes the model only when it keeps the mean, and done again, as after a restart, gives the same answer.
+    quarantine; `merge` changes the model only when it keeps the mean, and done again, as after a restart, gives the same answer;
+    `renew` writes an emulator whose adapter blocks are those that the model has.
     """
 
     def __init__(
@@ -123,48 +164,90 @@ class Workshop:
         private: HybridPrivateKey,
         state_dir: Path,
         accepted: Mapping[UpdateKey, Digest],
+        admit: Callable[[Path], None] = _admitted,
         clock: Clock | None = None,
     ) -> None:
         """Set up the bench; ``accepted`` are the updates of an earlier life of this process.
 
-        The current version is put into the model, if there is one. `ConfigError` when another process has the versions, or the
-        current one is damaged or does not fit.
+        ``admit`` enters an emulator in the owner's ledger before anybody can have it, or refuses that. The current version is put
+        into the model, if there is one. `ConfigError` when another process has the versions, or the current one is damaged or
+        does not fit.
         """
-        gate, time = scenario.owner.gate, clock or SystemClock()
-        shipped = AdapterState(read_bundle(bundle).adapter_numpy())
+        gate = scenario.owner.gate
+        self._scenario = scenario
+        self._prepared = prepared
         self._model = prepared.model
         self._schema = manifest.adapter
+        self._private = private
+        self._clock = clock or SystemClock()
+        self._admit = admit
+        self._next = state_dir / "next"
         self._adapters = state_dir / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
-        self._intake = Intake(
-            manifest=manifest,
-            private=private,
-            codec=make_codec(scenario.codec, shipped=shipped),
-            accepted=accepted,
-        )
         watched = prompts(gate, tokens=prepared.source.tokens, public=prepared.windows)
         self._canaries = Canaries(watched, loss=prepared.model.loss, gate=gate)
         self._versions = Versions(
-            state_dir / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=time
+            state_dir / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=self._clock
         )
         self._versions.hold()
+        self._quarantine = Quarantine(
+            state_dir / QUARANTINE, count_max=gate.quarantine_count_max, bytes_max=gate.quarantine_bytes_max
+        )
         self._seat_current(base=manifest.base)
         increase_max = gate.public_loss_increase_max_nats
         self._plugin = Plugin(prepared.model, schema=self._schema, windows=prepared.windows, increase_max=increase_max)
+        self._alignment = Alignment.of(scenario.owner, at=prepared.place, plan=prepared.plan, folder=state_dir / MIDDLES)
+        self._middle: Mapping[str, Float32] | None = None
+        self._serve(manifest, bundle, accepted=accepted)
+
+    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
+        """Judge updates against the emulator of another round from now on."""
+        self._serve(manifest, bundle, accepted=self._intake.accepted)
+
+    def _serve(self, manifest: EmulatorManifest, bundle: Path, *, accepted: Mapping[UpdateKey, Digest]) -> None:
+        gate, training, data = self._scenario.owner.gate, self._scenario.training, self._scenario.data
+        shipped = AdapterState(read_bundle(bundle).adapter_numpy())
+        self._intake = Intake(
+            manifest=manifest,
+            private=self._private,
+            codec=make_codec(self._scenario.codec, shipped=shipped),
+            accepted=accepted,
+        )
         # What encoding took off the updates of earlier rounds may come on top of what this one's training moves.
-        furthest = manifest.round_id * reach(scenario.training, windows=scenario.data.train_windows)
+        furthest = manifest.round_id * reach(training, windows=data.train_windows)
         sampler = Sampler(shipped, rng=SeedTree(secrets.randbits(120)).generator())
         self._desk = Desk(
             Gatekeeper(gate, shipped=shipped, reach=furthest, sampler=sampler),
             schema=self._schema,
             base=manifest.base,
             versions=self._versions,
-            quarantine=Quarantine(
-                state_dir / QUARANTINE, count_max=gate.quarantine_count_max, bytes_max=gate.quarantine_bytes_max
-            ),
+            quarantine=self._quarantine,
             canaries=self._watched,
-            clock=time,
+            clock=self._clock,
         )
+        self._manifest, self._bundle = manifest, bundle
+        if self._alignment is not None and self._middle is not None:
+            self._alignment.keep(self._middle, of=manifest.emulator)
+
+    def renew(self, round_id: int) -> Renewal | None:
+        """Write the emulator that a round starts from, and the way to it from the present one; none when the seat did not change.
+
+        Everything but the adapter blocks stays, unless ``owner.realign_steps`` has the middle aligned with the model as it is.
+        """
+        shipped, seated = read_bundle(self._bundle), self._plugin.seated.tensors
+        if all(np.array_equal(seated[name], tensor) for name, tensor in shipped.adapter_numpy().items()):
+            return None
+        changed, notes = dict(seated), dict[str, str]()
+        if self._alignment is not None:
+            aligned = self._alignment.aligned(self._plugin.seated, after=self._manifest.emulator, round_id=round_id)
+            self._middle = aligned.trained
+            changed, notes = changed | self._alignment.stored(aligned), bundle_notes(aligned)
+        self._next.mkdir(exist_ok=True)
+        bundle, revision = self._next / "emulator.safetensors", self._next / "revision.bin"
+        revise(bundle, base=shipped.file, changed=changed, notes=notes)
+        self._admit(bundle)
+        write_revision(revision, base=self._bundle, result=bundle)
+        return Renewal(bundle=bundle, revision=revision)
 
     @property
     def bytes_max(self) -> int:

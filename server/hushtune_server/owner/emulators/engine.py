@@ -95,12 +95,13 @@ def refine(options: EmulatorOptions, plan: Plan, *, at: Workplace, profile: Prof
         compute=at.compute,
         seeds=at.seeds.child("refine"),
         work=at.work,
-        report=lambda learned: _tell(at.telling, learned),
+        report=lambda learned: told(at.telling, learned),
         fitted=at.telling.progress,
     )
 
 
-def _tell(telling: Telling, learned: Learned) -> None:
+def told(telling: Telling, learned: Learned) -> None:
+    """Pass on what a step of training came to, and say it in words now and then."""
     telling.progress(learned.step, learned.steps)
     telling.learned(learned)
     # How many tokens are enough is what people ask first, so the loss is told against them, ten times in all.

@@ -22,6 +22,7 @@ from hushtune_common.methods import (
     ScaleotOptions,
     WidthOptions,
     method_of,
+    starts_fitted,
 )
 from hushtune_common.model.bundle import Refinement, emulator_tensors
 from hushtune_common.model.language import LanguageModel
@@ -42,7 +43,7 @@ from hushtune_server.owner.emulators.regression import fit_harmonizers
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.emulators.training import Lesson, Report, train
 
-_NOT_OF_TRAINING = ("plan", "profile_tokens", "quantise_bits", "quantise_block")
+NOT_OF_TRAINING = ("plan", "profile_tokens", "quantise_bits", "quantise_block")
 """Options that training does not depend on once the plan is there."""
 
 
@@ -106,7 +107,7 @@ def refined(
     plain = unquantised(plan)
     settings = {
         "method": method_of(options),
-        "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in _NOT_OF_TRAINING},
+        "options": {k: v for k, v in msgspec.to_builtins(options).items() if k not in NOT_OF_TRAINING},
         "corpus": text.corpus.hex,
         "seeds": [seeds.root, *seeds.path],
     }
@@ -114,12 +115,12 @@ def refined(
     if isinstance(options, ScaleotOptions):
         trained = _learned_before(plain, profile)
     elif (stored := place.finished()) is not None:
-        trained = _arrays(stored)
+        trained = arrays_of(stored)
     else:
         pupil = _pupil(
             options, source=source, teacher=teacher, plan=plain, text=text, compute=compute, seeds=seeds, fitted=fitted
         )
-        trained = _arrays(train(_lesson(options, pupil), options=options, shelf=place, report=report)) if pupil else {}
+        trained = arrays_of(train(lesson_of(options, pupil), options=options, shelf=place, report=report)) if pupil else {}
     if not trained:
         return None
     return Refinement(settings=json.dumps(settings, sort_keys=True, separators=(",", ":")), trained=trained)
@@ -127,12 +128,7 @@ def refined(
 
 def changes(options: EmulatorOptions) -> TypeGuard[Refining]:
     """Whether public text changes anything of an emulator once it is planned."""
-    return isinstance(options, Refining) and (options.steps > 0 or _starts_fitted(options))
-
-
-def _starts_fitted(options: EmulatorOptions) -> TypeGuard[DistillOptions]:
-    """Whether harmonizers are found by regression before anything is trained."""
-    return isinstance(options, DistillOptions) and options.harmonizer_start == "regression" and options.harmonizer_rank > 0
+    return isinstance(options, Refining) and (options.steps > 0 or starts_fitted(options))
 
 
 def unquantised(plan: Plan) -> Plan:
@@ -168,7 +164,8 @@ def _learned_before(plan: Plan, profile: Profile) -> dict[str, Float32]:
     return trained
 
 
-def _arrays(stored: Stored) -> dict[str, Float32]:
+def arrays_of(stored: Stored) -> dict[str, Float32]:
+    """Return the tensors of a training."""
     return {name: stored.tensors.tensor(name) for name in stored.tensors.names()}
 
 
@@ -187,14 +184,15 @@ def _pupil(
     tensors = emulator_tensors(source, plan=plan)
     student = LanguageModel.build(source.config, tensors, slots=plan.slots, compute=compute)
     batches = Batches(windows=text.windows, size=options.batch_windows, seeds=seeds.child("batches"))
-    if _starts_fitted(options):
+    if starts_fitted(options):
         windows = text.spread(tokens=options.fit_tokens)
         fit_harmonizers(teacher, student, windows, ridge=options.ridge, progress=fitted)
     pupil = Pupil(teacher=teacher, student=student, plan=plan, layout=tensors.layout, batches=batches)
     return pupil if pupil.parameters(options) else None
 
 
-def _lesson(options: Refining, pupil: Pupil) -> Lesson:
+def lesson_of(options: Refining, pupil: Pupil) -> Lesson:
+    """Return what the method trains of the pupil, and towards what."""
     teacher, student, batches = pupil.between(pupil.teacher), pupil.between(pupil.student), pupil.batches
     match options:
         case DistillOptions():
