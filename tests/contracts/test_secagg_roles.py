@@ -74,6 +74,22 @@ def test_a_payload_that_comes_too_late_is_neither_added_nor_opened():
     assert witness.readable() == [frozenset({C1, C3, C4, C5})]
 
 
+def test_a_payload_that_the_round_does_not_count_is_not_added():
+    rehearsal = reached("upload", Rehearsal(5))
+    aggregator = rehearsal.aggregator
+    for name in rehearsal.names:
+        rehearsal.uploads[name] = rehearsal.mask(name)
+        rehearsal.aggregate = aggregator.take(rehearsal.aggregate, rehearsal.uploads[name])
+    rehearsal.aggregate = aggregator.close(rehearsal.aggregate, among=(C1, C2, C4, C5))
+    assert rehearsal.aggregate.survivors is not None
+    rehearsal.relayed = rehearsal.relay.announce(rehearsal.relayed, rehearsal.aggregate.survivors)
+    rehearsal.vow(without=(C3,))
+    rehearsal.open()
+    assert rehearsal.survivors.members == (C1, C2, C4, C5)
+    assert (rehearsal.total() == rehearsal.expected()).all()
+    assert not witness_of(rehearsal).found_out(rehearsal.plain)
+
+
 def test_a_mean_of_adapters_comes_out_of_masked_words():
     grid = Grid(tensors=(TensorGrid(name="w", shape=(30, 7), clip=0.01, digits=5),), weight_max=60)
     rehearsal = Rehearsal(4, terms=replace(terms_for(words=grid.words), grid=grid.digest))

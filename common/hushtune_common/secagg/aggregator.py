@@ -93,22 +93,24 @@ class Aggregator:
             raise StaleRound(f"the payload of {upload.member} came after the survivors were named")
         return replace(state, received=tuple(sorted([*state.received, (upload.member, digest)], key=lambda entry: entry[0])))
 
-    def close(self, state: AggregatorState) -> AggregatorState:
-        """Name the survivors: all whose payload came. `QuorumMissed` when they are too few for anybody to stand to them."""
+    def close(self, state: AggregatorState, *, among: Iterable[ClientId] | None = None) -> AggregatorState:
+        """Name the survivors: all whose payload came, or those of them ``among`` whom the round counts.
+
+        `QuorumMissed` when they are too few for anybody to stand to them.
+        """
         if state.survivors is not None:
             return state
         dealers = _dealers(state)
-        members = tuple(name for name, _ in state.received)
-        among, graph = frozenset(members), self._graph(state)
-        require_quorum(among, roster=_roster(state), terms=self.terms, what="survived")
-        require_joined(among, graph=graph, terms=self.terms)
+        counted = frozenset(dealers.dealers if among is None else among)
+        members = tuple(name for name, _ in state.received if name in counted)
+        staying, graph = frozenset(members), self._graph(state)
+        require_quorum(staying, roster=_roster(state), terms=self.terms, what="survived")
+        require_joined(staying, graph=graph, terms=self.terms)
         for name in dealers.dealers:
             holders = graph.holders(name)
-            needed = self.terms.threshold(len(holders))
-            if graph.neighbours(name) & among and len(holders & among) < needed:
-                raise QuorumMissed(
-                    f"{len(holders & among)} of {len(holders)} holders of {name}'s shares survived, {needed} are needed"
-                )
+            needed, found = self.terms.threshold(len(holders)), len(holders & staying)
+            if graph.neighbours(name) & staying and found < needed:
+                raise QuorumMissed(f"{found} of the {len(holders)} around {name} survived, {needed} are needed")
         return replace(state, survivors=Survivors(view=dealers.view, members=members))
 
     def open(self, state: AggregatorState, opening: Opening) -> AggregatorState:
@@ -155,7 +157,7 @@ class Aggregator:
         return total
 
     def _sum(self, state: AggregatorState, uploads: Iterable[Upload]) -> Words:
-        wanted = dict(state.received)
+        wanted = {name: digest for name, digest in state.received if name in _survivors(state).members}
         total = np.zeros(self.terms.words, dtype="<u8")
         for upload in uploads:
             if wanted.pop(upload.member, None) != Digest.of(upload.words):
