@@ -174,6 +174,26 @@ def test_a_key_over_the_wiretap_code_protects_an_update_that_travels_open_and_pa
 
 
 @pytest.mark.slow
+def test_what_updates_are_worth_is_measured_before_the_round_and_planned_with(scenario: Path) -> None:
+    settings = ("air.fidelity=abstract", 'coordinator.allocator.utility.kind="measured"', "coordinator.allocator.share_min=0.3")
+    process = start_testbed(scenario, *(word for setting in settings for word in ("--set", setting)))
+    output = finish(process, within_s=120)
+    assert process.returncode == 0, output
+    report = report_of(scenario)
+    (told,) = (e for e in log_of(scenario, "owner") if e["event"] == "utility_calibrated")
+    assert report["utility"]["kind"] == "measured"
+    assert report["utility"]["measured"]["points"] == told["points"]
+    assert report["utility"]["measured"]["shape"] == told["shape"] > 0.0
+    events = [e["event"] for e in log_of(scenario, "coordinator")]
+    assert events.index("utility_told") < events.index("round_opened")
+    for client in report["clients"]:
+        assert client["accepted"], client
+        assert 0.3 <= client["update"]["share"] <= 1.0
+        assert client["update"]["bytes_encoded"] <= client["update"]["budget_bytes"]
+    assert "measured by the owner" in output
+
+
+@pytest.mark.slow
 def test_a_client_that_moves_while_it_trains_is_assigned_anew_and_its_update_arrives(scenario: Path) -> None:
     moves = '[{ client = "c1", after_s = 1.5, position = { x_m = -140.0, y_m = 90.0 } }]'
     settings = ("air.fidelity=abstract", f"air.moves={moves}", "air.sounding_s=0.2", "training.epochs=300")
