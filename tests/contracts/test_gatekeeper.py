@@ -168,6 +168,13 @@ def test_a_tensor_is_held_against_what_earlier_updates_did_with_it() -> None:
     assert unprecedented(found, earlier=[{}] * 3, history_max=8.0) is None
 
 
+def test_a_client_with_a_larger_budget_than_all_before_does_not_stand_out() -> None:
+    names = [*SHAPES]
+    # What small budgets leave: a few tensors whole, a part of some, and nothing of the others.
+    earlier = [{n: STEP * (1.0 if k % 5 == j else 0.1 if k % 2 else 0.0) for k, n in enumerate(names)} for j in range(4)]
+    assert unprecedented(changes(honest("c1"), shipped=SHIPPED), earlier=earlier, history_max=8.0) is None
+
+
 @pytest.mark.parametrize("count", range(2, 9))
 @pytest.mark.parametrize("ties", [False, True])
 def test_every_update_is_compared_with_the_median_of_the_others(count: int, ties: bool) -> None:

@@ -88,7 +88,11 @@ def _print(report: "Report", *, named: set[str]) -> None:
     print(f"{report.weights:,} weights in {report.tensors} tensors compared")
     for s in report.suspicions:
         verdict = "carries this mark" if s.recipient in named else ""
-        print(f"{s.recipient:<24} score {s.score:9.1f}  by chance {s.chance:8.1e}  mark left {s.left:7.1%}  {verdict}")
+        print(f"{s.recipient:<24} score {s.score:9.1f}  by chance {_chance(s.chance)}  mark left {s.left:7.1%}  {verdict}")
+
+
+def _chance(value: float) -> str:
+    return f"{value:8.1e}" if value > 0.0 else "< 1e-300"
 
 
 def _register(state: Path) -> "Register":

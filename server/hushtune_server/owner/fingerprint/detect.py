@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from hushtune_common.adapter import Float32
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.model.naming import block_of, inner_of
-from hushtune_common.model.quantise import dequantised
-from hushtune_common.model.slots import Quant
 from hushtune_common.model.weights import TensorFile
 from hushtune_server.owner.fingerprint.key import CHUNK, MarkKey
 from hushtune_server.owner.fingerprint.marking import Push, amplitude, places, unpacked
@@ -28,6 +26,7 @@ from hushtune_server.owner.fingerprint.register import Copy, Reference
 ALIKE = 0.5
 """A tensor whose cosine to ours is smaller is another one, or beyond recognition."""
 
+_BLOCKS = tuple(2**n for n in range(4, 11))
 _SAMPLE = 4096
 _CLIP = 4.0
 
@@ -163,7 +162,7 @@ class _Leak:
         """Return the values that stand for a tensor, in its shape; none when nothing in the file resembles it."""
         best, found = ALIKE, None
         for name in self._candidates(original.name):
-            for values in _ways(self._values(name, original), original.values.shape):
+            for values in _ways(self._values(name), original.values.shape):
                 alike = _cosine(_sampled(values), _sampled(original.values))
                 if alike > best:
                     best, found = alike, values
@@ -191,24 +190,21 @@ class _Leak:
                 found.setdefault(inner_of(name), []).append(name)
         return found
 
-    def _values(self, name: str, original: _Original) -> Float32:
+    def _values(self, name: str) -> Float32:
         stored = self._names[name]
-        if not stored.endswith(".codes"):
-            return self._file.tensor(stored)
         scales = stored.removesuffix(".codes") + ".scales"
-        if scales not in self._file.entries:
+        if stored == name or scales not in self._file.entries:
             return self._file.tensor(stored)
-        return _from_codes(self._file, stored, scales, like=original)
+        return _from_codes(self._file, stored, scales)
 
 
-def _from_codes(file: TensorFile, codes: str, scales: str, *, like: _Original) -> Float32:
-    bits = 4 if file.dtype(codes) == "U8" else 8
-    columns, count = file.shape(codes)[-1] * (8 // bits), file.shape(scales)[-1]
-    block = -(-columns // count)
-    block = min((b for b in (16, 32, 64, 128, 256, 512, 1024) if b >= block), default=block)
-    quant = Quant(bits=4 if bits == 4 else 8, block=block)
-    wide = file.tensor(codes) if bits == 8 else file.tensor(codes).astype(np.int16)
-    return dequantised(wide.astype(np.int16), file.tensor(scales), columns=columns, quant=quant).reshape(-1, columns)
+def _from_codes(file: TensorFile, codes: str, scales: str) -> Float32:
+    """Return the numbers that integers of ours stand for; with other scales than one for 2^n weights they resemble nothing."""
+    per_byte = 2 if file.dtype(codes) == "U8" else 1
+    columns, count = file.shape(codes)[-1] * per_byte, file.shape(scales)[-1]
+    block = next((b for b in _BLOCKS if b * count >= columns), columns)
+    values = file.tensor(codes) if per_byte == 1 else unpacked(file.tensor(codes))
+    return values * np.repeat(file.tensor(scales), block, axis=1)[:, :columns]
 
 
 def _weight(name: str) -> str:

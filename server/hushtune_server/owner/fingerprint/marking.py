@@ -5,7 +5,8 @@ quantising changes, but there are millions, and only who has the key can add the
 clients return stays comparable; nor do biases, norms and the scales of integers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Protocol
@@ -96,15 +97,12 @@ class Marked:
         return flat.reshape(tensor.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
     """How far a weight of one tensor is pushed (``step``), and which ``share`` of the weights."""
 
-    __slots__ = ("share", "step")
-
-    def __init__(self, *, step: float, share: float) -> None:
-        """Take both."""
-        self.step = step
-        self.share = share
+    step: float
+    share: float
 
 
 def amplitude(tensor: Float32, *, strength: float, whole: bool) -> Push:
@@ -139,13 +137,8 @@ def write_marked(target: Path, *, bundle: Path, key: MarkKey, recipient: str, st
     """
     about = read_bundle(bundle)
     marked = Marked(about.file, key=key, recipient=recipient, strength=strength, adapter=about.plan.adapter)
-    _write(target, marked, metadata=dict(about.file.metadata))
-
-
-def _write(target: Path, tensors: Stored, *, metadata: dict[str, str]) -> None:
-    shapes = {name: tensors.shape(name) for name in tensors.names()}
-    tensor: Callable[[str], Float32] = tensors.tensor
-    write_tensors(target, shapes=shapes, tensor=tensor, metadata=metadata, dtype=tensors.dtype)
+    shapes = {name: marked.shape(name) for name in marked.names()}
+    write_tensors(target, shapes=shapes, tensor=marked.tensor, metadata=about.file.metadata, dtype=marked.dtype)
 
 
 def unpacked(packed_codes: Float32) -> Float32:

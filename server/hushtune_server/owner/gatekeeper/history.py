@@ -12,8 +12,11 @@ EARLIER_MIN = 3
 EARLIER_MAX = 32
 """Only the last ones count: training changes less from round to round."""
 
-_SMALL = 0.1
-"""A tensor that hardly ever changed is taken to have changed by this share of what the usual one did."""
+_SMALL = 0.25
+"""A tensor that hardly ever changed is taken to have changed by this share of what the most changed one of an update did.
+
+A small budget leaves nothing of many tensors; a client with a larger one must not stand out by sending them.
+"""
 
 
 def profile(found: Changes) -> Mapping[str, float]:
@@ -30,7 +33,7 @@ def unprecedented(found: Changes, *, earlier: Sequence[Mapping[str, float]], his
     if len(known) < EARLIER_MIN:
         return None
     typical = {name: median(p.get(name, 0.0) for p in known) for name in found}
-    least = _SMALL * median(typical.values())
+    least = _SMALL * median(max(p.values(), default=0.0) for p in known)
     if least == 0.0:
         return None
     ratios = {name: change.rms / max(typical[name], least) for name, change in found.items()}
