@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, load_adapter
-from hushtune_common.clock import Clock
+from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.config import Scenario
 from hushtune_common.logs import log_event
 from hushtune_common.model.bundle import read_bundle, write_bundle
@@ -22,6 +22,8 @@ from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.versions import AGGREGATE, Versions
+from hushtune_server.owner.versions import FOLDER as VERSIONS
 from hushtune_server.testbed import link_referee, plots
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
@@ -35,11 +37,17 @@ FULL_RATE_SHARE = 1 / 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What the referee looks at: both sides' results and the text nobody trained on."""
+    """What the referee looks at: both sides' results and the text nobody trained on.
+
+    ``bundle`` is the emulator that the run began with, ``newest`` the one that its last round was trained on; ``averages`` are
+    the averaged adapter blocks of every round that has any.
+    """
 
     source: ModelSource
     bundle: Path
+    newest: Path
     adapters: Mapping[str, Path]
+    averages: Mapping[int, Path]
     test: Windows
     train: Windows
     scenario: Scenario
@@ -66,7 +74,7 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
         log_event(_logger, "setting_evaluated", setting=name, perplexity=exp(loss))
 
     _score_emulator(evidence, record)
-    _score_full(evidence, record)
+    result["rounds"] = _score_full(evidence, record)
     log_event(_logger, "phase_changed", phase="comparing what was sent, received and guessed")
     result["link"] = link_referee.judge(run, scenario)
     result["figures"] = plots.draw(result["link"], run.path / "plots")
@@ -79,7 +87,8 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
 def gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
     """Return what a finished run left to judge; the split of the text is the one that the clients derived."""
     owner = run.state("owner")
-    bundle = Path(read_json(owner / "owner.json")["bundle"])
+    left = read_json(owner / "owner.json")
+    bundle = Path(left["bundle"])
     tokens = read_bundle(bundle).tokens
     clients = [c.id for c in scenario.clients]
     shares = share_out(
@@ -89,6 +98,8 @@ def gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
     return Evidence(
         source=open_source(scenario.model.source, cache=cache),
         bundle=bundle,
+        newest=Path(left.get("bundle_newest", bundle)),
+        averages=_averages(owner / VERSIONS, run=run.id) if scenario.coordinator.rounds > 1 else {},
         adapters={p.stem: p for p in sorted((owner / "adapters").glob("*.safetensors"))},
         test=tokens.windows(shares.test, length=length, limit=scenario.data.test_windows),
         train=np.concatenate([tokens.windows(shares.train[c], length=length, limit=per_client) for c in clients]),
@@ -104,17 +115,32 @@ def _score_emulator(evidence: Evidence, record: Record) -> None:
     emulator = bundle.load(evidence.scenario.compute)
     record("emulator_zero_shot", emulator.loss(evidence.test))
     if "aggregate" in evidence.adapters:
+        if evidence.newest != evidence.bundle:  # its middle may be another one by now
+            emulator = read_bundle(evidence.newest).load(evidence.scenario.compute)
         emulator.set_adapter(load_adapter(evidence.adapters["aggregate"], bundle.schema).tensors)
         record("emulator_fine_tuned", emulator.loss(evidence.test))
 
 
-def _score_full(evidence: Evidence, record: Record) -> None:
+def _score_full(evidence: Evidence, record: Record) -> dict[str, Any]:
+    """Score the full model with nothing and with each adapter in it; return its scores after every round of several."""
     schema = read_bundle(evidence.bundle).schema
     model = evidence.source.load(evidence.scenario.compute)
     record("full_zero_shot", model.loss(evidence.test))
     for name, path in evidence.adapters.items():
         score = _plugged(model, load_adapter(path, schema), evidence.test)
         record("plug_in", score, client=None if name == "aggregate" else name)
+    found: dict[str, Any] = {}
+    for round_id, path in sorted(evidence.averages.items()):
+        loss = _plugged(model, load_adapter(path, schema), evidence.test)
+        found[str(round_id)] = {"plug_in": {"perplexity": exp(loss), "loss_nats": loss}}
+        log_event(_logger, "setting_evaluated", setting=f"plug_in of round {round_id}", perplexity=exp(loss))
+    return found
+
+
+def _averages(folder: Path, *, run: str) -> dict[int, Path]:
+    versions = Versions(folder, count_max=1, bytes_max=1, clock=SystemClock())
+    averaged = [v for v in versions.all() if v.about.who == AGGREGATE and v.about.run == run]
+    return {v.about.round_id: versions.file(v) for v in averaged}
 
 
 def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> float:

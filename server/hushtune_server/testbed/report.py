@@ -6,6 +6,7 @@ from typing import Any, cast
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_server.testbed import plan
+from hushtune_server.testbed import rounds as rounds_of
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
 
 Json = dict[str, Any]
@@ -42,7 +43,13 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "plan": {c.id: _plan(run, c.id, last) for c in scenario.clients},
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
         "utility": {"kind": scenario.coordinator.allocator.utility.kind, "measured": last.get("utility")},
-        "rounds": [_round(r) for r in rounds],
+        "rounds": rounds_of.gather(
+            run,
+            rounds,
+            owner=read_json(run.state("owner") / "owner.json"),
+            referee=referee,
+            clients=[c.id for c in scenario.clients],
+        ),
         "test_windows": referee.get("test_windows"),
         "link": referee.get("link"),
         "figures": referee.get("figures") or {},
@@ -64,13 +71,14 @@ def _assumptions(scenario: Scenario) -> list[str]:
 
 def _privacy(scenario: Scenario) -> str:
     """Say what bounds what an owner learns about a client's text from the adapter that it opens."""
-    dp = scenario.training.dp
+    dp, rounds = scenario.training.dp, scenario.coordinator.rounds
+    over = "" if rounds == 1 else f", over {rounds} rounds together"
     seen = "The owner sees each client's adapter in the clear and may learn about its data from it"
     if dp is None:
         return f"{seen}; nothing here bounds that."
     return (
         f"{seen}, bounded by differential privacy: epsilon at most {dp.epsilon:g} at delta {dp.delta:g} for adding or removing "
-        f"one window of {scenario.data.window_tokens} tokens (DP-SGD: the gradient of each window clipped at norm "
+        f"one window of {scenario.data.window_tokens} tokens{over} (DP-SGD: the gradient of each window clipped at norm "
         f"{dp.clip_norm:g}, windows drawn independently for each step, noise and draws from the operating system, spending found "
         "by a PRV accountant). Not covered: a person with several windows, the number of windows, how long training took, and "
         "losses, which stay at the client."
@@ -89,10 +97,6 @@ def failure_of(run: RunDirectory) -> str:
 def _rounds(run: RunDirectory) -> list[Json]:
     files = run.state("coordinator").glob("round-*.json")
     return [read_json(f) for f in sorted(files, key=lambda f: int(f.stem.partition("-")[2]))]
-
-
-def _round(entry: Mapping[str, Any]) -> Json:
-    return {k: entry.get(k) for k in ("round_id", "state", "accepted", "missing", "failed_reason", "solutions")}
 
 
 def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Mapping[str, Any]) -> Json:
@@ -183,7 +187,7 @@ def _eavesdropper(run: RunDirectory) -> Json | None:
 
 def _owner(run: RunDirectory) -> Json | None:
     owner = read_json(run.state("owner") / "owner.json")
-    return {k: v for k, v in owner.items() if k != "bundle"} or None
+    return {k: v for k, v in owner.items() if k not in {"bundle", "bundle_newest"}} or None
 
 
 def _entry(entries: object, client: str) -> Json:

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hushtune_server.testbed import rounds as rounds_of
+
 SETTINGS = (
     ("full_zero_shot", "full model, zero-shot"),
     ("emulator_zero_shot", "emulator, zero-shot"),
@@ -19,6 +21,11 @@ SETTINGS = (
 def print_report(report: Mapping[str, Any], *, console: Console) -> None:
     """Print the result of a run: settings, clients, eavesdropper, and what the claims rest on."""
     console.print(_settings(report))
+    rounds = report.get("rounds") or []
+    if len(rounds) > 1:
+        console.print(rounds_of.table(rounds))
+    if why := rounds_of.ending(rounds):
+        console.print(why, markup=False)
     console.print(_radio(report))
     if report.get("link"):
         console.print(_bits(report["link"]))
