@@ -373,7 +373,7 @@ class OwnerRounds:
         self._book.apply(event.kind, event.body)
         log_event(
             _log,
-            "emulator_published",
+            "emulator_renewed",
             round_id=round_id,
             digest=manifest.emulator,
             bytes_total=manifest.size_bytes,

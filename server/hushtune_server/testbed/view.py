@@ -130,7 +130,15 @@ _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"emulator by {e.get('method')} published, {_mb(e, 'bytes_total')}; its adapter gradients point "
         f"{_number(e, 'gradient_cosine'):.2f} the model's way (cosine), middle alike {_number(e, 'middle_cka'):.2f} (CKA)"
     ),
-    "emulator_verified": lambda e: f"emulator {str(e.get('digest', ''))[:12]} verified, {_mb(e, 'bytes')}",
+    "emulator_renewed": lambda e: (
+        f"round {e.get('round_id', '')} starts from what the model kept: {_mb(e, 'bytes_revision')} to fetch"
+        if e.get("changed")
+        else f"round {e.get('round_id', '')} starts where the one before did"
+    ),
+    "emulator_verified": lambda e: (
+        f"emulator {str(e.get('digest', ''))[:12]} verified, {_mb(e, 'bytes')}, {_mb(e, 'bytes_fetched')} of it fetched"
+    ),
+    "run_stopped": lambda e: f"no further round: {e.get('reason', '')}",
     "utility_told": lambda e: (
         f"an update is worth {_number(e, 'offset'):.3g} - {_number(e, 'weight'):.3g} * share^-{_number(e, 'shape'):.3g}, "
         "as measured"
