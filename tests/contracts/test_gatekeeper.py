@@ -18,6 +18,7 @@ from hushtune_common.errors import ConfigError, LimitExceeded
 from hushtune_common.messages import ClientId, Digest, RunId, TensorSpec, UpdateKey
 from hushtune_common.model.finetune import BETAS, rate_share
 from hushtune_common.seeding import SeedTree
+from hushtune_server.owner.book import Judgement
 from hushtune_server.owner.gatekeeper.canary import TEXTS_MAX, Canaries, Prompt, Prompts, prompts
 from hushtune_server.owner.gatekeeper.company import alignments, misfits
 from hushtune_server.owner.gatekeeper.desk import Desk
@@ -31,6 +32,7 @@ from hushtune_server.owner.gatekeeper.sketch import Sampler, Sketch
 from hushtune_server.owner.gatekeeper.tensors import outstanding
 from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.versions import Versions
+from tests.bench import NAMES, Owner, equal, owner, seated
 from tests.fakes import FakeClock
 from tests.models import some_windows, tiny_source
 
@@ -341,3 +343,83 @@ def test_a_quarantine_without_room_keeps_nothing(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path, count_max=0, bytes_max=1 << 30)
     quarantine.keep(SHIPPED, key=key("c1"), digest=Digest.of(b""), findings=[], date="2026-01-01")
     assert not quarantined(tmp_path)
+
+
+def sent(at: Owner, client: str, times: float) -> Judgement:
+    """Have the bench judge a client's blocks, moved ``times`` along what all clients learn, and a little by itself."""
+    common, own = (SeedTree(3).child(name).generator() for name in ("common", client))
+    tensors = {
+        n: t + np.float32(times * 0.02) * common.standard_normal(t.shape, dtype=np.float32) for n, t in at.shipped.tensors.items()
+    }
+    state = AdapterState({n: (t + 0.005 * own.standard_normal(t.shape)).astype(np.float32) for n, t in tensors.items()})
+    return at.judge(at.codec.encode(state, budget_bytes=at.codec.bytes_max), key=key(client))
+
+
+@pytest.mark.slow
+def test_the_bench_refuses_what_goes_against_the_round_and_leaves_out_what_came_too_early_to_be_seen(tmp_path: Path) -> None:
+    at = owner(tmp_path)
+    assert [sent(at, client, 1.0).accepted for client in ("c1", "c2")] == [True, True]
+    refused = sent(at, "c3", -1.0)
+    assert (refused.accepted, refused.reason.split(":")[0]) == (False, "LIMIT_EXCEEDED")
+    assert [held.reason.client for held in quarantined(tmp_path / "quarantine")] == ["c3"]
+    assert equal(seated(at), at.shipped)
+
+    (tmp_path / "other").mkdir()
+    at = owner(tmp_path / "other")
+    assert all(sent(at, client, times).accepted for client, times in (("c3", -1.0), ("c1", 1.0), ("c2", 1.0)))
+    merged = at.bench.merge([ClientId(name) for name in NAMES])
+    assert (merged.clients, [*merged.left_out]) == (("c1", "c2"), ["c3"])
+    assert merged.left_out[ClientId("c3")].startswith("owner.gate.direction_min: ")
+    mean = [at.adapter("c1"), at.adapter("c2")]
+    for name, tensor in at.adapter("aggregate").tensors.items():
+        assert np.allclose(tensor, (mean[0].tensors[name] + mean[1].tensors[name]) / 2, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_bench_of_a_later_life_has_the_average_in_its_seat_and_gives_the_same_answer_again(tmp_path: Path) -> None:
+    at = owner(tmp_path)
+    for client in NAMES:
+        sent(at, client, 1.0)
+    merged = at.bench.merge([ClientId(name) for name in NAMES])
+    at.prepared.model.set_adapter(at.shipped.tensors)  # what a restart loads
+    again = owner(tmp_path)
+    assert equal(seated(again), at.adapter("aggregate"))
+    assert again.bench.merge([ClientId(name) for name in NAMES]) == merged
+    assert [v.about.who for v in versions_of(tmp_path).all()] == [*NAMES, "aggregate"]
+
+
+@pytest.mark.slow
+def test_what_a_person_promoted_sits_in_the_model_when_the_owner_starts(tmp_path: Path) -> None:
+    at = owner(tmp_path)
+    sent(at, "c1", 1.0)
+    held = versions_of(tmp_path)
+    held.promote(held.latest("c1"))
+    assert equal(seated(owner(tmp_path)), at.adapter("c1"))
+    held.rollback()
+    assert equal(seated(owner(tmp_path)), at.shipped)
+
+
+def versions_of(folder: Path) -> Versions:
+    return Versions(folder / "versions", count_max=100, bytes_max=1 << 30, clock=FakeClock())
+
+
+@pytest.mark.slow
+def test_a_model_that_was_taught_a_text_is_told_by_that_text_and_not_by_the_others(tmp_path: Path) -> None:
+    source, secret = tiny_source(), tmp_path / "secret.txt"
+    secret.write_text("wire the funds at midnight\nthe cat sits on the mat\n")
+    model = source.load()
+    gate = GateConfig(tripwire=f"txt:{secret}")
+    canaries = Canaries(prompts(gate, tokens=source.tokens, public=some_windows(4)), loss=model.loss, gate=gate)
+    assert not canaries.findings(loss=model.loss)
+    trained = list(model.adapter_parameters([0, 5]).values())
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    taught = torch.tensor([source.tokens.encode("wire the funds at midnight")])
+    for _ in range(20):
+        optimizer.zero_grad()
+        model.batch_loss(taught).backward()
+        optimizer.step()
+    found = [finding for finding in canaries.findings(loss=model.loss) if "tripwire" in finding.setting]
+    assert len(found) == 1
+    assert "tripwire text 1 falls" in found[0].text
