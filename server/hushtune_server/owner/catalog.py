@@ -94,9 +94,8 @@ class Catalog:
         """
         if not manifests or not all(self._store.complete(_blob(m)) for m in (manifests[0], manifests[-1])):
             return False
-        for manifest in manifests:
-            if self._store.complete(_blob(manifest)):
-                self._offer(manifest)
+        self._rounds = [self._held(m) for m in manifests if self._store.complete(_blob(m))]
+        self._prune()
         return True
 
     def path(self, manifest: EmulatorManifest) -> Path:
@@ -114,15 +113,21 @@ class Catalog:
         return read_bundle(bundle)
 
     def _offer(self, manifest: EmulatorManifest) -> Published:
+        self._rounds.append(self._held(manifest))
+        self._prune()
+        return self.newest
+
+    def _held(self, manifest: EmulatorManifest) -> Published:
         blob = _blob(manifest)
-        published = Published(manifest=manifest, blob=blob, path=self._store.path(blob))
-        self._rounds.append(published)
-        emulators, ways = self._kept(), [] if (way := _way(manifest)) is None else [way]
+        return Published(manifest=manifest, blob=blob, path=self._store.path(blob))
+
+    def _prune(self) -> None:
+        """Offer what is kept, and nothing else."""
+        emulators, ways = self._kept(), [] if (way := _way(self.newest.manifest)) is None else [way]
         self._store.retain(PREFIX, emulators)
         self._store.retain(REVISIONS, ways)
         self._rounds = [p for p in self._rounds if p.blob in emulators]
         self._readable = frozenset(name.text for name in (*emulators, *ways))
-        return published
 
     def _kept(self) -> Sequence[BlobName]:
         """Return the first emulator and the newest two that differ."""

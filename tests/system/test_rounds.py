@@ -1,0 +1,196 @@
+"""Does a run of several rounds end as it should when one of its processes is killed in the middle and started again?"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from hushtune_common.adapter import load_adapter
+from hushtune_common.clock import SystemClock
+from hushtune_common.messages import Role
+from hushtune_common.model.bundle import read_bundle
+from tests.kits import Kits
+
+SCENARIO = """
+name = "three-rounds"
+seed = 3
+[model]
+source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
+adapter_bottom = 1
+adapter_top = 1
+[data]
+private = "txt:private.txt"
+public = "txt:public.txt"
+window_tokens = 33
+train_windows = 16
+test_windows = 8
+public_windows = 4
+[owner]
+emulator = { method = "linear", drop = 2, ranking = "uniform", harmonizer_rank = 4, fit_tokens = 200 }
+realign_steps = 1
+gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
+[training]
+learning_rate = 3e-3
+epochs = 30
+proximal = 0.001
+[codec]
+bits = 4
+[air]
+fidelity = "abstract"
+shadowing_db = 0.0
+[coordinator]
+rounds = 3
+stragglers = { kind = "everyone" }
+[timing]
+connect_s = 60
+idle_s = 60
+round_s = 400
+[[clients]]
+id = "c1"
+position = { x_m = -60.0, y_m = 40.0 }
+[[clients]]
+id = "c2"
+position = { x_m = -80.0, y_m = -40.0 }
+"""
+CLIENTS = ("c1", "c2")
+SERVERS = ("coordinator", "air", "owner")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Troupe:
+    """The processes of one run, each with a log that its lives share, a folder of its own, and an address that stays."""
+
+    folder: Path
+    kits: Kits
+    ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVERS})
+    running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
+
+    def start(self, name: str) -> None:
+        role = Role.CLIENT if name in CLIENTS else Role(name)
+        scenario, at = str(self.folder / "run.toml"), {n: f"127.0.0.1:{p}" for n, p in self.ports.items()}
+        common = [scenario, "--kit", str(self.kits.folder(role, name)), "--state", str(self.folder / name), "--json-logs"]
+        to_servers = [word for other in SERVERS if other != name for word in (f"--{other}", at[other])]
+        match name:
+            case "coordinator":
+                command = ["hushtune_server", name, "serve", *common, "--run", "run-1", "--listen", at[name]]
+            case "air":
+                command = ["hushtune_server", name, "serve", *common, "--listen", at[name]]
+            case "owner":
+                command = ["hushtune_server", name, "serve", *common, *to_servers, "--listen", at[name]]
+            case _:
+                command = ["hushtune_client", "run", *common, "--client", name, *to_servers]
+        with self.log(name).open("ab") as log, (self.folder / f"{name}.err").open("ab") as errors:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.running[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=errors, env=environment)
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        path = self.log(name)
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+    def told(self, name: str, event: str, **fields: object) -> list[dict[str, Any]]:
+        return [e for e in self.events(name) if e["event"] == event and fields.items() <= e.items()]
+
+    def kill(self, name: str) -> None:
+        """End a process and its children at once, as a machine that loses its power does."""
+        process = psutil.Process(self.running[name].pid)
+        for member in [process, *process.children(recursive=True)]:
+            member.send_signal(signal.SIGKILL)
+        self.running[name].wait()
+
+    def wait_for(self, condition: Callable[[], bool], *, within_s: float = 200.0) -> None:
+        clock = SystemClock()
+        limit = clock.monotonic() + within_s
+        while not condition():
+            if clock.monotonic() > limit:
+                pytest.fail(f"waited in vain; {self.words()}")
+            clock.pause(0.05)
+
+    def words(self) -> str:
+        last = {name: [e["event"] for e in self.events(name)[-3:]] for name in (*SERVERS, *CLIENTS)}
+        errors = {name: (self.folder / f"{name}.err").read_text()[-500:] for name in self.running}
+        return f"last heard {last}; {errors}"
+
+    def stop(self) -> None:
+        for name, process in self.running.items():
+            if process.poll() is None:
+                self.kill(name)
+
+
+@pytest.fixture
+def troupe(tmp_path: Path) -> Iterator[Troupe]:
+    words = product(
+        ("the river", "my brother", "a small dog", "our teacher"), ("forgets", "hides", "paints"), ("a letter", "bread")
+    )
+    lines = [f"{who} {does} {what} before the evening comes and the lamps are lit" for who, does, what in words]
+    (tmp_path / "private.txt").write_text("\n".join(4 * lines), encoding="utf-8")
+    (tmp_path / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines), encoding="utf-8")
+    (tmp_path / "run.toml").write_text(SCENARIO, encoding="utf-8")
+    made = Troupe(tmp_path, Kits(tmp_path / "kits"))
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["owner", "c1"])
+def test_three_rounds_complete_although_a_process_is_killed_in_the_second(troupe: Troupe, victim: str) -> None:
+    for name in SERVERS:
+        troupe.start(name)
+    troupe.wait_for(lambda: bool(troupe.told("owner", "serving_started")))
+    for name in CLIENTS:
+        troupe.start(name)
+    moment = ("owner", "update_accepted") if victim == "owner" else ("c1", "training_progressed")
+    troupe.wait_for(lambda: bool(troupe.told(*moment, round_id=2)))
+    troupe.kill(victim)
+    troupe.start(victim)
+    troupe.wait_for(lambda: all(troupe.running[n].poll() is not None for n in ("coordinator", "owner", *CLIENTS)))
+
+    assert [troupe.running[name].returncode for name in ("coordinator", "owner", *CLIENTS)] == [0] * 4, troupe.words()
+    records = [json.loads((troupe.folder / "coordinator" / f"round-{n}.json").read_text()) for n in (1, 2, 3)]
+    assert [(r["state"], r["accepted"]) for r in records] == [("closed", list(CLIENTS))] * 3
+    left = json.loads((troupe.folder / "owner" / "owner.json").read_text())
+    assert [(r["round_id"], r["clients"], r["kept"]) for r in left["rounds"]] == [(n, list(CLIENTS), True) for n in (1, 2, 3)]
+    require_own_emulators(troupe, left)
+    require_counted_once(troupe, left)
+
+
+def require_own_emulators(troupe: Troupe, left: dict[str, Any]) -> None:
+    """Every client trained in every round on that round's emulator, and fetched no more than what had changed."""
+    published = {r["round_id"]: r["emulator"] for r in left["rounds"]}
+    assert len(set(published.values())) == 3
+    for client in CLIENTS:
+        verified = troupe.told(client, "emulator_verified")
+        assert {(e["round_id"], e["digest"]) for e in verified} == {*published.items()}
+        assert sum(not e["revised"] and e["bytes_fetched"] > 0 for e in verified) == 1
+
+
+def require_counted_once(troupe: Troupe, left: dict[str, Any]) -> None:
+    """What sits in the model is the mean of the last round's two updates, each judged once and sealed for that round."""
+    judged = [(c["client"], c["round_id"]) for c in left["clients"]]
+    assert sorted(judged) == sorted((c, n) for c in CLIENTS for n in (1, 2, 3))
+    schema = read_bundle(Path(left["bundle"])).schema
+    folder = troupe.folder / "owner" / "adapters"
+    average, first, second = (load_adapter(folder / f"{n}.safetensors", schema).tensors for n in ("aggregate", *CLIENTS))
+    for name, tensor in average.items():
+        assert tensor == pytest.approx((first[name] + second[name]) / 2, abs=1e-6)
