@@ -12,11 +12,13 @@ from cyclopts import App
 from hushtune_client import cli as client_cli
 from hushtune_common import config
 from hushtune_server import cli as server_cli
+from hushtune_server.testbed.codec import schema as curves
 from hushtune_server.testbed.emulators import schema as emulators
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPARISONS = sorted((ROOT / "scenarios").glob("emulators*.toml"))
-SCENARIOS = sorted({*(ROOT / "scenarios").glob("*.toml")} - {*COMPARISONS})
+CURVE = ROOT / "scenarios/codec.toml"
+SCENARIOS = sorted({*(ROOT / "scenarios").glob("*.toml")} - {*COMPARISONS, CURVE})
 
 
 def commands_of(document: str) -> list[str]:
@@ -53,6 +55,10 @@ def test_a_shipped_scenario_loads_and_its_plan_is_there(path: Path) -> None:
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.name)
 def test_a_shipped_comparison_of_emulators_loads(path: Path) -> None:
     assert len(emulators.load(path).emulators) >= 2
+
+
+def test_the_shipped_comparison_of_codecs_loads() -> None:
+    assert len(curves.load(CURVE).seeds) >= 3
 
 
 def test_the_services_of_the_compose_file_start_with_commands_that_parse() -> None:

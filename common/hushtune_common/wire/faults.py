@@ -40,6 +40,7 @@ _TABLE: Mapping[type[HushtuneError], grpc.StatusCode] = {
     errors.ScenarioMismatch: _Code.FAILED_PRECONDITION,
     errors.LimitExceeded: _Code.RESOURCE_EXHAUSTED,
     errors.UntrustedSigner: _Code.PERMISSION_DENIED,
+    errors.Equivocation: _Code.FAILED_PRECONDITION,
     errors.ChannelOutage: _Code.ABORTED,
     errors.DeadlineExceeded: _Code.DEADLINE_EXCEEDED,
     errors.OffsetMismatch: _Code.OUT_OF_RANGE,
