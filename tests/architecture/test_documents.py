@@ -58,7 +58,7 @@ def test_a_shipped_comparison_of_emulators_loads(path: Path) -> None:
 
 
 def test_the_shipped_comparison_of_codecs_loads() -> None:
-    assert len(curves.load(CURVE).seeds) >= 3
+    assert len(curves.load(CURVE).comparison.seeds) >= 3
 
 
 def test_the_services_of_the_compose_file_start_with_commands_that_parse() -> None:
