@@ -1,0 +1,546 @@
+"""Several rounds under faults, with the production machines of coordinator and client, and the owner's book.
+
+Adapters are short vectors of exact fractions, so that sums can be compared without tolerance; the codec rounds to multiples of
+eight. Everything that a process may forget when it is killed is kept apart from what its journal holds, and is forgotten. After
+every event that matters the laws are checked: nobody trains on the emulator of another round, every update counts at most once,
+and what a client is owed is what its kept updates lost. Replay one world with its trace:
+``python -m tests.simulation.campaign SEED``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import msgspec
+
+from hushtune_client import phases, rounds
+from hushtune_client.feedback import Residuals
+from hushtune_client.phases import Command, Idle, State, Terms
+from hushtune_common.errors import DigestMismatch
+from hushtune_common.messages import (
+    Assignment,
+    ClientId,
+    Conclusion,
+    Digest,
+    Directive,
+    DirectiveKind,
+    EmulatorManifest,
+    Part,
+    Settlement,
+    UpdateKey,
+    Verdict,
+)
+from hushtune_common.seeding import SeedTree
+from hushtune_common.units import Joule, Second
+from hushtune_server.coordinator.events import OWNER, Completed, Concluded, Left, Member, Reported, Settled
+from hushtune_server.coordinator.phases import Closed, Rules, is_over
+from hushtune_server.coordinator.phases import State as RunState
+from hushtune_server.coordinator.rounds import advance
+from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, refusal, to_body
+from hushtune_server.owner.stopping import why_stop
+from tests.fakes import report_of
+from tests.loopback import manifest_of
+from tests.simulation.actors import ROUND_S, RUN, Actor, Coordinator
+from tests.simulation.checks import Checker
+from tests.simulation.coordination import rules_for
+from tests.simulation.simulator import Violation, World
+
+FAULTS_S = 200.0
+STEP = 8
+PATIENCE = 2
+Vector = tuple[Fraction, ...]
+START: Vector = (Fraction(0), Fraction(100), Fraction(-7))
+
+
+def plus(a: Vector, b: Vector, *, times: int = 1) -> Vector:
+    return tuple(x + times * y for x, y in zip(a, b, strict=True))
+
+
+def average(vectors: Sequence[Vector]) -> Vector:
+    return tuple(sum(parts, Fraction(0)) / len(vectors) for parts in zip(*vectors, strict=True))
+
+
+def decoded(wanted: Vector, shipped: Vector) -> Vector:
+    """Return what the codec makes of an adapter: the change in multiples of the step."""
+    return tuple(s + STEP * round((w - s) / STEP) for w, s in zip(wanted, shipped, strict=True))
+
+
+def learnt(client: ClientId, round_id: int) -> Vector:
+    """Return by how much training changes the adapter; the same whenever it is done again."""
+    draws = SeedTree(9).child(client, str(round_id)).generator().integers(-30, 31, len(START))
+    return tuple(Fraction(int(d)) for d in draws)
+
+
+def emulator_of(seat: Vector, round_id: int) -> EmulatorManifest:
+    return replace(manifest_of(repr(seat).encode()), round_id=round_id)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What travels: sealed for a round's emulator."""
+
+    key: UpdateKey
+    emulator: Digest
+    adapter: Vector
+
+
+@dataclass
+class Laws:
+    """What the world knows and no process does: who trained on what, and what was truly learnt."""
+
+    learnt: dict[tuple[ClientId, int], Vector] = field(default_factory=dict[tuple[ClientId, int], Vector])
+    arrived: dict[tuple[ClientId, int], Vector] = field(default_factory=dict[tuple[ClientId, int], Vector])
+    seats: dict[int, Vector] = field(default_factory=lambda: {1: START})
+    asked_again: int = 0
+    lives: int = 0
+
+    def trained(self, client: ClientId, round_id: int, *, manifest: EmulatorManifest) -> None:
+        if manifest.round_id != round_id or manifest.emulator != emulator_of(self.seats[round_id], round_id).emulator:
+            raise Violation(f"{client} trains in round {round_id} on the emulator of round {manifest.round_id}")
+
+    def averaged(self, closing: Closing, *, before: Vector, after: Vector) -> None:
+        """Require that the model is where its own round's updates lead, each counted once."""
+        parts = [self.arrived[client, closing.round_id] for client in closing.merged]
+        wanted = average(parts) if closing.kept else before
+        if after != wanted or len(set(closing.merged)) != len(closing.merged) or before != self.seats[closing.round_id]:
+            raise Violation(f"after round {closing.round_id} the model is at {after}, its updates lead to {wanted}")
+        if self.seats.setdefault(closing.round_id + 1, after) != after:
+            raise Violation(f"round {closing.round_id + 1} has two starts")
+
+    def owed(self, client: ClientId, residuals: Residuals, files: dict[int, Vector], *, book: Book) -> None:
+        """Require that decoded changes that were kept, and what is owed, add up to what was learnt in those rounds."""
+        if residuals.unanswered(before=1 << 30):
+            return
+        kept = [r for r in residuals.files if residuals.kept[r]]
+        for round_id in residuals.files:
+            verdict = book.verdict(RUN, round_id, client)
+            if verdict is not None and verdict.kept != residuals.kept[round_id]:
+                raise Violation(f"{client} takes its update of round {round_id} for kept: {residuals.kept[round_id]}")
+        newest = residuals.current(before=1 << 30)
+        total = (Fraction(0),) * len(START) if newest is None else files[newest]
+        for round_id in kept:
+            total = plus(total, plus(self.arrived[client, round_id], self.seats[round_id], times=-1))
+            total = plus(total, self.learnt[client, round_id], times=-1)
+        if any(total):
+            raise Violation(f"{client} has lost {total} of what it learnt in rounds {kept}")
+
+
+class Owner(Actor):
+    """The owner: the production book over a journal; versions of the model's seat outlive a kill, like the journal."""
+
+    def __init__(self, world: World, coordinator: Coordinator, checker: Checker, laws: Laws, *, rounds: int) -> None:
+        self._journal: list[tuple[str, str]] = []
+        self._versions: dict[int, tuple[Vector, Closing]] = {}
+        self._adapters: dict[tuple[ClientId, int], Vector] = {}
+        self._checker = checker
+        self._laws = laws
+        self._rounds = rounds
+        self._opened = 0
+        self.book = Book()
+        super().__init__(world, coordinator, OWNER)
+        self._append(PUBLISHED, Publication(run=RUN, manifest=emulator_of(START, 1)))
+
+    def start(self) -> None:
+        """Begin a life with what the journal holds."""
+        self.book, self._opened, self.last_seen = Book(), 0, 0
+        for kind, text in self._journal:
+            self.book.apply(kind, json.loads(text))
+        super().start()
+
+    def obey(self, directive: Directive) -> None:
+        match directive.kind:
+            case DirectiveKind.ROUND_OPENED:
+                self._opened = max(self._opened, directive.round_id)
+            case DirectiveKind.CONCLUDE:
+                self.later(self._world.between(0.1, 2.0), lambda: self._conclude(directive))
+            case DirectiveKind.ROUND_CLOSED:
+                self._opened = max(self._opened, directive.round_id)
+                self._close(directive)
+            case _:
+                pass
+
+    def take(self, update: Update) -> bool:
+        """Judge what came through the air, once; return whether it is acknowledged."""
+        key = update.key
+        if not self.up or self._opened < key.round_id:
+            return False
+        if self.book.closing(RUN, key.round_id) is not None:
+            return True
+        if self.book.judgement(RUN, key.round_id, key.client) is None:
+            self._append(JUDGED, self._judged(update))
+        judgement = self.book.judgement(RUN, key.round_id, key.client)
+        if judgement is None:
+            raise Violation("a judgement was not taken in")
+        if judgement.accepted:
+            self._checker.accepted_by_owner.add((key.round_id, key.client))
+        word = Settlement(key=key, accepted=judgement.accepted)
+        self.call(f"settle {key.client} {key.round_id}", lambda at: Settled(at=at, settlement=word))
+        return True
+
+    def manifest(self, round_id: int) -> EmulatorManifest | None:
+        return self.book.manifest(RUN, round_id) if self.up else None
+
+    def verdict(self, round_id: int, client: ClientId) -> Verdict | None:
+        return self.book.verdict(RUN, round_id, client) if self.up else None
+
+    def _judged(self, update: Update) -> Judgement:
+        key, published = update.key, self.book.manifest(RUN, update.key.round_id)
+        if published is None or update.emulator != published.emulator:
+            raise Violation(f"{key.client} sent an update of another emulator in round {key.round_id}")
+        if self._world.happens(self._world.weather.refusal):
+            return refusal(key, DigestMismatch("drawn by the weather"))
+        self._adapters[key.client, key.round_id] = update.adapter
+        return Judgement(key=key, accepted=True, kept=not self._world.happens(0.1), reason="")
+
+    def _close(self, directive: Directive) -> None:
+        """Average, remember the version, then the decision: a kill may come between any two of these."""
+        round_id = directive.round_id
+        if self.book.closing(RUN, round_id) is not None:
+            return
+        before = self._laws.seats[round_id]
+        if round_id not in self._versions:
+            self._versions[round_id] = self._averaged(directive, before)
+            if self._dies():
+                return
+        seat, closing = self._versions[round_id]
+        self._append(CLOSED, closing)
+        self._laws.averaged(closing, before=before, after=seat)
+
+    def _averaged(self, directive: Directive, before: Vector) -> tuple[Vector, Closing]:
+        merged = () if directive.failed_reason else self.book.mergeable(RUN, directive.round_id, directive.accepted)
+        kept = bool(merged) and not self._world.happens(0.25)
+        seat = average([self._adapters[c, directive.round_id] for c in merged]) if kept else before
+        closing = Closing(
+            run=RUN,
+            round_id=directive.round_id,
+            accepted=directive.accepted,
+            merged=merged,
+            kept=kept,
+            reason="" if kept else "rolled back",
+            perplexity_before=100.0,
+            perplexity_after=50.0 / directive.round_id if merged else None,
+        )
+        if directive.kind is DirectiveKind.CONCLUDE:
+            past = self.book.closings_of(RUN)
+            closing = replace(closing, stopped=why_stop([*past, closing], patience=PATIENCE, improvement_nats=0.01))
+        return seat, closing
+
+    def _conclude(self, directive: Directive) -> None:
+        round_id = directive.round_id
+        self._close(directive)
+        closing = self.book.closing(RUN, round_id)
+        if closing is None or not self.up:
+            return
+        if not closing.stopped and self.book.manifest(RUN, round_id + 1) is None:
+            self._append(PUBLISHED, Publication(run=RUN, manifest=emulator_of(self._laws.seats[round_id + 1], round_id + 1)))
+            if self._dies():
+                return
+        word = Conclusion(run=RUN, round_id=round_id, last=bool(closing.stopped), reason=closing.stopped)
+        self._checker.stopped = round_id if word.last else self._checker.stopped
+
+        def make(at: Second) -> Concluded:
+            return Concluded(at=at, round_id=round_id, last=word.last, reason=word.reason)
+
+        self.call(f"conclude {round_id}", make)
+
+    def _append(self, kind: str, value: Judgement | Closing | Publication) -> None:
+        self._journal.append((kind, json.dumps(to_body(value))))
+        self.book.apply(kind, json.loads(self._journal[-1][1]))
+
+    def _dies(self) -> bool:
+        """Whether this is the moment at which the weather kills the process."""
+        if self.finished or self._world.weather.crash_s == float("inf") or not self._world.happens(0.2):
+            return False
+        self._crash(self._life)
+        return True
+
+    def _crash(self, life: int) -> None:
+        # Before anybody takes it for dead: a run without its owner is over.
+        crash_and_return(self, life, lambda: super(Owner, self)._crash(life), absent_s=3.0)
+
+
+def crash_and_return(actor: "Owner | Client", life: int, crash: Callable[[], None], *, absent_s: float) -> None:
+    """Crash, and come back after at most ``absent_s``, so that a run goes on and there is something to see."""
+    world = actor._world  # pyright: ignore[reportPrivateUsage] - the base's own
+    kept = world.weather
+    world.weather = replace(kept, return_share=0.0)
+    was_up = actor.up
+    crash()
+    world.weather = kept
+    if was_up and not actor.up:
+        world.after(world.between(0.2, absent_s), actor.start)
+
+
+class Client(Actor):
+    """A client: the production machine and the production book-keeping of residuals, over a journal."""
+
+    def __init__(
+        self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner, checker: Checker, laws: Laws
+    ) -> None:
+        self.client = client
+        self._terms = Terms(run=RUN, client=client, attempts_max=8)
+        self._owner = owner
+        self._checker = checker
+        self._laws = laws
+        self._journal: list[tuple[str, str, int]] = []
+        self._files: dict[int, Vector] = {}
+        self._updates: dict[int, Update] = {}
+        super().__init__(world, coordinator, Member(client))
+
+    def start(self) -> None:
+        """Begin a life: fold the journal, do what was left undone."""
+        self.state: State = Idle()
+        self.residuals = Residuals()
+        self.last_seen = 0
+        self._material: EmulatorManifest | None = None
+        self._abandoned: set[int] = set()
+        self._checker.on_air.pop(self.client, None)
+        self._laws.lives += 1
+        for kind, text, seq in self._journal:
+            self._fold(kind, json.loads(text), seq)
+        super().start()
+        for command in rounds.resume(self.state):
+            self._begin(command)
+
+    def hear(self, directive: Directive) -> None:
+        if directive.seq <= self.last_seen:
+            raise Violation(f"{self.member} heard directive {directive.seq} after {self.last_seen}")
+        self._take(rounds.event_of(directive, client=self.client), seq=directive.seq)
+
+    def _take(self, event: phases.Event, *, seq: int = 0) -> None:
+        after, commands = rounds.advance(self.state, event, terms=self._terms)
+        if after == self.state and not seq:
+            return
+        self._append(type(event).__name__, msgspec.to_builtins(event), seq=seq)
+        for command in commands:
+            self._begin(command)
+
+    def _append(self, kind: str, body: object, *, seq: int = 0) -> None:
+        self._journal.append((kind, json.dumps(body, default=str), seq))
+        self._fold(kind, json.loads(self._journal[-1][1]), seq)
+
+    def _fold(self, kind: str, body: dict[str, object], seq: int) -> None:
+        match kind:
+            case "sealed":
+                residual = Digest.from_hex(str(body["residual"]))
+                self.residuals = self.residuals.sealed(int(str(body["round_id"])), residual)
+            case "judged":
+                self.residuals = self.residuals.judged(int(str(body["round_id"])), kept=bool(body["kept"]))
+            case _:
+                event: phases.Event = msgspec.convert(body, getattr(phases, kind), strict=False)
+                self.state, _ = rounds.advance(self.state, event, terms=self._terms)
+                self.last_seen = max(self.last_seen, seq)
+
+    def _begin(self, command: Command) -> None:
+        match command:
+            case phases.Measure():
+                self._fetch(command.round_id, then=lambda: self._report(command.round_id))
+            case phases.Train():
+                self._fetch(command.assignment.round_id, then=lambda: self._hear_verdicts(command.assignment))
+            case phases.Send():
+                self.later(self._world.between(0.1, 2.0), lambda: self._send(command))
+            case phases.Conclude():
+                self._checker.on_air.pop(self.client, None)
+                self.sending = None
+                completion = command.completion
+                self.call("complete", lambda at: Completed(at=at, completion=completion))
+            case phases.AskVerdict():
+                self._ask(command.round_id, then=lambda: self._take(phases.VerdictReached(round_id=command.round_id)))
+            case phases.Abandon():
+                self._abandoned.add(command.round_id)
+                self._checker.on_air.pop(self.client, None)
+                self.sending = None
+            case phases.Stop():
+                self.finished = True
+                self.call("leave", lambda at: Left(at=at, member=self.member, reason="the run is over"))
+            case phases.Watch() | phases.Retune():
+                pass
+
+    def _fetch(self, round_id: int, *, then: Callable[[], None]) -> None:
+        """Have the emulator of a round at hand, waiting for it."""
+        if round_id in self._abandoned:
+            return
+        if self._material is None or self._material.round_id != round_id:
+            self._material = self._owner.manifest(round_id)
+        if self._material is None:
+            self.later(1.0, lambda: self._fetch(round_id, then=then))
+        else:
+            then()
+
+    def _report(self, round_id: int) -> None:
+        report = report_of(self.client, round_id)
+        self.call(f"report {round_id}", lambda at: Reported(at=at, report=report))
+
+    def _hear_verdicts(self, assignment: Assignment) -> None:
+        """Learn what became of earlier updates, then train."""
+        if assignment.round_id in self._abandoned:
+            return
+        unanswered = self.residuals.unanswered(before=assignment.round_id)
+        if unanswered:
+            self._laws.asked_again += 1
+            self._ask(unanswered[0], then=lambda: self._hear_verdicts(assignment))
+            return
+        self._take(phases.TrainingStarted(round_id=assignment.round_id))
+        self.later(self._world.between(1.0, self._world.weather.training_s), lambda: self._train(assignment))
+
+    def _ask(self, round_id: int, *, then: Callable[[], None]) -> None:
+        if round_id in self.residuals.kept:
+            then()
+            return
+        verdict = self._owner.verdict(round_id, self.client)
+        if verdict is None:
+            self.later(1.0, lambda: self._ask(round_id, then=then))
+            return
+        self._append("judged", {"round_id": round_id, "kept": verdict.kept})
+        self._laws.owed(self.client, self.residuals, self._files, book=self._owner.book)
+        then()
+
+    def _train(self, assignment: Assignment) -> None:
+        """Train, add what is owed, encode, keep what the decoder will not get back, seal."""
+        round_id, state = assignment.round_id, self.state
+        if round_id in self._abandoned or not isinstance(state, phases.Assigned | phases.Training):
+            return
+        if self._world.happens(self._world.weather.failure):
+            self._take(phases.RoundFailed(round_id=round_id, reason="no update"))
+            return
+        self._seal(state.assignment)
+        word = phases.UpdateSealed(
+            round_id=round_id, bytes_raw=1, train_seconds=Second(1.0), energy=Joule(1.0), assignment=state.assignment
+        )
+        self._take(word)
+        if self._world.weather.crash_s < float("inf") and self._world.happens(0.1):
+            self._crash(self._life)  # with an update of which nobody may ever hear
+
+    def _seal(self, assignment: Assignment) -> None:
+        round_id, manifest = assignment.round_id, self.trains_on()
+        self._laws.trained(self.client, round_id, manifest=manifest)
+        shipped, owed = self._laws.seats[manifest.round_id], self.residuals.current(before=round_id)
+        trained = plus(shipped, learnt(self.client, round_id))
+        wanted = trained if owed is None else plus(trained, self._files[owed])
+        arrives = decoded(wanted, shipped)
+        self._laws.learnt[self.client, round_id] = learnt(self.client, round_id)
+        self._laws.arrived[self.client, round_id] = arrives
+        key = UpdateKey(run=RUN, round_id=round_id, client=self.client, attempt=1)
+        self._updates[round_id] = Update(key=key, emulator=manifest.emulator, adapter=arrives)
+        self._keep(round_id, plus(wanted, arrives, times=-1))
+
+    def _keep(self, round_id: int, residual: Vector) -> None:
+        self._files[round_id] = residual
+        self._append("sealed", {"round_id": round_id, "residual": Digest.of(repr(residual).encode()).hex})
+
+    def trains_on(self) -> EmulatorManifest:
+        if self._material is None:
+            raise Violation(f"{self.client} has nothing to train on")
+        return self._material
+
+    def _send(self, command: phases.Send) -> None:
+        """Transmit until the owner acknowledges; some blocks may be lost."""
+        state = self.state
+        if not isinstance(state, phases.Uploading) or state.attempt != command.attempt or state.round_id in self._abandoned:
+            return
+        self.sending = state.round_id
+        self._checker.on_air[self.client] = state.assignment
+        if not self._owner.take(self._updates[state.round_id]):
+            self.later(1.0, lambda: self._send(command))
+            return
+        answer = phases.FrameAnswered(
+            round_id=state.round_id,
+            part=Part.PAYLOAD,
+            attempt=command.attempt,
+            frame_bytes=1,
+            airtime=Second(1.0),
+            energy=Joule(1.0),
+            missing=(),
+        )
+        self.later(self._world.between(0.1, 0.5), lambda: self._take(answer))
+
+    def _crash(self, life: int) -> None:
+        absent_s = ROUND_S if self._world.happens(0.4) else 3.0
+        crash_and_return(self, life, lambda: super(Client, self)._crash(life), absent_s=absent_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a world ended."""
+
+    state: RunState
+    closings: int
+    rounds_kept: int
+    rolled_back: int
+    stopped: bool
+    asked_again: int
+    lives: int
+
+
+class Campaign:
+    """One world from its first event to its end."""
+
+    def __init__(self, seed: int, *, fair: bool = False, client: type[Client] = Client, owner: type[Owner] = Owner) -> None:
+        """Draw the world of ``seed``; ``client`` and ``owner`` may be mutants."""
+        self.world = World(seed, round_s=ROUND_S, fair=fair)
+        self.rules: Rules = replace(rules_for(self.world, fair=fair), rounds=5, measured=False)
+        self.laws = Laws()
+        checker = Checker(self.rules, advance)
+        self._coordinator = Coordinator(self.world, self.rules, checker, advance)
+        self.owner = owner(self.world, self._coordinator, checker, self.laws, rounds=self.rules.rounds)
+        self.clients = [client(self.world, self._coordinator, c, self.owner, checker, self.laws) for c in self.rules.clients]
+        self.world.after(FAULTS_S, self.world.clear)
+
+    def run(self) -> Ending:
+        """Let everything happen; raise ``Violation`` when a law breaks or the run does not end after the faults stopped."""
+        deadline = FAULTS_S + 3 * ROUND_S * (self.rules.rounds + 1)
+        while not self._done():
+            if self.world.now > deadline or not self.world.step():
+                states = {c.client: type(c.state).__name__ for c in self.clients if c.up}
+                run = self._coordinator.state
+                raise Violation(f"the run did not end: round {run.round_id} is {run.name}, clients are {states}")
+        for client in self.clients:
+            self.laws.owed(client.client, client.residuals, client._files, book=self.owner.book)  # pyright: ignore[reportPrivateUsage]
+        closings = self.owner.book.closings_of(RUN)
+        phase = self._coordinator.state.phase
+        return Ending(
+            state=self._coordinator.state,
+            closings=len(closings),
+            rounds_kept=sum(c.kept for c in closings),
+            rolled_back=sum(not c.kept and bool(c.merged) for c in closings),
+            stopped=isinstance(phase, Closed) and bool(phase.stopped),
+            asked_again=self.laws.asked_again,
+            lives=self.laws.lives,
+        )
+
+    def _done(self) -> bool:
+        over = self._coordinator.up and is_over(self._coordinator.state)
+        return over and all(a.finished for a in (self.owner, *self.clients) if a.up)
+
+
+def play(seed: int, *, fair: bool = False, client: type[Client] = Client, owner: type[Owner] = Owner) -> Ending:
+    """Run one world; a ``Violation`` says how to see it again."""
+    campaign = Campaign(seed, fair=fair, client=client, owner=owner)
+    try:
+        return campaign.run()
+    except Violation as violation:
+        raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.campaign {seed}") from None
+
+
+def main() -> None:
+    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
+    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    for seed in range(first, first + count):
+        campaign = Campaign(seed)
+        try:
+            ending = campaign.run()
+        except Violation:
+            print("\n".join(campaign.world.trace))
+            raise
+        if count == 1:
+            print("\n".join(campaign.world.trace))
+        end = f"{ending.state.name} in round {ending.state.round_id}"
+        print(
+            f"seed {seed}: {end}, {ending.rounds_kept} kept, {ending.rolled_back} rolled back, {ending.asked_again} asked again"
+        )
+
+
+if __name__ == "__main__":
+    main()
