@@ -471,7 +471,7 @@ class Ending:
     rolled_back: int
     stopped: bool
     asked_again: int
-    lives: int
+    restarts: int
 
 
 class Campaign:
@@ -507,7 +507,7 @@ class Campaign:
             rolled_back=sum(not c.kept and bool(c.merged) for c in closings),
             stopped=isinstance(phase, Closed) and bool(phase.stopped),
             asked_again=self.laws.asked_again,
-            lives=self.laws.lives,
+            restarts=self.laws.lives - len(self.clients),
         )
 
     def _done(self) -> bool:
