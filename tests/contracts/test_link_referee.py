@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import sqrt
+from math import log2, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,15 @@ def test_transmissions_of_others_and_of_other_rounds_do_not_count(run: RunDirect
     found = judged(run)
     assert (found["transmissions"], found["blocks_sent"], found["blocks_sent_bit_exact"]) == (2, 13, 11)
     assert (found["snr_main_db"], found["snr_tap_true_db"]) == (6.0, -5.0)
+
+
+def test_what_leaked_at_most_adds_up_over_the_rounds(run: RunDirectory) -> None:
+    for round_id in (1, 2, 3):
+        assign(run, round_id=round_id, protection=None if round_id == 2 else "payload")
+    carried(run, {"blocks": 6}, {"blocks": 2}, {"round_id": 3, "blocks": 24}, {"client": "c2", "blocks": 1000})
+    found = judged(run)
+    assert found["log2_delta_total"] == pytest.approx(DESIGN.log2_delta + log2(24))
+    assert found["log2_delta_all_rounds"] == pytest.approx(DESIGN.log2_delta + log2(6 + 2 + 24))
 
 
 @pytest.mark.parametrize(

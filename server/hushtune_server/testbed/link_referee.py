@@ -57,13 +57,16 @@ class BitErrors:
 def judge(run: RunDirectory, scenario: Scenario) -> Json:
     """Return what became of every client's update on air: at the owner, at the tap, and in the channel between them.
 
+    That is the update of the last round; what has leaked at most adds up over all of them.
     A low bit error rate at the tap proves a leak; one of a half proves nothing, which the result says.
     """
     evidence = read_json(run.state("eavesdropper") / "evidence.json").get("updates") or []
     carried = read_json(run.state("air") / "air.json").get("transmissions") or []
-    round_file = _last_round(run)
-    clients = [_client(run, scenario, c.id, round_file, evidence, carried) for c in scenario.clients]
+    rounds = _rounds(run)
+    clients = [_client(run, scenario, c.id, rounds, evidence, carried) for c in scenario.clients]
     return {
+        "round_id": rounds[-1].get("round_id", 1),
+        "rounds": len(rounds),
         "fidelity": scenario.air.fidelity,
         "claim": Fidelity(scenario.air.fidelity).claim,
         "randomness": "operating system" if scenario.secrecy.randomness == "os" else "reproducible, not secret",
@@ -73,15 +76,20 @@ def judge(run: RunDirectory, scenario: Scenario) -> Json:
 
 
 def _client(
-    run: RunDirectory, scenario: Scenario, client: str, last: Json, evidence: Sequence[Json], carried: Sequence[Json]
+    run: RunDirectory,
+    scenario: Scenario,
+    client: str,
+    rounds: Sequence[Json],
+    evidence: Sequence[Json],
+    carried: Sequence[Json],
 ) -> Json:
+    last, mine = rounds[-1], [t for t in carried if t["client"] == client]
     round_id = last.get("round_id", 1)
     assignment = _about(last.get("assignments"), client, {})
-    transmissions = [t for t in carried if t["client"] == client and t["round_id"] == round_id]
+    transmissions = [t for t in mine if t["round_id"] == round_id]
     heard = [e for e in evidence if e["client"] == client and e["round_id"] == round_id]
     secret = [e for e in heard if e["secret"]]
-    protected = Part.KEY if assignment.get("protection") == "key" else Part.PAYLOAD
-    over_code = [t for t in transmissions if t["part"] == protected.value]
+    over_code = _over_code(transmissions, assignment)
     held = _all_held([e["assumption_held"] for e in secret])
     return {
         "client": client,
@@ -98,6 +106,7 @@ def _client(
         "tap_bits_protected": assignment.get("protection") == "payload",
         "tap_assumption_held": held,
         "log2_delta_total": _log2_delta(assignment, over_code),
+        "log2_delta_all_rounds": _over_rounds(rounds, client, mine),
         "bound_void": _void(scenario, held, secret),
         "outage": max(e["outage"] for e in secret) if secret else None,
         "density": _density(over_code, assignment, scenario),
@@ -108,6 +117,23 @@ def _client(
 def _all_held(held: Sequence[bool | None]) -> bool | None:
     """Return False if one failed, else None unless all were seen to hold."""
     return False if False in held else None if None in held or not held else True
+
+
+def _over_code(transmissions: Sequence[Json], assignment: Mapping[str, Any]) -> list[Json]:
+    """Return what of it went over the wiretap code."""
+    protected = Part.KEY if assignment.get("protection") == "key" else Part.PAYLOAD
+    return [t for t in transmissions if t["part"] == protected.value]
+
+
+def _over_rounds(rounds: Sequence[Json], client: str, mine: Sequence[Json]) -> float | None:
+    """Return the bound over every round of a run: the rounds' own add up (union bound)."""
+    found: list[float] = []
+    for entry in rounds:
+        assignment = _about(entry.get("assignments"), client, {})
+        sent = _over_code([t for t in mine if t["round_id"] == entry.get("round_id")], assignment)
+        bound = _log2_delta(assignment, sent)
+        found += [] if bound is None else [bound]
+    return min(0.0, float(np.logaddexp2.reduce(found))) if found else None
 
 
 def _log2_delta(assignment: Mapping[str, Any], transmissions: Sequence[Json]) -> float | None:
@@ -195,9 +221,10 @@ def _theory(design: Json, snr_tap_db: float) -> tuple[float, float]:
     return dimensions * law.mean, sqrt(dimensions * law.variance)
 
 
-def _last_round(run: RunDirectory) -> Json:
+def _rounds(run: RunDirectory) -> Sequence[Json]:
+    """Return what the coordinator left of each round, at least one entry."""
     files = sorted(run.state("coordinator").glob("round-*.json"), key=lambda f: int(f.stem.partition("-")[2]))
-    return read_json(files[-1]) if files else {}
+    return [read_json(f) for f in files] or [{}]
 
 
 def _about(entries: object, client: str, default: Json) -> Json:

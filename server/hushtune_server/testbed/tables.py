@@ -86,7 +86,8 @@ def _radio(report: Mapping[str, Any]) -> Table:
 
 
 def _bits(link: Mapping[str, Any]) -> Table:
-    title = f"Bits on air ({link['fidelity']}): what arrived, and what the tap made of it"
+    which = f", round {link['round_id']}" if link.get("rounds", 1) > 1 else ""
+    title = f"Bits on air ({link['fidelity']}{which}): what arrived, and what the tap made of it"
     table = Table(title=title, title_justify="left", caption=_caption(link), caption_justify="left")
     table.add_column("client")
     table.add_column("code hides", width=7)
@@ -116,6 +117,9 @@ def _caption(link: Mapping[str, Any]) -> str:
     said = [link["caveat"]]
     if any(c["tap_bits"] and not c["tap_bits_protected"] for c in link["clients"]):
         said.append("in brackets: an update that the code does not hide")
+    if link.get("rounds", 1) > 1:
+        over = [c["log2_delta_all_rounds"] for c in link["clients"] if c["log2_delta_all_rounds"] is not None]
+        said += [f"over {link['rounds']} rounds the log2 bound is at most {max(over):.1f} for any client"] if over else []
     void = {c["bound_void"]: None for c in link["clients"] if c["bound_void"] and c["log2_delta_total"] is not None}
     return "; ".join([*said, *(f"VOID: {why}" for why in void)])
 
