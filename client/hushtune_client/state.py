@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, TypeVar
 
 import msgspec
@@ -297,8 +298,13 @@ class ClientState:
         files.forget_frames()
 
     def forget_ended(self) -> None:
-        """Delete what `forget_private` does, of every round but one that goes on: an earlier life may have ended too soon."""
+        """Delete what `forget_private` does, of every round but one that goes on: an earlier life may have ended too soon.
+
+        After the last round nothing is owed to anybody any more, and residuals go as well.
+        """
         state = self.current
+        if isinstance(state, phases.Finished):
+            rmtree(self._directory / "residuals", ignore_errors=True)
         going_on = isinstance(state, phases.Reported | phases.Assigned | phases.Training | phases.Uploading)
         kept = state.round_id if going_on else None
         for directory in (self._directory / "rounds").glob("*"):

@@ -331,6 +331,20 @@ def test_a_residual_that_is_not_as_it_was_kept_is_said_to_be_lost(tmp_path: Path
     in_folder(tmp_path, work)
 
 
+def test_after_the_last_round_no_residual_is_left(tmp_path: Path) -> None:
+    async def work(state: ClientState) -> None:
+        await joined(state, *WHOLE_ROUND[:4])
+        await sealed_with(state, 1, 0.25)
+        for event in WHOLE_ROUND[4:]:
+            state.forget_ended()
+            assert list((tmp_path / "residuals").iterdir())
+            await state.record(event)
+        state.forget_ended()
+        assert not (tmp_path / "residuals").exists()
+
+    in_folder(tmp_path, work)
+
+
 def test_a_residual_outlives_the_private_files_of_its_round(tmp_path: Path) -> None:
     async def work(state: ClientState) -> None:
         await state.join(RUN)
