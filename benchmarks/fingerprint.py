@@ -145,7 +145,7 @@ def survival(bundle: Path, scenario: Scenario, text: Text, *, strength: float, f
         "all weights trained": lambda: tuned(read_bundle(files["c1"]), scenario, text),
         "noise of 5 %": lambda: {n: noisy(t, share=0.05, rng=rng) for n, t in one.items()},
         "one matrix alone": lambda: {alone: one[alone]},
-        "half a matrix, rest zero": lambda: {alone: one[alone] * (rng.random(one[alone].shape) < 0.5).astype(np.float32)},
+        "smaller half pruned": lambda: {n: np.where(np.abs(t) > np.median(np.abs(t)), t, np.float32(0)) for n, t in one.items()},
         "average of two copies": lambda: averaged(copies["c1"], copies["c2"]),
         "average of three": lambda: averaged(*copies.values()),
         "median of three": lambda: {n: np.median([c[n] for c in copies.values()], axis=0).astype(np.float32) for n in one},

@@ -183,13 +183,15 @@ def attacked(weights: Weights, how: str, others: Sequence[Weights]) -> Weights:
             return {n if block_of(n) is None else moved(n, to=(block_of(n) or 0) + 7): t for n, t in weights.items()}
         case "a factor":
             return {n: np.float32(1.3) * t for n, t in weights.items()}
+        case "pruning":
+            return {n: np.where(np.abs(t) > np.median(np.abs(t)), t, 0).astype(np.float32) for n, t in weights.items()}
         case "vandals":
             return {n: np.where(np.abs(noise[n]) > 3, np.float32(1e6), t).astype(np.float32) for n, t in weights.items()}
         case _:
             return {n: np.mean([t, *(o[n] for o in others)], axis=0).astype(np.float32) for n, t in weights.items()}
 
 
-ATTACKS = ["training", "integers", "one matrix", "counted anew", "a factor", "vandals"]
+ATTACKS = ["training", "integers", "one matrix", "counted anew", "a factor", "pruning", "vandals"]
 
 
 @pytest.mark.parametrize("how", ATTACKS)

@@ -233,10 +233,10 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def _rest(values: Float32, original: _Original) -> Float32:
     """Return what a file's tensor has beside the original, flat; integers in steps of their codes.
 
-    A factor on the whole tensor is taken out first, values that are no numbers count as unchanged.
+    A factor on the whole tensor is taken out first. What is zero, or no number, was pruned or spoilt and counts as unchanged.
     """
     ours = original.values.reshape(-1)
-    theirs = np.where(np.isfinite(values), values, original.values).reshape(-1)
+    theirs = np.where(np.isfinite(values) & (values != 0), values, original.values).reshape(-1)
     factor = float(np.dot(theirs, ours)) / float(np.dot(ours, ours))
     rest = theirs - np.float32(factor) * ours
     if original.steps is None:
