@@ -18,7 +18,7 @@ import numpy as np
 import zstandard
 
 from hushtune_common.adapter import AdapterState
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.blockwise import BlockwiseCodec
 from hushtune_common.codec.stages import WIDTHS
 from hushtune_common.config import CodecConfig
 from hushtune_common.messages import TensorSpec
@@ -114,10 +114,10 @@ def main() -> None:
     parser.add_argument("--tail", choices=["laplace", "gauss"], default="laplace")
     options = parser.parse_args()
     shipped, returned = adapters(options.millions, tail=options.tail)
-    peer, codec = Float16Peer(shipped), DeltaCodec(shipped=shipped, config=CodecConfig())
+    peer, codec = Float16Peer(shipped), BlockwiseCodec(shipped=shipped, config=CodecConfig(), bytes_max=8 * shipped.count)
     pairs: dict[str, tuple[Encode, Decode]] = {"float16 + zstandard (peer)": (peer.encode, peer.decode)}
     for bits in reversed(WIDTHS):
-        pairs[f"{codec.id}, {bits} bits"] = (partial(codec.encode, bits=bits), codec.decode)
+        pairs[f"{codec.id}, {bits} bits"] = (partial(codec.encode_at, bits=bits), codec.decode)
     raw_mb = returned.bytes_raw / 1e6
     print(f"{returned.count / 1e6:.1f} M parameters, {raw_mb:.1f} MB as float32, {options.tail} deltas")
     print(f"{'codec':<27} {'encode MB/s':>12} {'decode MB/s':>12} {'MB':>8} {'ratio':>7} {'bit/param':>10} {'error':>7}")

@@ -2,7 +2,6 @@
 
 import tracemalloc
 from collections import Counter
-from itertools import pairwise
 from math import ceil, log2
 
 import numpy as np
@@ -14,13 +13,14 @@ from hypothesis.extra import numpy as hnp
 
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec import container
-from hushtune_common.codec.codec import AdapterCodec
+from hushtune_common.codec.blockwise import BlockwiseCodec
 from hushtune_common.codec.container import Contents
 from hushtune_common.codec.packing import pack_codes, packed_size, unpack_codes
-from hushtune_common.codec.pipeline import DeltaCodec, codec_id, size_bits, state_digest
+from hushtune_common.codec.pipeline import budget_bytes, codec_id, make_codec
+from hushtune_common.codec.shipped import state_digest
 from hushtune_common.codec.stages import WIDTHS, BlockQuantiser, EntropyCoder, split_planes
 from hushtune_common.config import CodecConfig
-from hushtune_common.errors import MalformedUpdate
+from hushtune_common.errors import BudgetTooSmall, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 
 CONFIGS = [
@@ -63,8 +63,10 @@ SHIPPED = small_adapter(1)
 RETURNED = plus(SHIPPED, small_adapter(2, scale=1e-3))
 
 
-def codec_of(config: CodecConfig, shipped: AdapterState = SHIPPED) -> AdapterCodec:
-    return DeltaCodec(shipped=shipped, config=config)
+def codec_of(config: CodecConfig, shipped: AdapterState = SHIPPED) -> BlockwiseCodec:
+    found = make_codec(config, shipped=shipped)
+    assert isinstance(found, BlockwiseCodec)
+    return found
 
 
 def signed(body: bytes) -> bytes:
@@ -79,10 +81,11 @@ def test_every_element_comes_back_within_half_a_step_of_its_block(
 ):
     config, bits = asked
     codec = codec_of(config, shipped)
-    decoded = codec.decode(codec.encode(returned, bits=bits), specs(returned))
+    blob = codec.encode_at(returned, bits=bits)
+    decoded, bound = codec.decode(blob, specs(returned)), codec.bound(blob)
     for name, tensor in returned.tensors.items():
         error = np.abs(decoded.tensors[name].astype(np.float64) - tensor)
-        assert (error <= codec.bound(returned, bits=bits).tensors[name]).all()
+        assert (error <= bound[name]).all()
         assert (error <= half_steps(tensor, shipped.tensors[name], bits=bits, block_size=config.block_size)).all()
 
 
@@ -100,21 +103,21 @@ def half_steps(returned: Float32, shipped: Float32, *, bits: int, block_size: in
 def test_names_shapes_and_the_expected_order_survive(config: CodecConfig, bits: int):
     codec = codec_of(config)
     for expected in (specs(RETURNED), specs(RETURNED)[::-1]):
-        decoded = codec.decode(codec.encode(RETURNED, bits=bits), expected)
+        decoded = codec.decode(codec.encode_at(RETURNED, bits=bits), expected)
         assert [(n, t.shape) for n, t in decoded.tensors.items()] == [(s.name, s.shape) for s in expected]
 
 
 @every_asked
 def test_equal_states_give_equal_bytes_in_any_order_of_the_mapping(config: CodecConfig, bits: int):
     turned = AdapterState(dict(reversed(list(RETURNED.tensors.items()))))
-    assert codec_of(config).encode(RETURNED, bits=bits) == codec_of(config).encode(turned, bits=bits)
+    assert codec_of(config).encode_at(RETURNED, bits=bits) == codec_of(config).encode_at(turned, bits=bits)
 
 
 @given(asked, states)
 def test_an_untouched_adapter_comes_back_bit_for_bit(asked: tuple[CodecConfig, int], shipped: AdapterState):
     config, bits = asked
     codec = codec_of(config, shipped)
-    decoded = codec.decode(codec.encode(shipped, bits=bits), specs(shipped))
+    decoded = codec.decode(codec.encode_at(shipped, bits=bits), specs(shipped))
     assert all((decoded.tensors[n] == t).all() for n, t in shipped.tensors.items())
 
 
@@ -123,18 +126,38 @@ def test_incompressible_noise_stays_within_the_size_foretold_for_its_bits(config
     rng = np.random.default_rng(5)
     noise = AdapterState({"w": rng.uniform(-1.0, 1.0, 60_001).astype(np.float32)})
     codec = codec_of(config, AdapterState({"w": np.zeros(60_001, np.float32)}))
-    encoded, foretold = len(codec.encode(noise, bits=bits)), size_bits(specs(noise), bits=bits, config=config) / 8
+    encoded = len(codec.encode_at(noise, bits=bits))
     # Q codes on each side of zero: of uniform ones, that is what no coder can save.
     incompressible = 60_001 * log2(2**bits - 2) / 8
-    assert incompressible <= encoded <= foretold <= codec.bytes_max
-    assert foretold <= 1.01 * (60_001 * bits / 8 + 2 * (60_001 // config.block_size + 1)) + 400
+    assert incompressible <= encoded <= 1.01 * (60_001 * bits / 8 + 2 * (60_001 // config.block_size + 1)) + 400
 
 
-def test_the_largest_size_is_that_of_the_most_bits_and_grows_by_a_weight_per_bit():
-    sizes = [size_bits(specs(SHIPPED), bits=bits, config=CodecConfig()) for bits in WIDTHS]
-    assert sizes[-1] == 8 * codec_of(CodecConfig()).bytes_max
-    assert sizes[1] == 8 * codec_of(CodecConfig(bits=3)).bytes_max
-    assert all(abs(more - less - SHIPPED.count) <= 8 * len(SHAPES) for less, more in pairwise(sizes))
+def test_a_full_share_is_the_most_and_shares_grow_by_what_they_grant():
+    grants = [budget_bytes(specs(SHIPPED), config=CodecConfig(), share=share) for share in (0.25, 0.5, 1.0)]
+    assert grants[-1] == codec_of(CodecConfig()).bytes_max
+    assert [2 * grants[0], 2 * grants[1]] == pytest.approx(grants[1:], abs=2)
+    with pytest.raises(ValueError, match="share"):
+        budget_bytes(specs(SHIPPED), config=CodecConfig(), share=0.0)
+
+
+@given(st.integers(0, 2000), states)
+def test_a_blob_fits_its_budget_or_the_least_is_told(budget: int, returned: AdapterState):
+    codec = codec_of(CodecConfig())
+    least = len(codec.encode_at(returned, bits=2))
+    if least <= budget:
+        assert len(codec.encode(returned, budget_bytes=budget)) <= budget
+        return
+    with pytest.raises(BudgetTooSmall) as refused:
+        codec.encode(returned, budget_bytes=budget)
+    assert refused.value.least_bytes == least
+
+
+def test_the_widest_codes_that_fit_are_taken():
+    codec = codec_of(CodecConfig())
+    sizes = {bits: len(codec.encode_at(RETURNED, bits=bits)) for bits in WIDTHS}
+    for size in sizes.values():
+        widest = max(b for b, s in sizes.items() if s <= size)
+        assert codec.encode(RETURNED, budget_bytes=size) == codec.encode_at(RETURNED, bits=widest)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -145,7 +168,7 @@ def test_the_size_is_close_to_the_entropy_of_the_codes(bits: int):
     _, codes = BlockQuantiser(bits=bits, block_size=64).quantise(returned.tensors["w"], shipped.tensors["w"])
     counts = Counter(codes.tolist()).values()
     entropy_bytes = sum(c * log2(codes.size / c) for c in counts) / 8
-    encoded = len(codec_of(CodecConfig(), shipped).encode(returned, bits=bits))
+    encoded = len(codec_of(CodecConfig(), shipped).encode_at(returned, bits=bits))
     scales_bytes = 2 * codes.size / 64
     # Below 1 bit per code chance repetitions are taken for matches, and cost.
     assert entropy_bytes < encoded < (1.02 if bits > 2 else 1.15) * entropy_bytes + scales_bytes
@@ -156,7 +179,7 @@ def test_weights_that_training_left_alone_cost_next_to_nothing():
     rng, returned = np.random.default_rng(6), np.zeros(1 << 18, np.float32)
     returned[: 1 << 13] = rng.standard_normal(1 << 13)
     for bits in WIDTHS:
-        encoded = len(codec_of(CodecConfig(), shipped).encode(AdapterState({"w": returned}), bits=bits))
+        encoded = len(codec_of(CodecConfig(), shipped).encode_at(AdapterState({"w": returned}), bits=bits))
         assert encoded < 1.1 * packed_size(1 << 13, bits=bits) + 2 * (1 << 13) / 64 + 1000
 
 
@@ -164,7 +187,7 @@ def test_weights_that_training_left_alone_cost_next_to_nothing():
 @given(asked, st.data())
 def test_damaged_bytes_are_malformed(asked: tuple[CodecConfig, int], data: st.DataObject):
     codec = codec_of(asked[0])
-    blob = codec.encode(RETURNED, bits=asked[1])
+    blob = codec.encode_at(RETURNED, bits=asked[1])
     at = data.draw(st.integers(0, len(blob) - 1))
     damage = data.draw(st.binary(min_size=0, max_size=4))
     damaged = data.draw(
@@ -186,7 +209,7 @@ def test_arbitrary_bytes_are_malformed(config: CodecConfig, blob: bytes):
 @given(asked, st.data())
 def test_forged_bytes_with_a_right_digest_are_malformed_or_a_finite_adapter(asked: tuple[CodecConfig, int], data: st.DataObject):
     codec = codec_of(asked[0])
-    body = bytearray(codec.encode(RETURNED, bits=asked[1])[:-32])
+    body = bytearray(codec.encode_at(RETURNED, bits=asked[1])[:-32])
     for _ in range(data.draw(st.integers(1, 3))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -224,21 +247,13 @@ def test_the_one_pattern_that_no_code_has_is_malformed_at_every_width(bits: int)
             codec_of(CONFIG, ONE).decode(forged(scales=[0x3F80, 0x3F80], codes=codes, bits=bits), specs(ONE))
 
 
-@pytest.mark.parametrize(("bits_max", "bits"), [(8, 0), (8, 1), (8, 9), (8, 255), (4, 5), (4, 8)])
-def test_bits_that_are_not_allowed_are_refused_before_anything_is_unpacked(bits_max: int, bits: int):
-    codec = codec_of(CodecConfig(bits=bits_max, block_size=64), ONE)
-    with pytest.raises(MalformedUpdate, match=f"^{bits} bits per weight, expected 2 to {bits_max}"):
+@pytest.mark.parametrize("bits", [0, 1, 9, 255])
+def test_bits_that_no_code_has_are_refused_before_anything_is_unpacked(bits: int):
+    codec = codec_of(CONFIG, ONE)
+    with pytest.raises(MalformedUpdate, match=f"^{bits} bits per weight, expected 2 to 8"):
         codec.decode(container.write(LABEL, Contents(bits=bits, sections=[b"", b""])), specs(ONE))
     with pytest.raises(ValueError, match="bits"):
-        codec.encode(ONE, bits=bits)
-
-
-def test_few_bits_pay_for_no_larger_blob():
-    padded = container.write(LABEL, Contents(bits=2, sections=[bytes(150), bytes(150)]))
-    codec = codec_of(CONFIG, ONE)
-    assert size_bits(specs(ONE), bits=2, config=CONFIG) < 8 * len(padded) <= 8 * codec.bytes_max
-    with pytest.raises(MalformedUpdate, match="too many at 2 bits"):
-        codec.decode(padded, specs(ONE))
+        codec.encode_at(ONE, bits=bits)
 
 
 @pytest.mark.parametrize(
@@ -313,14 +328,14 @@ def test_the_bits_after_the_last_code_must_be_empty(bits: int, count: int):
 def test_a_delta_against_another_adapter_is_malformed():
     other = codec_of(CONFIG, plus(SHIPPED, small_adapter(9, scale=1e-6)))
     with pytest.raises(MalformedUpdate, match="made against"):
-        codec_of(CONFIG).decode(other.encode(RETURNED, bits=8), specs(RETURNED))
+        codec_of(CONFIG).decode(other.encode_at(RETURNED, bits=8), specs(RETURNED))
 
 
 def test_another_codecs_bytes_are_malformed():
     ours, theirs = codec_of(CONFIGS[0]), codec_of(CONFIGS[1])
     assert ours.id == codec_of(CONFIGS[3]).id == "delta-b64-zstd/2"  # the most bits are no part of the format
     with pytest.raises(MalformedUpdate):
-        ours.decode(theirs.encode(RETURNED, bits=4), specs(RETURNED))
+        ours.decode(theirs.encode_at(RETURNED, bits=4), specs(RETURNED))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
@@ -328,11 +343,11 @@ def test_values_that_cannot_be_encoded_name_their_tensor(bad: float):
     tensors = {n: t.copy() for n, t in RETURNED.tensors.items()}
     tensors["layers.3.a"][66] = bad
     with pytest.raises(ValueError, match=r"layers\.3\.a: "):
-        codec_of(CONFIG).encode(AdapterState(tensors), bits=2)
+        codec_of(CONFIG).encode_at(AdapterState(tensors), bits=2)
 
 
 def test_an_adapter_of_other_shapes_is_our_own_mistake():
     with pytest.raises(ValueError, match="w: "):
-        codec_of(CONFIG, ONE).encode(AdapterState({"w": np.zeros(71, np.float32)}), bits=8)
+        codec_of(CONFIG, ONE).encode_at(AdapterState({"w": np.zeros(71, np.float32)}), bits=8)
     with pytest.raises(ValueError, match="expected"):
         codec_of(CONFIG, ONE).decode(b"", specs(RETURNED))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hushtune_common.adapter import AdapterState
-from hushtune_common.codec.pipeline import DeltaCodec
+from hushtune_common.codec.blockwise import BlockwiseCodec
 from hushtune_common.config import CodecConfig
 from hushtune_common.messages import TensorSpec
 
@@ -38,14 +38,14 @@ def returned() -> AdapterState:
 @pytest.mark.parametrize("name", CASES)
 def test_the_stored_bytes_decode_and_are_made_again(name: str, request: pytest.FixtureRequest):
     config, bits = CASES[name]
-    codec = DeltaCodec(shipped=shipped(), config=config)
+    codec = BlockwiseCodec(shipped=shipped(), config=config, bytes_max=1 << 20)
     path = FOLDER / f"{name}.htad"
     if request.config.getoption("--update-golden", default=False):
-        path.write_bytes(codec.encode(returned(), bits=bits))
+        path.write_bytes(codec.encode_at(returned(), bits=bits))
     stored = path.read_bytes()
     expected = tuple(TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped().tensors.items())
-    bound = codec.bound(returned(), bits=bits).tensors
+    bound = codec.bound(stored)
     decoded = codec.decode(stored, expected).tensors
     assert all((np.abs(decoded[n] - t) <= bound[n]).all() for n, t in returned().tensors.items())
     # Equality holds for the pinned zstandard; with another one only the lines above must.
-    assert codec.encode(returned(), bits=bits) == stored
+    assert codec.encode_at(returned(), bits=bits) == stored

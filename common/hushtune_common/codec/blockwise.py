@@ -60,14 +60,13 @@ class BlockwiseCodec:
 
     def encode(self, state: AdapterState, *, budget_bytes: int) -> bytes:
         """Return the blob of the widest codes that fit ``budget_bytes``, see `AdapterCodec`."""
-        self._shipped.require_same(state)
         budget = min(budget_bytes, self._bytes_max)
         guess = int(8 * budget / max(1, state.count))
         for bits in range(min(WIDTHS[-1], guess + 2), WIDTHS[0] - 1, -1):  # entropy coding saves at least a bit or two
-            blob = self._encode(state, bits=bits)
+            blob = self.encode_at(state, bits=bits)
             if len(blob) <= budget:
                 return blob
-        raise BudgetTooSmall(least_bytes=len(self._encode(state, bits=WIDTHS[0])), budget_bytes=budget)
+        raise BudgetTooSmall(least_bytes=len(self.encode_at(state, bits=WIDTHS[0])), budget_bytes=budget)
 
     def decode(self, blob: bytes, expected: tuple[TensorSpec, ...]) -> AdapterState:
         """Return the tensors in the order of ``expected``; ``MalformedUpdate`` for bytes that ``encode`` does not make."""
@@ -81,7 +80,9 @@ class BlockwiseCodec:
         quantiser, frames = self._open(blob)
         return {name: self._bound_tensor(name, quantiser, *frames[name]) for name in self._shipped.tensors}
 
-    def _encode(self, state: AdapterState, *, bits: int) -> bytes:
+    def encode_at(self, state: AdapterState, *, bits: int) -> bytes:
+        """Return the blob with codes of ``bits`` bits, from 2 to 8, whatever that takes; ``ValueError`` as `encode`."""
+        self._shipped.require_same(state)
         quantiser = BlockQuantiser(bits=bits, block_size=self._config.block_size)
         sections: list[bytes] = []
         for name, shipped in self._shipped.tensors.items():
