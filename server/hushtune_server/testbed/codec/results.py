@@ -50,8 +50,7 @@ def _setting(document: Json) -> str:
             f"- emulator: {options}; plan {', '.join(f'`{d[:16]}`' for d in document['emulator']['plans'])}",
             f"- private text `{data['private']}`: {windows['train']} windows of {data['window_tokens']} tokens train, "
             f"{windows['left_out']} are left out, {windows['test']} score; digest `{data['digest'][:16]}`",
-            f"- public text `{data['public']}`, all that the emulator and our codec's sensitivity see; "
-            f"digest `{data['public_digest'][:16]}`",
+            f"- public text `{data['public']}`, all that the owner sees; digest `{data['public_digest'][:16]}`",
             f"- training: learning rate {training['learning_rate']:g}, {training['epochs']} epochs, "
             f"{training['batch_windows']} windows a step; seeds {seeds}, of the split of the text "
             f"{document['seed']}; arithmetic {document['compute']['precision']}, scores "
