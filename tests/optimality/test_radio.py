@@ -63,7 +63,7 @@ def test_who_has_no_point_is_told_why() -> None:
 
 @pytest.mark.parametrize(("least", "count"), [(0.25, 16), (0.1, 2), (0.01, 64)])
 def test_levels_reach_from_the_least_share_to_the_whole_in_equal_ratios(least: float, count: int) -> None:
-    problem = replace(problem_of(), allocator=AllocatorConfig(share_min=least, levels=count))
+    problem = replace(problem_of(), share_codec=0.0, allocator=AllocatorConfig(share_min=least, levels=count))
     levels = levels_of(problem)
     assert (levels[0], levels[-1], len(levels)) == (least, 1.0, count)
     ratios = np.array(levels[1:]) / np.array(levels[:-1])
@@ -81,8 +81,9 @@ def test_shares_that_a_measured_utility_says_are_worth_nothing_are_not_on_offer(
     points = (CurvePoint(0.1, -1.0, -1.0, -1.0), CurvePoint(1.0, 0.9, 0.9, 0.9))
     curve = UtilityCurve(offset=1.0, weight=0.1, shape=1.0, share_min=0.05, points=points)  # zero at a share of 0.1
     terms = AllocatorConfig(share_min=0.05, utility=UtilityConfig(kind="measured"))
-    levels = levels_of(replace(problem_of(), allocator=terms, curve=curve))
+    levels = levels_of(replace(problem_of(), share_codec=0.0, allocator=terms, curve=curve))
     assert 0.1 < levels[0] < 0.11
     assert all(curve.value(share) > 0.0 for share in levels)
-    higher = replace(problem_of(), allocator=AllocatorConfig(share_min=0.3, utility=UtilityConfig(kind="measured")), curve=curve)
-    assert levels_of(higher)[0] == 0.3
+    higher = AllocatorConfig(share_min=0.3, utility=UtilityConfig(kind="measured"))
+    assert levels_of(replace(problem_of(), share_codec=0.0, allocator=higher, curve=curve))[0] == 0.3
+    assert levels_of(replace(problem_of(), share_codec=0.4, allocator=higher, curve=curve))[0] == 0.4
