@@ -13,6 +13,7 @@ from hushtune_client import rounds
 from hushtune_client.duties import Duties
 from hushtune_client.gateway import Addresses, Manners, open_ports
 from hushtune_client.governor import Throttle
+from hushtune_client.own_training import OwnTraining, require_allowed
 from hushtune_client.phases import (
     Abandon,
     AskVerdict,
@@ -71,7 +72,7 @@ class ClientOptions:
     """Who this client is, where it keeps its state, and where its counterparts listen (``HOST:PORT``).
 
     ``data`` is this client's own text (such as ``txt:FILE``), used whole; without it the client takes its share of the
-    scenario's private data.
+    scenario's private data. With ``own`` it brings what it trained elsewhere, and trains nothing here.
     """
 
     scenario: Scenario
@@ -82,6 +83,7 @@ class ClientOptions:
     coordinator: str
     air: str
     data: str | None
+    own: OwnTraining | None = None
 
 
 async def run(options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -111,6 +113,8 @@ class _Life:
         """Take part from the first check to the last goodbye."""
         options, scenario = self._options, self._options.scenario
         device = scenario.client(options.client_id)
+        if options.own is not None:
+            require_allowed(options.own, training=scenario.training)
         kit = _own_kit(options, clock=self._clock)
         log_event(_logger, "scenario_resolved", scenario=scenario.name, digest=scenario.digest)
         status = Status()
@@ -120,7 +124,8 @@ class _Life:
             stack.push_async_callback(state.close)
             trainer = Trainer(clock=self._clock, throttle=_throttle(scenario))
             stack.push_async_callback(trainer.stop)
-            trainer.start()  # imports torch while this process reads text and joins
+            if options.own is None:
+                trainer.start()  # imports torch while this process reads text and joins
             records = await asyncio.to_thread(self._read_records)
             status.enter("connecting")
             ports = await stack.enter_async_context(self._open_ports(kit))
@@ -149,6 +154,7 @@ class _Life:
                 aside=asyncio.to_thread,
                 sounder=sounder,
                 emit=conductor.emit,
+                own=options.own,
             )
             self.code = await conductor.conduct(duties)
 

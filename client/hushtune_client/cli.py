@@ -18,8 +18,10 @@ from hushtune_common.errors import HushtuneError
 from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
+    from hushtune_client.own_training import OwnTraining
     from hushtune_common.config import Scenario
     from hushtune_common.messages import Role
+    from hushtune_common.peft.indices import Counting
 
 _log = logging.getLogger(__name__)
 _USAGE = 2
@@ -58,6 +60,17 @@ def run(
             "Without it the client takes its share of the scenario's private data."
         ),
     ] = None,
+    adapter_from: Annotated[
+        Path | None,
+        Parameter(
+            help="Take part with what you trained yourself on the emulator (`export-emulator`), and train nothing here: "
+            "the folder of a LoRA, or a patch or adapter in a safetensors file."
+        ),
+    ] = None,
+    indices: Annotated[
+        Literal["short", "original"] | None,
+        Parameter(help="Whether that LoRA's names count the emulator's blocks or the full model's; asked where nothing says it."),
+    ] = None,
     set_: Annotated[
         tuple[str, ...],
         Parameter(
@@ -76,6 +89,9 @@ def run(
     The text stays on this machine: only the sealed change of the adapter blocks is sent. Ctrl-C leaves the run in order; started
     again with the same state folder, the client goes on where it was.
 
+    With `--adapter-from my-lora` it returns what you trained elsewhere; what does not fit the emulator is refused before anything
+    is promised to anybody.
+
     Example: `hushtune-client run scenarios/demo.toml --client c1 --kit kits/c1 --state state/c1
     --owner 127.0.0.1:7003 --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002 --data txt:my-texts.txt`
     """
@@ -86,7 +102,9 @@ def run(
     logs.configure(clock=clock, json_lines=json_logs, role="client", name=client, client=client)
     try:
         resolved = config.load(scenario, overrides=set_)
-        code = asyncio.run(_take_part(resolved, client, kit, state, owner=owner, coordinator=coordinator, air=air, data=data))
+        own = _own_training(adapter_from, indices)
+        part = _take_part(resolved, client, kit, state, owner=owner, coordinator=coordinator, air=air, data=data, own=own)
+        code = asyncio.run(part)
     except HushtuneError as error:
         code = _failed(error)
     except KeyboardInterrupt:
@@ -154,7 +172,7 @@ def import_adapter(
     """
     from hushtune_client.own_training import OwnTraining, write_result
 
-    imported = write_result(OwnTraining(folder=folder, indices=indices), bundle=bundle, result=out)
+    imported = write_result(OwnTraining(path=folder, indices=indices), bundle=bundle, result=out)
     print(f"adapter blocks written to {out}: {imported.summary}")
 
 
@@ -179,15 +197,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _own_training(folder: Path | None, indices: "Counting | None") -> "OwnTraining | None":
+    from hushtune_client.own_training import OwnTraining
+    from hushtune_common.errors import ConfigError
+
+    if folder is None and indices is not None:
+        raise ConfigError("--indices", "says how --adapter-from counts blocks; give that, too")
+    return None if folder is None else OwnTraining(path=folder, indices=indices)
+
+
 async def _take_part(
-    scenario: "Scenario", client: str, kit: Path, state: Path, *, owner: str, coordinator: str, air: str, data: str | None
+    scenario: "Scenario",
+    client: str,
+    kit: Path,
+    state: Path,
+    *,
+    owner: str,
+    coordinator: str,
+    air: str,
+    data: str | None,
+    own: "OwnTraining | None",
 ) -> int:
     from hushtune_client import app as client_app
     from hushtune_common.clock import SystemClock
     from hushtune_common.seeding import SeedTree
 
     options = client_app.ClientOptions(
-        scenario=scenario, client_id=client, kit=kit, state_dir=state, owner=owner, coordinator=coordinator, air=air, data=data
+        scenario=scenario,
+        client_id=client,
+        kit=kit,
+        state_dir=state,
+        owner=owner,
+        coordinator=coordinator,
+        air=air,
+        data=data,
+        own=own,
     )
     return await client_app.run(options, clock=SystemClock(), seeds=SeedTree(scenario.seed))
 

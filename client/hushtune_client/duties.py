@@ -8,6 +8,7 @@ from hushtune_client import feedback, telemetry, uplink
 from hushtune_client.consent import require_granted, require_protected
 from hushtune_client.emulator import Emulator
 from hushtune_client.material import Aside, Material, Supply
+from hushtune_client.own_training import OwnTraining, write_result
 from hushtune_client.phases import (
     AskVerdict,
     Assigned,
@@ -37,7 +38,7 @@ from hushtune_common.errors import DigestMismatch, MalformedUpdate, SecrecyUnava
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, TensorSpec, Transmission, UpdateKey
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import FlopPerSecond, Second
+from hushtune_common.units import FlopPerSecond, Joule, Second
 
 _logger = logging.getLogger(__name__)
 
@@ -60,8 +61,13 @@ class Duties:
         aside: Aside,
         sounder: Sounder,
         emit: Callable[[Event], None],
+        own: OwnTraining | None = None,
     ) -> None:
-        """Take everything; ``emit`` receives events that happen in the middle of a command."""
+        """Take everything; ``emit`` receives events that happen in the middle of a command.
+
+        With ``own`` nothing is trained here: a round returns what the client trained elsewhere.
+        """
+        self._own = own
         self._scenario = scenario
         self._device = device
         self._ports = ports
@@ -75,7 +81,7 @@ class Duties:
         self._emit = emit
         self._framer = uplink.Framer.of(scenario, seeds=seeds)
         self._supply = Supply(
-            scenario=scenario, records=records, ports=ports, state=state, status=status, clock=clock, aside=aside
+            scenario=scenario, records=records, ports=ports, state=state, status=status, clock=clock, aside=aside, own=own
         )
         self._clock_kept = FlopPerSecond(device.clock_max_flops)
 
@@ -102,7 +108,8 @@ class Duties:
                 return await self._ask_verdict(command.round_id)
 
     async def _measure(self, round_id: int) -> None:
-        self._trainer.start()  # torch is imported while the emulator arrives
+        if self._own is None:
+            self._trainer.start()  # torch is imported while the emulator arrives
         material = await self._supply.fresh(round_id)
         self._status.enter("reporting")
         channel = await self._sounder.measure(round_id)
@@ -142,8 +149,32 @@ class Duties:
         await self._require_consent(assignment, emulator)
         files = self._state.files(round_id)
         assignment = self._newest(assignment)
-        telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=self._tokens(material))
         self._clock_kept = assignment.clock
+        if self._own is None:
+            wall, energy = await self._train_here(material, files, assignment)
+        else:
+            await self._bring(self._own, emulator, files, round_id)
+            wall, energy = Second(0.0), Joule(0.0)  # of this round; nobody here knows what the training took
+        # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
+        assignment = await self._sounder.settled(self._newest(assignment))
+        await self._require_consent(assignment, emulator)
+        sealed, residual = await self._seal(emulator, files, assignment=assignment)
+        await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links, residual=residual)
+        return UpdateSealed(
+            round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=wall, energy=energy, assignment=assignment
+        )
+
+    async def _bring(self, own: OwnTraining, emulator: Emulator, files: RoundFiles, round_id: int) -> None:
+        """Put what the client trained elsewhere where a training would have left it."""
+        self._status.enter("importing the client's own training")
+        self._emit(TrainingStarted(round_id=round_id))
+        imported = await self._aside(lambda: write_result(own, bundle=emulator.path, result=files.adapter, round_id=round_id))
+        log_event(_logger, "adapter_imported", round_id=round_id, **imported.facts)
+
+    async def _train_here(self, material: Material, files: RoundFiles, assignment: Assignment) -> tuple[Second, Joule]:
+        """Train in the child process; return how long it took and what it cost."""
+        emulator, round_id = material.emulator, assignment.round_id
+        telemetry.require_affordable(self._device, emulator.path_size, clock=assignment.clock, tokens=self._tokens(material))
         self._status.enter("warming up the trainer")
         order = Order(
             round_id=round_id,
@@ -166,18 +197,7 @@ class Duties:
         trained = await self._trainer.train(order, started=lambda: self._on_started(round_id), report=on_step)
         # Now: whoever waits for another assignment has been through with training, at this clock.
         _log_trained(trained, round_id=round_id, meter=meter, clock_share=self._clock_kept / self._device.clock_max_flops)
-        # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
-        assignment = await self._sounder.settled(self._newest(assignment))
-        await self._require_consent(assignment, emulator)
-        sealed, residual = await self._seal(emulator, files, assignment=assignment)
-        await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links, residual=residual)
-        return UpdateSealed(
-            round_id=round_id,
-            bytes_raw=sealed.bytes_raw,
-            train_seconds=trained.wall,
-            energy=meter.energy,
-            assignment=assignment,
-        )
+        return trained.wall, meter.energy
 
     async def _require_consent(self, assignment: Assignment, emulator: Emulator) -> None:
         """Refuse what cannot be sent, or is not protected or sized as the scenario says; what comes later in a round as well."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
+from hushtune_client.own_training import OwnTraining, import_adapter
 from hushtune_client.ports import Fetched, Ports
 from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
@@ -52,8 +53,12 @@ class Supply:
         status: Status,
         clock: Clock,
         aside: Aside,
+        own: OwnTraining | None = None,
     ) -> None:
-        """Take this client's own ``records``, whose windows are written where ``state`` says."""
+        """Take this client's own ``records``, whose windows are written where ``state`` says.
+
+        An emulator that a training of its ``own`` is not of is refused, with the `ConfigError` of `import_adapter`.
+        """
         self._scenario = scenario
         self._records = records
         self._ports = ports
@@ -61,6 +66,7 @@ class Supply:
         self._status = status
         self._clock = clock
         self._aside = aside
+        self._own = own
         self._material: Material | None = None
 
     async def at_hand(self, round_id: int) -> Material:
@@ -86,7 +92,10 @@ class Supply:
         fetched = await self._ports.owner.fetch(manifest, progress=transfer)
         transfer.finish(fetched.bytes_fetched)
         _tell(fetched, manifest)
-        return await self._aside(lambda: open_emulator(fetched.path, manifest=manifest))
+        emulator = await self._aside(lambda: open_emulator(fetched.path, manifest=manifest))
+        if (own := self._own) is not None:  # what cannot be imported takes nobody's band first
+            await self._aside(lambda: import_adapter(own, bundle=emulator.bundle, round_id=manifest.round_id))
+        return emulator
 
     def _write_windows(self, emulator: Emulator, files: RoundFiles) -> int:
         windows = own_windows(self._records, tokens=emulator.bundle.tokens, scenario=self._scenario)

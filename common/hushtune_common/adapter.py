@@ -13,6 +13,8 @@ from hushtune_common.errors import MalformedUpdate
 from hushtune_common.messages import TensorSpec
 
 Float32 = NDArray[np.float32]
+FORMAT = "hushtune-adapter/1"
+"""What the metadata of a file of adapter blocks says that it is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +64,7 @@ def require_matches(state: AdapterState, expected: Sequence[TensorSpec]) -> None
 
 def save_adapter(path: Path, state: AdapterState) -> None:
     """Write ``state`` as safetensors; nothing of it is executable."""
-    save_file(dict(state.tensors), path, metadata={"format": "hushtune-adapter/1"})
+    save_file(dict(state.tensors), path, metadata={"format": FORMAT})
 
 
 def load_adapter(path: Path, expected: Sequence[TensorSpec]) -> AdapterState:

@@ -99,7 +99,7 @@ def test_what_peft_computes_with_factors_the_emulator_computes_with_the_imported
 ) -> None:
     bundle, expected = trained(tmp_path, **settings)
     assert float((expected - logits(plain(tmp_path / "short"))).abs().max()) > 1e-2
-    assert_same(scores(bundle, OwnTraining(folder=tmp_path / "lora")), expected)
+    assert_same(scores(bundle, OwnTraining(path=tmp_path / "lora")), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Adapter 'default'.* invalid shape")
@@ -107,9 +107,9 @@ def test_what_peft_computes_with_factors_the_emulator_computes_with_the_imported
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_biases_that_peft_trained_come_along(family: str, biased: dict[str, Any], tmp_path: Path) -> None:
     bundle, expected = trained(tmp_path, family, **biased)
-    imported = import_adapter(OwnTraining(folder=tmp_path / "lora"), bundle=bundle)
+    imported = import_adapter(OwnTraining(path=tmp_path / "lora"), bundle=bundle)
     assert any(n.endswith(".bias") and np.any(t != bundle.adapter_numpy()[n]) for n, t in imported.state.tensors.items())
-    assert_same(scores(bundle, OwnTraining(folder=tmp_path / "lora")), expected)
+    assert_same(scores(bundle, OwnTraining(path=tmp_path / "lora")), expected)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_from_the_emulator_through_peft_into_the_model_and_out_again_the_logits_
     assert descent(model) < -0.05
     model.save_pretrained(tmp_path / "lora")
 
-    state = import_adapter(OwnTraining(folder=tmp_path / "lora"), bundle=bundle).state
+    state = import_adapter(OwnTraining(path=tmp_path / "lora"), bundle=bundle).state
     expected = plugged(source, state)
 
     change = change_of(source, state, plan=bundle.plan)
@@ -156,7 +156,7 @@ def test_a_lora_of_the_full_model_keeps_its_indices(tmp_path: Path) -> None:
     bundle = emulator(tmp_path, source)[1]
     model = with_lora(plain_base(tmp_path, source), target_modules=["q_proj"], layers_to_transform=[0, 5])
     model.save_pretrained(tmp_path / "lora")
-    imported = import_adapter(OwnTraining(folder=tmp_path / "lora", indices="original"), bundle=bundle)
+    imported = import_adapter(OwnTraining(path=tmp_path / "lora", indices="original"), bundle=bundle)
     assert_same(plugged(source, imported.state), logits(model))
 
 
@@ -166,7 +166,7 @@ def test_what_was_exported_comes_back_as_it_was_without_a_word_on_indices(tmp_pa
     state = changed(bundle)
     change = change_of(source, state, plan=bundle.plan)
     write_lora(tmp_path / "lora", change, factored(change, limit=Limit()), model="dir:base")
-    again = import_adapter(OwnTraining(folder=tmp_path / "lora"), bundle=bundle)
+    again = import_adapter(OwnTraining(path=tmp_path / "lora"), bundle=bundle)
     assert again.meaning.counting == "original"
     assert all(np.allclose(t, state.tensors[n], rtol=0, atol=1e-6) for n, t in again.state.tensors.items())
 
@@ -190,7 +190,7 @@ def test_a_setting_that_is_not_plain_lora_is_refused_by_its_name(field: str, val
     path = usual.lora / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(ConfigError) as refused:
-        import_adapter(OwnTraining(folder=usual.lora), bundle=usual.bundle)
+        import_adapter(OwnTraining(path=usual.lora), bundle=usual.bundle)
     named = "([" if field == "rank_pattern" else field
     assert refused.value.field == f"adapter_config.json: {named}"
 
@@ -278,7 +278,7 @@ def test_a_key_that_is_not_of_the_adapter_blocks_or_there_twice_is_refused_by_it
     key = change(tensors)
     save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
     with pytest.raises(ConfigError, match=says) as refused:
-        import_adapter(OwnTraining(folder=usual.lora), bundle=usual.bundle)
+        import_adapter(OwnTraining(path=usual.lora), bundle=usual.bundle)
     assert key in str(refused.value)
 
 
@@ -286,27 +286,27 @@ def test_blocks_that_nobody_says_how_to_count_are_not_guessed(tmp_path: Path) ->
     bundle, expected = trained(tmp_path)
     (tmp_path / "short" / "hushtune.json").unlink()
     with pytest.raises(ConfigError, match="--indices: say `short`"):
-        import_adapter(OwnTraining(folder=tmp_path / "lora"), bundle=bundle)
+        import_adapter(OwnTraining(path=tmp_path / "lora"), bundle=bundle)
     with pytest.raises(ConfigError, match="of block 4 of the model"):
-        import_adapter(OwnTraining(folder=tmp_path / "lora", indices="original"), bundle=bundle)
-    assert_same(scores(bundle, OwnTraining(folder=tmp_path / "lora", indices="short")), expected)
+        import_adapter(OwnTraining(path=tmp_path / "lora", indices="original"), bundle=bundle)
+    assert_same(scores(bundle, OwnTraining(path=tmp_path / "lora", indices="short")), expected)
 
 
 def test_counting_otherwise_than_the_note_says_is_refused(usual: Trained) -> None:
     with pytest.raises(ConfigError, match=r"--indices: is original, but .*hushtune.json says"):
-        import_adapter(OwnTraining(folder=usual.lora, indices="original"), bundle=usual.bundle)
+        import_adapter(OwnTraining(path=usual.lora, indices="original"), bundle=usual.bundle)
 
 
 def test_a_lora_of_another_emulator_of_the_same_model_is_refused(usual: Trained, tmp_path: Path) -> None:
     other = emulator(tmp_path, source_of(), Drop(2))[1]
     with pytest.raises(ConfigError, match=r"hushtune.json: is of another emulator"):
-        import_adapter(OwnTraining(folder=usual.lora), bundle=other)
+        import_adapter(OwnTraining(path=usual.lora), bundle=other)
 
 
 def test_a_lora_of_another_model_is_refused(usual: Trained, tmp_path: Path) -> None:
     other = emulator(tmp_path, source_of("qwen2"))[1]
     with pytest.raises(ConfigError, match=r"hushtune.json: is of another model"):
-        import_adapter(OwnTraining(folder=usual.lora), bundle=other)
+        import_adapter(OwnTraining(path=usual.lora), bundle=other)
 
 
 def test_where_every_block_runs_nobody_has_to_say_how_blocks_are_counted(tmp_path: Path) -> None:
@@ -314,13 +314,13 @@ def test_where_every_block_runs_nobody_has_to_say_how_blocks_are_counted(tmp_pat
     bundle = emulator(tmp_path, source, Compress(index=2, quant=Quant(bits=8)))[1]
     model = with_lora(plain_base(tmp_path, source), target_modules=["q_proj"], layers_to_transform=[0, 5])
     model.save_pretrained(tmp_path / "lora")
-    imported = import_adapter(OwnTraining(folder=tmp_path / "lora"), bundle=bundle)
+    imported = import_adapter(OwnTraining(path=tmp_path / "lora"), bundle=bundle)
     assert_same(plugged(source, imported.state), logits(model))
 
 
 def test_a_round_gets_the_whole_adapter_in_a_file_for_its_user_only(usual: Trained, tmp_path: Path) -> None:
     result = tmp_path / "adapter.safetensors"
-    imported = write_result(OwnTraining(folder=usual.lora), bundle=usual.bundle.file.path, result=result)
+    imported = write_result(OwnTraining(path=usual.lora), bundle=usual.bundle.file.path, result=result)
     found = load_adapter(result, usual.bundle.schema)
     assert all(np.array_equal(t, imported.state.tensors[n]) for n, t in found.tensors.items())
     assert (result.stat().st_mode & 0o777, list(tmp_path.glob("*.partial"))) == (0o600, [])
@@ -329,10 +329,10 @@ def test_a_round_gets_the_whole_adapter_in_a_file_for_its_user_only(usual: Train
 
 def test_after_the_first_round_only_what_started_from_that_rounds_blocks_is_taken(usual: Trained, tmp_path: Path) -> None:
     path, result = usual.bundle.file.path, tmp_path / "adapter.safetensors"
-    write_result(OwnTraining(folder=usual.lora), bundle=path, result=result, round_id=2)
+    write_result(OwnTraining(path=usual.lora), bundle=path, result=result, round_id=2)
     settings = usual.lora / "adapter_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "elsewhere"}))
-    unknown = OwnTraining(folder=usual.lora, indices="short")
+    unknown = OwnTraining(path=usual.lora, indices="short")
     write_result(unknown, bundle=path, result=result, round_id=1)
     with pytest.raises(ConfigError, match="--adapter-from: nothing says that it was trained on the emulator of round 2"):
         write_result(unknown, bundle=path, result=result, round_id=2)
@@ -345,18 +345,71 @@ def test_a_lora_that_started_from_other_adapter_blocks_is_refused(usual: Trained
     file = TensorFile.open(path)
     save_file(tensors, path, metadata=dict(file.metadata))
     with pytest.raises(ConfigError, match="adapter blocks started elsewhere"):
-        import_adapter(OwnTraining(folder=usual.lora), bundle=read_bundle(path))
+        import_adapter(OwnTraining(path=usual.lora), bundle=read_bundle(path))
 
 
 def test_pickled_weights_and_a_folder_without_any_are_refused_with_what_to_do(usual: Trained) -> None:
     (usual.lora / "adapter_model.safetensors").rename(usual.lora / "adapter_model.bin")
     with pytest.raises(ConfigError, match="safe_serialization=True"):
-        import_adapter(OwnTraining(folder=usual.lora), bundle=usual.bundle)
+        import_adapter(OwnTraining(path=usual.lora), bundle=usual.bundle)
     with pytest.raises(ConfigError, match="the folder that save_pretrained wrote"):
-        import_adapter(OwnTraining(folder=usual.lora / "nowhere"), bundle=usual.bundle)
+        import_adapter(OwnTraining(path=usual.lora / "nowhere"), bundle=usual.bundle)
 
 
-def test_a_scenario_that_promises_privacy_takes_no_training_from_elsewhere() -> None:
-    require_allowed(TrainingConfig())
+def test_a_scenario_that_promises_privacy_takes_no_training_from_elsewhere(tmp_path: Path) -> None:
+    require_allowed(OwnTraining(path=tmp_path), training=TrainingConfig())
     with pytest.raises(ConfigError, match=r"--adapter-from: training\.dp promises"):
-        require_allowed(TrainingConfig(dp=DpConfig()))
+        require_allowed(OwnTraining(path=tmp_path), training=TrainingConfig(dp=DpConfig()))
+    with pytest.raises(ConfigError, match=r"--adapter-from: .*nothing is not there"):
+        require_allowed(OwnTraining(path=tmp_path / "nothing"), training=TrainingConfig())
+
+
+def test_an_imported_adapter_is_imported_again_bit_for_bit_and_vouches_for_its_start(usual: Trained, tmp_path: Path) -> None:
+    path, result = usual.bundle.file.path, tmp_path / "adapter.safetensors"
+    first = write_result(OwnTraining(path=usual.lora), bundle=path, result=result)
+    again = import_adapter(OwnTraining(path=result), bundle=usual.bundle, round_id=2)
+    assert all(np.array_equal(t, again.state.tensors[n]) for n, t in first.state.tensors.items())
+
+
+def patch(usual: Trained, tensors: Tensors, **said: str) -> OwnTraining:
+    """Return a file of whole tensors that says what it has to, unless ``said`` is something else."""
+    metadata = {"format": "hushtune-patch/1", "base": usual.bundle.base_digest.hex} | said
+    save_file(tensors, usual.lora / "patch.safetensors", metadata={key: text for key, text in metadata.items() if text})
+    return OwnTraining(path=usual.lora / "patch.safetensors")
+
+
+def test_a_patch_replaces_its_tensors_and_leaves_the_others_as_they_were_shipped(usual: Trained) -> None:
+    name, shipped = "model.layers.5.mlp.up_proj.weight", usual.bundle.adapter_numpy()
+    found = import_adapter(patch(usual, {name: shipped[name] * 2}), bundle=usual.bundle).state.tensors
+    assert np.array_equal(found[name], shipped[name] * 2)
+    assert all(np.array_equal(found[n], t) for n, t in shipped.items() if n != name)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said", "says"),
+    [
+        ("model.layers.5.input_layernorm.weight", (16,), {"format": "pt"}, "neither a patch nor"),
+        ("model.layers.5.input_layernorm.weight", (16,), {"base": ""}, "base: is not in the file's metadata"),
+        ("model.layers.5.input_layernorm.weight", (16,), {"base": 64 * "0"}, "base: is of another model"),
+        ("model.layers.5.input_layernorm.weight", (16,), {"plan": 64 * "0"}, "plan: is of another plan"),
+        ("model.layers.5.input_layernorm.weight", (16,), {"shipped": 64 * "0"}, "shipped: is of another emulator"),
+        ("model.layers.2.input_layernorm.weight", (16,), {}, r"layers\.2\.\S*: is no tensor of the adapter blocks.*are 0,5"),
+        ("model.layers.5.input_layernorm.weight", (8,), {}, r"has shape \(8,\)"),
+    ],
+)
+def test_a_patch_of_something_else_is_refused_by_the_field_that_says_so(
+    usual: Trained, name: str, shape: tuple[int, ...], said: dict[str, str], says: str
+) -> None:
+    own = patch(usual, {name: np.ones(shape, np.float32)}, **said)
+    with pytest.raises(ConfigError, match=says):
+        import_adapter(own, bundle=usual.bundle)
+
+
+def test_a_patch_that_vouches_for_no_start_is_good_for_the_first_round_only(usual: Trained) -> None:
+    own = patch(usual, {"model.layers.5.input_layernorm.weight": np.full(16, np.inf, np.float32)})
+    with pytest.raises(ConfigError, match="not finite"):
+        import_adapter(own, bundle=usual.bundle)
+    own = patch(usual, {"model.layers.5.input_layernorm.weight": np.ones(16, np.float32)})
+    import_adapter(own, bundle=usual.bundle)
+    with pytest.raises(ConfigError, match="--adapter-from: nothing says that it was trained on the emulator of round 2"):
+        import_adapter(own, bundle=usual.bundle, round_id=2)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hushtune_common.adapter import FORMAT as ADAPTER_FORMAT
 from hushtune_common.adapter import Float32
 from hushtune_common.errors import ConfigError, MalformedUpdate
 from hushtune_common.messages import Digest
@@ -30,12 +31,18 @@ def write_patch(path: Path, *, tensors: Mapping[str, Float32], base: Digest, pla
 
 def read_patch(path: Path) -> TensorFile:
     """Open a patch; `ConfigError` for a file that cannot be read or is none."""
-    try:
-        file = TensorFile.open(path)
-    except (OSError, MalformedUpdate) as error:
-        raise ConfigError(str(path), f"cannot be read ({error})") from error
+    file = _opened(path)
     if file.metadata.get("format") != FORMAT:
         raise ConfigError(str(path), "is no patch; `hushtune peft export --patch` writes one")
+    return file
+
+
+def read_replacements(path: Path) -> TensorFile:
+    """Open a patch, or a file of adapter blocks; `ConfigError` for a file that cannot be read or is neither."""
+    file = _opened(path)
+    if file.metadata.get("format") not in (FORMAT, ADAPTER_FORMAT):
+        formats = f"say format={FORMAT} in its metadata if it holds whole tensors under the full model's names"
+        raise ConfigError(str(path), f"is neither a patch nor a file of adapter blocks; {formats}")
     return file
 
 
@@ -52,6 +59,13 @@ def patched(source: ModelSource, patch: TensorFile) -> "Patched":
         if name not in known or source.weights.shape(name) != patch.shape(name):
             raise ConfigError(name, f"the model has no such tensor of shape {patch.shape(name)}")
     return Patched(source.weights, patch)
+
+
+def _opened(path: Path) -> TensorFile:
+    try:
+        return TensorFile.open(path)
+    except (OSError, MalformedUpdate) as error:
+        raise ConfigError(str(path), f"cannot be read ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
