@@ -183,9 +183,10 @@ class TrainingConfig(Section, frozen=True):
 class CodecConfig(Section, frozen=True):
     """How the adapter delta becomes bytes."""
 
-    kind: Literal["blockwise"] = "blockwise"
-    """``blockwise``: integers with a scale per block, the widest that fit."""
-    bits: Annotated[int, Meta(ge=2, le=8)] = 8
+    kind: Literal["rate_distortion", "blockwise", "lossless"] = "rate_distortion"
+    """``rate_distortion`` spends bits where the plug-in's loss minds errors, to the byte granted; ``blockwise`` takes the widest
+    integers with a scale per block that fit; ``lossless`` returns every bit, in as many bytes as that takes."""
+    bits: Annotated[float, Meta(ge=0.01, le=32.0)] = 4.0
     """Most bits per weight of an update. Its assignment says how many bytes it may spend."""
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
     level: Annotated[int, Meta(ge=1, le=19)] = 3

@@ -107,13 +107,13 @@ def non_finite() -> bytes:
     for tensor in SHIPPED.tensors.values():
         scales = np.full(-(-tensor.size // 64), 0x7F00, np.uint16)
         sections += [coder.compress(split_planes(scales)), coder.compress(np.full(tensor.size, 127, np.uint8))]
-    return container.write(label, container.Contents(bits=8, sections=sections))
+    return container.write(label, container.Contents(form=8, sections=sections))
 
 
 def bits_of(bits: int) -> bytes:
     """Return a container that claims to spend this many bits per weight."""
     label = container.Label(codec=CODEC.id, shipped=state_digest(SHIPPED), sections=4)
-    return container.write(label, container.Contents(bits=bits, sections=[b""] * 4))
+    return container.write(label, container.Contents(form=bits, sections=[b""] * 4))
 
 
 def damaged(sent: Sent) -> Sent:

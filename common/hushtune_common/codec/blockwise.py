@@ -92,16 +92,16 @@ class BlockwiseCodec:
                 raise ValueError(f"{name}: {error}") from error
             sections.append(self._coder.compress(split_planes(scales)))
             sections.append(self._coder.compress(pack_codes(codes_n, bits=bits)))
-        return container.write(self._label, container.Contents(bits=bits, sections=sections))
+        return container.write(self._label, container.Contents(form=bits, sections=sections))
 
     def _open(self, blob: bytes) -> tuple[BlockQuantiser, dict[str, tuple[_Frame, _Frame]]]:
         """Return the quantiser that a blob names and its frames of scales and codes, nothing unpacked yet."""
         contents = container.read(blob, label=self._label, bytes_max=self._bytes_max)
-        if contents.bits not in WIDTHS:
-            raise MalformedUpdate(f"{contents.bits} bits per weight, expected {WIDTHS.start} to {WIDTHS[-1]}")
+        if contents.form not in WIDTHS:
+            raise MalformedUpdate(f"{contents.form} bits per weight, expected {WIDTHS.start} to {WIDTHS[-1]}")
         pairs = zip(contents.sections[::2], contents.sections[1::2], strict=True)
         frames = dict(zip(self._shipped.tensors, pairs, strict=True))
-        return BlockQuantiser(bits=contents.bits, block_size=self._config.block_size), frames
+        return BlockQuantiser(bits=contents.form, block_size=self._config.block_size), frames
 
     def _bound_tensor(self, name: str, quantiser: BlockQuantiser, scale_frame: _Frame, code_frame: _Frame) -> float:
         restored, scale = self._decode_tensor(name, quantiser, scale_frame, code_frame)

@@ -1,8 +1,8 @@
 """The container of an encoded adapter: a versioned header, one section per frame, a digest over everything.
 
 Little endian: magic ``HTAD``, u16 version, u8 length and ASCII codec id, 32 bytes digest of the shipped adapter, u32 section
-count, u8 bits per code, u64 length per section; then the sections; then the SHA-256 of all of it. Version 1 had no bits per code:
-they stood in the codec id.
+count, u8 form, u64 length per section; then the sections; then the SHA-256 of all of it. The form is the codec's to read; of
+blockwise integers it is their width.
 """
 
 import struct
@@ -39,16 +39,16 @@ class Label:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What differs from one container of a codec to the next: the bits per code, and the sections."""
+    """What differs from one container of a codec to the next: the form of its sections, a byte, and the sections."""
 
-    bits: int
+    form: int
     sections: Sequence[bytes | memoryview]
 
 
 def write(label: Label, contents: Contents) -> bytes:
     """Return the container of ``contents``."""
     sections = contents.sections
-    varying = struct.pack(f"<B{len(sections)}Q", contents.bits, *(len(s) for s in sections))
+    varying = struct.pack(f"<B{len(sections)}Q", contents.form, *(len(s) for s in sections))
     body = b"".join([label.to_bytes(), varying, *sections])
     return body + Digest.of(body).value
 
@@ -56,7 +56,7 @@ def write(label: Label, contents: Contents) -> bytes:
 def read(blob: bytes, *, label: Label, bytes_max: int) -> Contents:
     """Return the contents of a container with exactly this ``label``; ``MalformedUpdate`` for anything else. Copies nothing.
 
-    Which bits per code are welcome is for the caller to say.
+    Which forms are welcome is for the caller to say.
     """
     if not label.overhead <= len(blob) <= bytes_max:
         raise MalformedUpdate(f"{len(blob)} bytes, expected {label.overhead} to {bytes_max}")
@@ -66,7 +66,7 @@ def read(blob: bytes, *, label: Label, bytes_max: int) -> Contents:
     head = label.to_bytes()
     if not blob.startswith(head):
         raise MalformedUpdate(f"not a {label.codec} container, version {VERSION}, made against {label.shipped.short}")
-    bits, *lengths = struct.unpack_from(f"<B{label.sections}Q", view, len(head))
+    form, *lengths = struct.unpack_from(f"<B{label.sections}Q", view, len(head))
     if sum(lengths) != len(blob) - label.overhead:
         raise MalformedUpdate("the sections do not fill the container")
     sections: list[memoryview] = []
@@ -74,4 +74,4 @@ def read(blob: bytes, *, label: Label, bytes_max: int) -> Contents:
     for length in lengths:
         sections.append(view[start : start + length])
         start += length
-    return Contents(bits=bits, sections=sections)
+    return Contents(form=form, sections=sections)

@@ -20,6 +20,11 @@ class Shipped:
         self.tensors: Mapping[str, Float32] = dict(sorted(state.tensors.items()))
         self.digest = state_digest(state)
 
+    @property
+    def schema(self) -> tuple[TensorSpec, ...]:
+        """The tensors' names and shapes; which blocks they are of is not known here."""
+        return tuple(TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in self.tensors.items())
+
     def require_same(self, state: AdapterState) -> None:
         """Raise ``ValueError``, naming the tensor, unless ``state`` has exactly these names and shapes."""
         for name in self.tensors.keys() | state.tensors.keys():

@@ -302,8 +302,14 @@ class AllocationProblem:
 
 
 def _share_codec(codec: CodecConfig) -> float:
-    """Return the least share that the codec is sure to fit: the narrowest integers with their scales."""
-    return min(1.0, (_NARROWEST_BITS + 16.0 / codec.block_size) / codec.bits)
+    """Return the least share that the codec is sure to fit: of blockwise integers, the narrowest with their scales."""
+    match codec.kind:
+        case "rate_distortion":
+            return 0.0
+        case "blockwise":
+            return min(1.0, (_NARROWEST_BITS + 16.0 / codec.block_size) / codec.bits)
+        case "lossless":
+            return 1.0
 
 
 def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:

@@ -1,0 +1,2 @@
+from constriction.stream import model as model
+from constriction.stream import stack as stack
