@@ -145,6 +145,8 @@ class OwnerConfig(Section, frozen=True):
     emulator: MethodOptions = AblationOptions()
     gate: GateConfig = GateConfig()
     exposure: ExposureConfig = ExposureConfig()
+    fingerprint: FingerprintConfig | None = None
+    """Give every client of a run a marked copy of its own; without, all get the same emulator."""
 
 
 class LoraConfig(Section, frozen=True):

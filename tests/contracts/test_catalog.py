@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from hushtune_common.errors import ConfigError, MalformedUpdate
-from hushtune_common.messages import Caller, Digest, EmulatorManifest, Role
+from hushtune_common.messages import Caller, Digest, EmulatorManifest, Role, RunId
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.revision import apply_revision, revise, write_revision
 from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_server.owner.book import Publication
 from hushtune_server.owner.catalog import PREFIX, REVISIONS, Catalog, Published, RoundPress
 from hushtune_server.owner.ports import Renewal
 from tests.models import tiny_bundle, tiny_source
 
+RUN = RunId("run-1")
 CLIENT = Caller(role=Role.CLIENT, name="c1")
 
 
@@ -136,7 +138,7 @@ def test_what_was_published_is_on_offer_again_after_a_restart(tmp_path: Path) ->
     catalog, first = publish(tmp_path, tiny_bundle(tmp_path, 2))
     manifests = [first.manifest, *later(tmp_path, catalog, rounds=3)]
     again = Catalog(BlobStore(tmp_path / "blobs", quota_bytes=1 << 26), size_max=1 << 26)
-    assert again.restore(manifests)
+    assert again.restore([Publication(run=RUN, manifest=manifest) for manifest in manifests])
     assert (again.first.manifest, again.newest.manifest) == (manifests[0], manifests[-1])
     assert [again.may_read(CLIENT, blob_of(m)) for m in manifests] == [True, False, True, True]
 
@@ -146,4 +148,4 @@ def test_without_its_newest_emulator_an_owner_cannot_go_on(tmp_path: Path) -> No
     manifests = [first.manifest, *later(tmp_path, catalog, rounds=1)]
     catalog.newest.path.unlink()
     again = Catalog(BlobStore(tmp_path / "blobs", quota_bytes=1 << 26), size_max=1 << 26)
-    assert not again.restore(manifests)
+    assert not again.restore([Publication(run=RUN, manifest=manifest) for manifest in manifests])

@@ -39,7 +39,7 @@ from hushtune_common.messages import (
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Second
-from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, report, to_body
+from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Copy, Judgement, Publication, report, to_body
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Merged, Press, Renewal
 from hushtune_server.owner.reception import Bounds, UpdateReception
@@ -129,7 +129,7 @@ class World:
         self.renewed.append(round_id)
         return Renewal(bundle=self.folder / "bundle", revision=self.folder / "revision")
 
-    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
+    def take_up(self, manifest: EmulatorManifest, bundle: Path, *, copies: Mapping[ClientId, Copy]) -> None:
         self.taken_up.append(manifest.round_id)
 
     async def publish(self, round_id: int, renewal: Renewal | None) -> EmulatorManifest:
@@ -138,6 +138,9 @@ class World:
 
     def path(self, manifest: EmulatorManifest) -> Path:
         return self.folder / manifest.emulator.hex
+
+    def copies(self, manifest: EmulatorManifest) -> Mapping[ClientId, Copy]:
+        return {}
 
     async def conclude(self, conclusion: Conclusion) -> None:
         self.concluded.append(conclusion)
@@ -587,7 +590,7 @@ async def play_round(world: World, round_id: int, *clients: str) -> None:
 def test_a_round_is_concluded_when_the_next_ones_emulator_is_written_down_and_on_offer(tmp_path: Path) -> None:
     async def play() -> None:
         async with stage(tmp_path) as (world, owner):
-            waiting = asyncio.create_task(owner.desk.manifest(RUN, 2, within_s=10))
+            waiting = asyncio.create_task(owner.desk.manifest(RUN, 2, C1, within_s=10))
             await play_round(world, 1, "c1", "c2")
             assert world.concluded == [Conclusion(run=RUN, round_id=1, last=False)]
             assert (world.renewed, world.taken_up) == ([2], [2])

@@ -155,6 +155,10 @@ def troupe(tmp_path: Path) -> Iterator[Troupe]:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["owner", "c1"])
 def test_three_rounds_complete_although_a_process_is_killed_in_the_second(troupe: Troupe, victim: str) -> None:
+    marked = victim == "owner"
+    if marked:
+        path = troupe.folder / "run.toml"
+        path.write_text(SCENARIO.replace("realign_steps = 1", "realign_steps = 1\nfingerprint = {}"), encoding="utf-8")
     for name in SERVERS:
         troupe.start(name)
     troupe.wait_for(lambda: bool(troupe.told("owner", "serving_started")))
@@ -171,15 +175,26 @@ def test_three_rounds_complete_although_a_process_is_killed_in_the_second(troupe
     assert [(r["state"], r["accepted"]) for r in records] == [("closed", list(CLIENTS))] * 3
     left = json.loads((troupe.folder / "owner" / "owner.json").read_text())
     assert [(r["round_id"], r["clients"], r["kept"]) for r in left["rounds"]] == [(n, list(CLIENTS), True) for n in (1, 2, 3)]
-    require_own_emulators(troupe, left)
+    require_own_emulators(troupe, left, marked=marked)
     require_counted_once(troupe, left)
+    for client in CLIENTS if marked else ():
+        require_named(troupe, client)
 
 
-def require_own_emulators(troupe: Troupe, left: dict[str, Any]) -> None:
-    """Every client trained in every round on that round's emulator, and fetched no more than what had changed."""
-    published = {r["round_id"]: r["emulator"] for r in left["rounds"]}
-    assert len(set(published.values())) == 3
+def require_named(troupe: Troupe, client: str) -> None:
+    """Whatever emulator the client holds, it is the one that it tells of."""
+    for leaked in (troupe.folder / client / "blobs" / "complete" / "emulators").iterdir():
+        state = troupe.folder / "owner"
+        command = [sys.executable, "-m", "hushtune_server", "owner", "fingerprint", "detect", str(leaked), "--state", str(state)]
+        found = subprocess.run([*command, "--json"], check=True, capture_output=True)
+        assert [r["recipient"] for r in json.loads(found.stdout)["recipients"] if r["carried"]] == [client]
+
+
+def require_own_emulators(troupe: Troupe, left: dict[str, Any], *, marked: bool) -> None:
+    """Every client trained in every round on that round's emulator, or its copy, and fetched no more than what had changed."""
     for client in CLIENTS:
+        published = {r["round_id"]: r["copies"][client] if marked else r["emulator"] for r in left["rounds"]}
+        assert len(set(published.values())) == 3
         verified = troupe.told(client, "emulator_verified")
         assert {(e["round_id"], e["digest"]) for e in verified} == {*published.items()}
         assert sum(not e["revised"] and e["bytes_fetched"] > 0 for e in verified) == 1

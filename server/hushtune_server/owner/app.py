@@ -30,6 +30,7 @@ from hushtune_common.wire.transfer import BlobsService, register_blobs
 from hushtune_server.owner import book as books
 from hushtune_server.owner.book import Book, Publication
 from hushtune_server.owner.catalog import Catalog, RoundPress
+from hushtune_server.owner.copies import Copies
 from hushtune_server.owner.gateway import AirGateway, CoordinatorGateway
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk, OwnerService, register_owner
@@ -105,9 +106,10 @@ class OwnerProcess:
         self._clock = clock
         self._seeds = seeds
         self._curve: UtilityCurve | None = None
-        limits = options.scenario.limits
-        self._store = BlobStore(options.state_dir / "blobs", quota_bytes=2 * limits.emulator_bytes_max)
-        self._catalog = Catalog(self._store, size_max=limits.emulator_bytes_max)
+        size_max = options.scenario.limits.emulator_bytes_max
+        copies = Copies.of(options.scenario, state_dir=options.state_dir)
+        self._store = BlobStore(options.state_dir / "blobs", quota_bytes=_emulators_max(options.scenario) * size_max)
+        self._catalog = Catalog(self._store, size_max=size_max, copies=copies)
         self._book = Book()
         for event in journal.events():
             self._book.apply(event.kind, event.body)
@@ -163,13 +165,13 @@ class OwnerProcess:
             return False
         await endpoint.ready(channel, address=self._options.coordinator, role=Role.COORDINATOR, timing=self._scenario.timing)
         run = await coordinator.run()
-        manifests = self._book.manifests(run)
-        if not manifests:
+        publications = self._book.publications(run)
+        if not publications:
             return False
-        if not self._catalog.restore(manifests):
+        if not self._catalog.restore(publications):
             problem = f"lacks emulators that it published in run {run}; restore it, or begin another run with an empty folder"
             raise ConfigError(str(self._options.state_dir), problem)
-        log_event(_log, "run_resumed", run=run, round_id=manifests[-1].round_id)
+        log_event(_log, "run_resumed", run=run, round_id=publications[-1].manifest.round_id)
         return True
 
     async def _prepare(self, private: HybridPrivateKey) -> "Prepared":
@@ -210,7 +212,8 @@ class OwnerProcess:
         renewal = await self._in_worker(partial(bench.renew, round_id))
         if renewal is not None:
             manifest = await press.publish(round_id, renewal)
-            await self._in_worker(partial(bench.take_up, manifest, press.path(manifest)))
+            taking_up = partial(bench.take_up, manifest, press.path(manifest), copies=press.copies(manifest))
+            await self._in_worker(taking_up)
             log_event(_log, "emulator_revised", round_id=round_id, digest=manifest.emulator, bytes_total=manifest.size_bytes)
 
     def _admit(self, bundle: Path, *, base: "Weights") -> None:
@@ -248,6 +251,7 @@ class OwnerProcess:
             scenario=self._scenario,
             bundle=newest.path,
             manifest=newest.manifest,
+            copies=newest.copies,
             private=private,
             state_dir=self._options.state_dir,
             accepted=accepted,
@@ -290,9 +294,10 @@ class OwnerProcess:
 
     async def _enter_published(self, run: RunId) -> None:
         """Write down which emulator the run begins with, so that another life of this process goes on with it."""
-        manifest = self._catalog.newest.manifest
+        newest = self._catalog.newest
+        manifest = newest.manifest
         if self._book.manifest(run, manifest.round_id) is None:
-            body = books.to_body(Publication(run=run, manifest=manifest))
+            body = books.to_body(Publication(run=run, manifest=manifest, copies=newest.copies))
             event = await self._journal.append(books.PUBLISHED, body, key=f"published/{run}/{manifest.round_id}")
             self._book.apply(event.kind, event.body)
 
@@ -350,6 +355,13 @@ def _teller(clock: Clock) -> Callable[[int, int], None]:
             log_event(_log, "profile_progressed", done=done, total=total)
 
     return tell
+
+
+def _emulators_max(scenario: Scenario) -> int:
+    """Return how many emulators the owner holds at most: two, and the copies of clients, also while they change."""
+    if scenario.owner.fingerprint is None:
+        return 2
+    return 2 + len(scenario.clients) * (1 if scenario.coordinator.rounds == 1 else 2)
 
 
 def _sealing_key(path: Path) -> HybridPrivateKey:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hushtune_common.errors import AbstractionContradicted, InvalidEnvelope, ProtocolFault
-from hushtune_common.messages import ClientId, Digest, EmulatorManifest, RunId, UpdateKey, Verdict
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Revision, RunId, UpdateKey, Verdict
 
 JUDGED = "judged"
 CLOSED = "closed"
@@ -52,11 +52,21 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A client's own copy of an emulator: what its manifest says otherwise."""
+
+    emulator: Digest
+    size_bytes: int
+    revision: Revision | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """The emulator of one round, which its manifest names."""
+    """The emulator of one round, which its manifest names, and the copies of clients that have one of their own."""
 
     run: RunId
     manifest: EmulatorManifest
+    copies: Mapping[ClientId, Copy] = field(default_factory=dict[ClientId, Copy])
 
 
 class Book:
@@ -70,7 +80,7 @@ class Book:
         """Start empty."""
         self._judged: dict[tuple[RunId, int, ClientId], Judgement] = {}
         self._closed: dict[tuple[RunId, int], Closing] = {}
-        self._published: dict[tuple[RunId, int], EmulatorManifest] = {}
+        self._published: dict[tuple[RunId, int], Publication] = {}
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
         """Fold one event of the journal; kinds of other concern change nothing."""
@@ -85,7 +95,7 @@ class Book:
             self._closed.setdefault((closing.run, closing.round_id), closing)
         elif kind == PUBLISHED:
             published = msgspec.convert(body, Publication)
-            self._published.setdefault((published.run, published.manifest.round_id), published.manifest)
+            self._published.setdefault((published.run, published.manifest.round_id), published)
 
     @property
     def judgements(self) -> Sequence[Judgement]:
@@ -110,12 +120,18 @@ class Book:
         return sorted((c for c in self._closed.values() if c.run == run), key=lambda c: c.round_id)
 
     def manifest(self, run: RunId, round_id: int) -> EmulatorManifest | None:
-        """Return what is published for that round."""
-        return self._published.get((run, round_id))
+        """Return what is published for that round, without anybody's mark."""
+        published = self._published.get((run, round_id))
+        return None if published is None else published.manifest
 
-    def manifests(self, run: RunId) -> Sequence[EmulatorManifest]:
+    def copies(self, run: RunId, round_id: int) -> Mapping[ClientId, Copy]:
+        """Return which clients have a copy of their own of that round's emulator."""
+        published = self._published.get((run, round_id))
+        return {} if published is None else published.copies
+
+    def publications(self, run: RunId) -> Sequence[Publication]:
         """Return what was published in a run, round by round."""
-        return sorted((m for (whose, _), m in self._published.items() if whose == run), key=lambda m: m.round_id)
+        return sorted((p for (whose, _), p in self._published.items() if whose == run), key=lambda p: p.manifest.round_id)
 
     @property
     def is_blank(self) -> bool:
@@ -158,7 +174,8 @@ def report(book: Book) -> dict[str, Any]:
     A round lists under ``contradicted`` whose transmissions disagreed with the block error tables: nothing of it may be believed.
     """
     rounds = [
-        _closing_line(c, contradicted=book.contradicted(c.run, c.round_id), manifest=book.manifest(c.run, c.round_id))
+        _closing_line(c, contradicted=book.contradicted(c.run, c.round_id))
+        | _published_line(book.manifest(c.run, c.round_id), copies=book.copies(c.run, c.round_id))
         for c in book.closings
     ]
     averaged = [line for line in rounds if line["clients"]]
@@ -183,7 +200,7 @@ def _judgement_line(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId], manifest: EmulatorManifest | None) -> dict[str, Any]:
+def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId]) -> dict[str, Any]:
     return {
         "round_id": closing.round_id,
         "accepted": list(closing.accepted),
@@ -195,11 +212,10 @@ def _closing_line(closing: Closing, *, contradicted: Sequence[ClientId], manifes
         "contradicted": list(contradicted),
         "perplexity_public_before": closing.perplexity_before,
         "perplexity_public": closing.perplexity_after,
-        **_published_line(manifest),
     }
 
 
-def _published_line(manifest: EmulatorManifest | None) -> dict[str, Any]:
+def _published_line(manifest: EmulatorManifest | None, *, copies: Mapping[ClientId, Copy]) -> dict[str, Any]:
     """Return what a round's clients trained on, and what those fetch that hold the emulator before it."""
     if manifest is None:
         return {}
@@ -208,6 +224,7 @@ def _published_line(manifest: EmulatorManifest | None) -> dict[str, Any]:
         "emulator": manifest.emulator.hex,
         "emulator_bytes": manifest.size_bytes,
         "revision_bytes": None if revision is None else revision.size_bytes,
+        **({"copies": {client: copy.emulator.hex for client, copy in copies.items()}} if copies else {}),
     }
 
 

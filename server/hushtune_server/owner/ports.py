@@ -17,7 +17,7 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
-from hushtune_server.owner.book import Judgement
+from hushtune_server.owner.book import Copy, Judgement
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.plugin import Trial
 
@@ -92,6 +92,10 @@ class Press(Protocol):
         """Return where the emulator lies."""
         ...
 
+    def copies(self, manifest: EmulatorManifest) -> Mapping[ClientId, Copy]:
+        """Return which clients have a copy of their own of the newest emulator, and which."""
+        ...
+
 
 class Bench(Protocol):
     """Where weights are handled. Blocks while it works, and is used from one thread only.
@@ -117,6 +121,6 @@ class Bench(Protocol):
         """Write the emulator that a round starts from; nothing when that is the one that updates are judged against now."""
         ...
 
-    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
-        """Judge updates against this emulator from now on."""
+    def take_up(self, manifest: EmulatorManifest, bundle: Path, *, copies: Mapping[ClientId, Copy]) -> None:
+        """Judge updates against this emulator from now on; those of clients with ``copies`` name these."""
         ...

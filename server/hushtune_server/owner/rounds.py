@@ -367,8 +367,10 @@ class OwnerRounds:
         bench, loop = await self._bench, asyncio.get_running_loop()
         renewal = await loop.run_in_executor(self._worker, bench.renew, round_id)
         manifest = await self._press.publish(round_id, renewal)
-        await loop.run_in_executor(self._worker, bench.take_up, manifest, self._press.path(manifest))
-        body = to_body(Publication(run=self._run, manifest=manifest))
+        copies = self._press.copies(manifest)
+        taking_up = partial(bench.take_up, manifest, self._press.path(manifest), copies=copies)
+        await loop.run_in_executor(self._worker, taking_up)
+        body = to_body(Publication(run=self._run, manifest=manifest, copies=copies))
         event = await self._journal.append(PUBLISHED, body, key=f"published/{self._run}/{round_id}")
         self._book.apply(event.kind, event.body)
         log_event(

@@ -16,6 +16,7 @@ from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import owner_pb2 as pb
 from hushtune_common.wire.v1 import owner_pb2_grpc
 from hushtune_server.owner.book import Book
+from hushtune_server.owner.copies import manifest_for
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -50,10 +51,11 @@ class Desk:
         self._closing = True
         self.ring()
 
-    async def manifest(self, run: RunId, round_id: int, *, within_s: float) -> EmulatorManifest:
-        """Wait for the emulator of a round, at most ``within_s``; `DeadlineExceeded` says to ask again."""
+    async def manifest(self, run: RunId, round_id: int, client: ClientId, *, within_s: float) -> EmulatorManifest:
+        """Wait for a client's emulator of a round, at most ``within_s``; `DeadlineExceeded` says to ask again."""
         waited_for = f"the emulator of round {round_id}"
-        return await self._found(lambda: self.book.manifest(run, round_id), within_s=within_s, waited_for=waited_for)
+        manifest = await self._found(lambda: self.book.manifest(run, round_id), within_s=within_s, waited_for=waited_for)
+        return manifest_for(manifest, self.book.copies(run, round_id).get(client))
 
     async def verdict(self, run: RunId, round_id: int, client: ClientId, *, within_s: float) -> Verdict:
         """Wait for the client's verdict, at most ``within_s``; `DeadlineExceeded` says to ask again."""
@@ -97,11 +99,12 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         """Wait for the emulator of a round, for clients of the same scenario."""
-        self._desk.client(caller_of(context))
+        client = self._desk.client(caller_of(context))
         if request.scenario_digest != self._scenario.digest.value:
             raise ScenarioMismatch(f"this owner runs scenario {self._scenario.name!r}, digest {self._scenario.digest.short}")
         run = self._require_ours(request.run, request.round_id)
-        return convert.manifest_to_wire(await self._desk.manifest(run, request.round_id, within_s=self._patience(context)))
+        manifest = await self._desk.manifest(run, request.round_id, client, within_s=self._patience(context))
+        return convert.manifest_to_wire(manifest)
 
     async def GetVerdict(self, request: pb.GetVerdictRequest, context: Context) -> pb.GetVerdictResponse:
         """Wait for the verdict on the caller's own update; whose it is, the certificate says."""

@@ -28,7 +28,8 @@ from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
-from hushtune_server.owner.book import Judgement, refusal
+from hushtune_server.owner.book import Copy, Judgement, refusal
+from hushtune_server.owner.copies import NO_COPIES
 from hushtune_server.owner.emulators.engine import Built, Telling, Workplace, build
 from hushtune_server.owner.emulators.fidelity import Fidelity, fidelity
 from hushtune_server.owner.emulators.method import EmulatorRequest
@@ -166,8 +167,9 @@ class Workshop:
         accepted: Mapping[UpdateKey, Digest],
         admit: Callable[[Path], None] = _admitted,
         clock: Clock | None = None,
+        copies: Mapping[ClientId, Copy] = NO_COPIES,
     ) -> None:
-        """Set up the bench; ``accepted`` are the updates of an earlier life of this process.
+        """Set up the bench; ``accepted`` are the updates of an earlier life of this process, ``copies`` as for `take_up`.
 
         ``admit`` enters an emulator in the owner's ledger before anybody can have it, or refuses that. The current version is put
         into the model, if there is one. `ConfigError` when another process has the versions, or the current one is damaged or
@@ -198,13 +200,15 @@ class Workshop:
         self._plugin = Plugin(prepared.model, schema=self._schema, windows=prepared.windows, increase_max=increase_max)
         self._alignment = Alignment.of(scenario.owner, at=prepared.place, plan=prepared.plan, folder=state_dir / MIDDLES)
         self._middle: Mapping[str, Float32] | None = None
-        self._serve(manifest, bundle, accepted=accepted)
+        self._serve(manifest, bundle, accepted=accepted, copies=copies)
 
-    def take_up(self, manifest: EmulatorManifest, bundle: Path) -> None:
-        """Judge updates against the emulator of another round from now on."""
-        self._serve(manifest, bundle, accepted=self._intake.accepted)
+    def take_up(self, manifest: EmulatorManifest, bundle: Path, *, copies: Mapping[ClientId, Copy] = NO_COPIES) -> None:
+        """Judge updates against the emulator of another round from now on; those of clients with ``copies`` name these."""
+        self._serve(manifest, bundle, accepted=self._intake.accepted, copies=copies)
 
-    def _serve(self, manifest: EmulatorManifest, bundle: Path, *, accepted: Mapping[UpdateKey, Digest]) -> None:
+    def _serve(
+        self, manifest: EmulatorManifest, bundle: Path, *, accepted: Mapping[UpdateKey, Digest], copies: Mapping[ClientId, Copy]
+    ) -> None:
         gate, training, data = self._scenario.owner.gate, self._scenario.training, self._scenario.data
         shipped = AdapterState(read_bundle(bundle).adapter_numpy())
         self._intake = Intake(
@@ -212,6 +216,8 @@ class Workshop:
             private=self._private,
             codec=make_codec(self._scenario.codec, shipped=shipped),
             accepted=accepted,
+            # Adapter blocks carry no mark, so whatever is in them decodes alike for everybody.
+            emulators={client: copy.emulator for client, copy in copies.items()},
         )
         # What encoding took off the updates of earlier rounds may come on top of what this one's training moves.
         furthest = manifest.round_id * reach(training, windows=data.train_windows)
