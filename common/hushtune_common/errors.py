@@ -11,6 +11,7 @@
     │   ├── StaleRound             a message for a round that is over or was never opened
     │   ├── DigestMismatch         content differs from its name
     │   ├── NotYours               the certificate does not allow this
+    │   ├── CertificateRevoked     the authority has withdrawn the certificate
     │   ├── Replayed               a key that was already used for other content
     │   ├── VersionMismatch        another protocol major
     │   ├── ScenarioMismatch       another experiment
@@ -104,6 +105,13 @@ class NotYours(ProtocolFault):
     """The caller's certificate does not allow what it asks."""
 
     reason = "NOT_YOURS"
+
+
+class CertificateRevoked(ProtocolFault):
+    """The authority has withdrawn a certificate before its time, the caller's or our own."""
+
+    reason = "CERTIFICATE_REVOKED"
+    exit_code = 15
 
 
 class Replayed(ProtocolFault):

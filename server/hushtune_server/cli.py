@@ -17,12 +17,12 @@ from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
-from hushtune_server import bundle_commands, peft_commands
+from hushtune_server import bundle_commands, peft_commands, pki_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner.calibration import commands as calibration_commands
 from hushtune_server.owner.fingerprint import commands as fingerprint_commands
-from hushtune_server.words import extra, print_pairs
+from hushtune_server.words import extra
 
 if TYPE_CHECKING:
     from hushtune_common.clock import Clock
@@ -64,8 +64,7 @@ _coordinator = App(
 )
 _air = App(name="air", help="The air: carries each frame to two receivers, the owner's and the eavesdropper's.")
 _eavesdropper = App(name="eavesdropper", help="The eavesdropper: hears what the tap hears and tries to make something of it.")
-_pki = App(name="pki", help="A tiny certificate authority: who is who.")
-for _group in (_owner, _coordinator, _air, _eavesdropper, _pki):
+for _group in (_owner, _coordinator, _air, _eavesdropper):
     app.command(_group)
 
 
@@ -159,58 +158,6 @@ def eavesdropper_listen(
         return listen(chosen, clock=clock, seeds=seeds)
 
     return _run_role("eavesdropper", scenario, options, start)
-
-
-@_pki.command(name="init")
-def pki_init(directory: Annotated[Path, Parameter(help="Folder for `ca.crt` and `ca.key`; the key never leaves it.")]) -> None:
-    """Make a certificate authority.
-
-    Example: `hushtune pki init authority`
-    """
-    with extra("pki"):
-        from hushtune_server import pki
-    from hushtune_common.clock import SystemClock
-
-    pki.init(directory, clock=SystemClock())
-    print(f"authority made in {directory}; next: hushtune pki issue {directory} --role client --name c1 --out kits/c1")
-
-
-@_pki.command(name="issue")
-def pki_issue(
-    authority: Annotated[Path, Parameter(help="The folder made by `hushtune pki init`.")],
-    *,
-    role: Annotated[
-        Literal["owner", "coordinator", "air", "eavesdropper", "client", "operator"], Parameter(help="What the process is.")
-    ],
-    name: Annotated[str, Parameter(help="Its name; a client's is its id in the scenario.")],
-    out: Annotated[Path, Parameter(help="Folder of the new kit.")],
-    host: Annotated[
-        tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.", negative=())
-    ] = (),
-) -> None:
-    """Issue a kit: the folder that one process needs to prove who it is. Valid for 90 days.
-
-    Example: `hushtune pki issue authority --role air --name air --out kits/air --host air.example --host 10.0.0.7`
-    """
-    with extra("pki"):
-        from hushtune_server import pki
-    from hushtune_common.clock import SystemClock
-    from hushtune_common.messages import Role
-
-    hosts = ("localhost", "127.0.0.1", *host)
-    pki.issue(authority, role=Role(role), name=name, out=out, clock=SystemClock(), hosts=hosts)
-    print(f"kit of {role} {name} written to {out}")
-
-
-@_pki.command(name="show")
-def pki_show(kit: Annotated[Path, Parameter(help="A folder written by `hushtune pki issue`.")]) -> None:
-    """Show whom a kit identifies and until when.
-
-    Example: `hushtune pki show kits/c1`
-    """
-    with extra("pki"):
-        from hushtune_server import pki
-    print_pairs(pki.show(kit))
 
 
 @app.command(name="health")
@@ -349,4 +296,5 @@ adapter_commands.register(_owner)
 fingerprint_commands.register(_owner)
 calibration_commands.register(app)
 peft_commands.register(app)
+pki_commands.register(app)
 _add_testbed()

@@ -76,8 +76,10 @@ def echo(before: Raiser = lambda context: None) -> Callable[[grpc.aio.Server], N
 
 
 @asynccontextmanager
-async def serving(kit: Kit, *registrations: Callable[[grpc.aio.Server], None]) -> AsyncGenerator[Server]:
-    server = await serve(registrations or (echo(),), names=[SERVICE], listen="127.0.0.1:0", kit=kit, clock=CLOCK, timing=TIMING)
+async def serving(
+    kit: Kit, *registrations: Callable[[grpc.aio.Server], None], timing: TimingConfig = TIMING
+) -> AsyncGenerator[Server]:
+    server = await serve(registrations or (echo(),), names=[SERVICE], listen="127.0.0.1:0", kit=kit, clock=CLOCK, timing=timing)
     try:
         yield server
     finally:

@@ -93,7 +93,7 @@ def authority(tmp_path: Path) -> Path:
 def test_every_role_gets_a_complete_kit(authority: Path, tmp_path: Path, role: Role):
     out = tmp_path / "kits" / role
     pki.issue(authority, role=role, name="n1", out=out, clock=FakeClock(), hosts=["node.example", "10.0.0.7", "::1"])
-    assert sorted(p.name for p in out.iterdir()) == ["ca.crt", "kit.toml", "tls.crt", "tls.key"]
+    assert sorted(p.name for p in out.iterdir()) == ["ca.crl", "ca.crt", "kit.toml", "tls.crt", "tls.key"]
     assert (out / "ca.crt").read_bytes() == (authority / "ca.crt").read_bytes()
     leaf = x509.load_pem_x509_certificate((out / "tls.crt").read_bytes())
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -15,10 +15,13 @@ from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import AddressInUse, ConfigError, PeerLost
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Role
+from hushtune_common.messages import Digest, Role
 from hushtune_common.wire import faults
+from hushtune_common.wire.about import about
 from hushtune_common.wire.interceptors import Gatekeeper
 from hushtune_common.wire.kit import Kit, require_valid, server_name
+from hushtune_common.wire.renewal import Renewals
+from hushtune_common.wire.revocation import Revocations
 from hushtune_common.wire.v1 import air_pb2, blobs_pb2, coordinator_pb2, owner_pb2
 
 __all__ = ["Kit", "Server", "connect", "ready", "serve"]
@@ -28,6 +31,9 @@ _SYSTEM_CLOCK = SystemClock()
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CALLS_MAX = 1024
 """Concurrent calls of one connection; a stream counts as one."""
+_LOOK_S_MAX = 5.0
+_LOOKS_PER_IDLE = 6
+"""How often a server looks at its revocation list for the sake of calls that run already."""
 
 
 def _service_config() -> str:
@@ -53,15 +59,19 @@ def _service_config() -> str:
 class Server:
     """A listening server with health entries; made by ``serve``."""
 
-    def __init__(self, server: grpc.aio.Server, *, address: str, names: Sequence[str], entries: Any) -> None:
-        """Take the started ``server``, where it listens, and its health servicer with the service ``names``."""
+    def __init__(
+        self, server: grpc.aio.Server, *, address: str, names: Sequence[str], entries: Any, watch: "asyncio.Task[None]"
+    ) -> None:
+        """Take the started ``server``, where it listens, its health servicer with the service ``names``, and its ``watch``."""
         self._server = server
         self._names = tuple(names)
         self._entries = entries
+        self._watch = watch
         self.address = address
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, refuse new calls, let running ones finish for ``grace_s`` seconds, then cut them."""
+        self._watch.cancel()
         for name in ("", *self._names):
             await self._entries.set(name, _STATUS.NOT_SERVING)
         # A shutdown that hangs in the library must not hang the process: the grace is its own bound, this one is ours.
@@ -84,22 +94,31 @@ async def serve(
     kit: Kit,
     clock: Clock,
     timing: TimingConfig,
+    scenario: Digest | None = None,
 ) -> Server:
     """Listen on ``listen`` (``HOST:PORT``, port 0 picks a free one) with mutual TLS, and log ``serving_started``.
 
-    ``names`` are the full gRPC service names that the health service answers for. Raises ``AddressInUse`` when the port is
-    taken, ``ConfigError`` when the address is not one of this machine or the kit's certificate is not valid.
+    ``names`` are the full gRPC service names that the health service answers for; ``scenario`` is what a doctor is told. A
+    renewed certificate and a new revocation list are taken from the kit's folder while serving. Raises ``AddressInUse`` when the
+    port is taken, ``ConfigError`` when the address is not one of this machine, the kit's certificate is not valid, or its
+    revocation list is not the authority's or expired, and ``CertificateRevoked`` when the list names the kit itself.
     """
     require_valid(kit, clock=clock)
+    revocations, renewals = Revocations(kit, clock=clock), Renewals(kit, clock=clock)
     host = _host(listen)
-    server = grpc.aio.server(interceptors=[Gatekeeper()], options=_server_options(timing))
+    gatekeeper = Gatekeeper(revocations, about=lambda: about(clock=clock, scenario=scenario))
+    server = grpc.aio.server(interceptors=[gatekeeper], options=_server_options(timing))
     for register in registrations:
         register(server)
     entries = cast(Any, health).aio.HealthServicer()  # defined, but hidden from type checkers
     health_pb2_grpc.add_HealthServicer_to_server(entries, server)
     for name in ("", *names):
         await entries.set(name, _STATUS.SERVING)
-    credentials = grpc.ssl_server_credentials([(kit.key, kit.certificate)], kit.ca, require_client_auth=True)
+    credentials = grpc.dynamic_ssl_server_credentials(
+        renewals.certificates(),
+        renewals.renewed,  # pyright: ignore[reportArgumentType] - None says "no change", which the stubs do not know
+        require_client_authentication=True,
+    )
     try:
         port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
@@ -107,7 +126,16 @@ async def serve(
     await server.start()
     address = f"{host}:{port}"
     log_event(_logger, "serving_started", address=address, caller=kit.caller.uri, services=list(names))
-    return Server(server, address=address, names=names, entries=entries)
+    watch = asyncio.create_task(_watch(revocations, gatekeeper, every_s=min(_LOOK_S_MAX, timing.idle_s / _LOOKS_PER_IDLE)))
+    return Server(server, address=address, names=names, entries=entries, watch=watch)
+
+
+async def _watch(revocations: Revocations, gatekeeper: Gatekeeper, *, every_s: float) -> None:
+    """Look at the list from time to time: calls ask for it themselves, but a stream that runs does not call again."""
+    while True:
+        await asyncio.sleep(every_s)
+        revocations.refresh()
+        gatekeeper.end_revoked()
 
 
 def connect(address: str, *, role: Role, kit: Kit, timing: TimingConfig, clock: Clock = _SYSTEM_CLOCK) -> grpc.aio.Channel:

@@ -35,6 +35,7 @@ _TABLE: Mapping[type[HushtuneError], grpc.StatusCode] = {
     errors.StaleRound: _Code.FAILED_PRECONDITION,
     errors.DigestMismatch: _Code.DATA_LOSS,
     errors.NotYours: _Code.PERMISSION_DENIED,
+    errors.CertificateRevoked: _Code.PERMISSION_DENIED,
     errors.Replayed: _Code.ALREADY_EXISTS,
     errors.VersionMismatch: _Code.FAILED_PRECONDITION,
     errors.ScenarioMismatch: _Code.FAILED_PRECONDITION,

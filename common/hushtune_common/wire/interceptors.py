@@ -1,9 +1,10 @@
-"""Who is calling, and what happens when a handler raises?"""
+"""Who is calling, may it still, and what happens when a handler raises?"""
 
+import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -12,7 +13,9 @@ from hushtune_common.errors import HushtuneError, NotYours, ProtocolFault
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Caller, Role
 from hushtune_common.wire import faults
+from hushtune_common.wire.revocation import Revocations, peer_serial
 
+_HEALTH = "/grpc.health.v1.Health/Check"
 _logger = logging.getLogger(__name__)
 
 
@@ -33,8 +36,27 @@ def caller_of(context: Any, *roles: Role) -> Caller:
     return caller
 
 
+_Guard = Callable[[Any], AbstractContextManager[None]]
+"""Lets the caller of a context in, for as long as its call lasts."""
+
+
 class Gatekeeper(grpc.aio.ServerInterceptor):
-    """Refuses callers without identity, and turns what handlers raise into statuses. All four arities."""
+    """Refuses callers without identity or with a revoked certificate, and turns what handlers raise into statuses.
+
+    All four arities. ``about`` is metadata that goes with the answer to a health check: what a doctor asks of a server.
+    """
+
+    def __init__(
+        self,
+        revocations: Revocations | None = None,
+        *,
+        about: Callable[[], Sequence[tuple[str, str]]] = tuple,
+    ) -> None:
+        """Take the list to go by; without one only the authority's signature and the dates count."""
+        self._revocations = revocations
+        self._about = about
+        self._calls: dict[asyncio.Task[Any], int] = {}
+        self._cut: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
         self,
@@ -46,24 +68,59 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         if handler is None:
             return handler
         method = str(handler_call_details.method)
+        guard = self._told if method == _HEALTH else self._admitted
         serializers = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(_streaming(handler.stream_stream, method), **serializers)
+            return grpc.stream_stream_rpc_method_handler(_streaming(handler.stream_stream, method, guard), **serializers)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(_single(handler.stream_unary, method), **serializers)
+            return grpc.stream_unary_rpc_method_handler(_single(handler.stream_unary, method, guard), **serializers)
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, method), **serializers)
-        return grpc.unary_unary_rpc_method_handler(_single(handler.unary_unary, method), **serializers)
+            return grpc.unary_stream_rpc_method_handler(_streaming(handler.unary_stream, method, guard), **serializers)
+        return grpc.unary_unary_rpc_method_handler(_single(handler.unary_unary, method, guard), **serializers)
+
+    def end_revoked(self) -> None:
+        """End the running calls whose caller's certificate is on the list by now; each of them hears why."""
+        revocations = self._revocations
+        for task, serial in self._calls.items():
+            if revocations is not None and revocations.is_revoked(serial) and task not in self._cut:
+                self._cut.add(task)
+                task.cancel()
+
+    @contextmanager
+    def _admitted(self, context: Any) -> Generator[None]:
+        caller, task = caller_of(context), asyncio.current_task()
+        if self._revocations is None or task is None:
+            yield
+            return
+        serial = peer_serial(context)
+        self._revocations.require_good(caller, serial)
+        self._calls[task] = serial
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._cut:
+                task.uncancel()  # the call ends by a refusal, which is still to be sent
+                self._revocations.require_good(caller, serial)
+            raise
+        finally:
+            self._calls.pop(task, None)
+            self._cut.discard(task)
+
+    @contextmanager
+    def _told(self, context: Any) -> Generator[None]:
+        with self._admitted(context):
+            context.set_trailing_metadata(tuple(self._about()))
+            yield
 
 
-def _single(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _single(inner: Callable[..., Awaitable[Any]], method: str, guard: _Guard) -> Callable[..., Awaitable[Any]]:
     async def call(request: Any, context: Any) -> Any:
         try:
-            caller_of(context)
-            return await inner(request, context)
+            with guard(context):
+                return await inner(request, context)
         except grpc.aio.BaseError:
             raise  # the handler has ended the call itself
         except Exception as error:
@@ -72,17 +129,17 @@ def _single(inner: Callable[..., Awaitable[Any]], method: str) -> Callable[..., 
     return call
 
 
-def _streaming(inner: Callable[..., Any], method: str) -> Callable[..., Any]:
+def _streaming(inner: Callable[..., Any], method: str, guard: _Guard) -> Callable[..., Any]:
     # grpc.aio tells generators from handlers that write to the context by the function's kind, so the kind is kept.
     if inspect.iscoroutinefunction(inner):
-        return _single(inner, method)
+        return _single(inner, method, guard)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            caller_of(context)
-            async with aclosing(inner(request, context)) as responses:
-                async for response in responses:
-                    yield response
+            with guard(context):
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
         except grpc.aio.BaseError:
             raise
         except Exception as error:

@@ -72,6 +72,7 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
                 kit=kit,
                 clock=clock,
                 timing=scenario.timing,
+                scenario=scenario.digest,
             )
             log_event(_log, "phase_changed", phase="carrying frames")
             await stop.wait()

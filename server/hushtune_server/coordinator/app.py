@@ -107,6 +107,7 @@ async def serve_until(
             kit=kit,
             clock=clock,
             timing=scenario.timing,
+            scenario=scenario.digest,
         )
         if serving is not None:
             serving.set_result(server.address)

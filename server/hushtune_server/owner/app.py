@@ -143,6 +143,7 @@ class OwnerProcess:
             kit=self._kit,
             clock=self._clock,
             timing=self._scenario.timing,
+            scenario=self._scenario.digest,
         )
         try:
             bench = self._in_worker(partial(self._set_up, prepared, private))
