@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hushtune_client import rounds
 from hushtune_client.duties import Duties
@@ -33,7 +33,7 @@ from hushtune_client.phases import (
     VerdictReached,
     Watch,
 )
-from hushtune_client.ports import Ports
+from hushtune_client.ports import CoordinatorPort, Ports
 from hushtune_client.private import own_records
 from hushtune_client.progress import Status
 from hushtune_client.sounding import Sounder
@@ -61,7 +61,7 @@ from hushtune_common.wire.lifetime import run_until, stop_signal
 
 _logger = logging.getLogger(__name__)
 
-_Duty = Measure | Train | Watch | Retune | Send | Conclude | AskVerdict
+Duty = Measure | Train | Watch | Retune | Send | Conclude | AskVerdict
 INTERRUPTED = 130
 _LEAVE_S = 1.5
 """How long a goodbye may take; with the trainer's two seconds it keeps an interrupted process below five."""
@@ -129,7 +129,7 @@ class _Life:
             records = await asyncio.to_thread(self._read_records)
             status.enter("connecting")
             ports = await stack.enter_async_context(self._open_ports(kit))
-            conductor = _Conductor(ports, state=state, status=status, clock=self._clock)
+            conductor = Conductor(ports.coordinator, state=state, status=status, clock=self._clock)
             sounder = Sounder(
                 scenario=scenario,
                 device=device,
@@ -179,14 +179,26 @@ class _Life:
         return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store)
 
 
-class _Conductor:
+class Performer(Protocol):
+    """Who carries out what a client's round asks for: `Duties`, or whoever leaves out the work.
+
+    Law: performing a command again, as a restarted process does, has no second effect on its peers.
+    """
+
+    async def perform(self, command: Duty) -> Event | None:
+        """Carry out ``command`` and return what happened, if that is for the round to know; raises typed errors."""
+        ...
+
+
+class Conductor:
     """Turns directives and outcomes into recorded events, and commands into running jobs.
 
     One event is taken at a time: recorded first, then acted upon.
     """
 
-    def __init__(self, ports: Ports, *, state: ClientState, status: Status, clock: Clock) -> None:
-        self._ports = ports
+    def __init__(self, coordinator: CoordinatorPort, *, state: ClientState, status: Status, clock: Clock) -> None:
+        """Follow ``coordinator``; ``status`` is what its beats say."""
+        self._coordinator = coordinator
         self._state = state
         self._status = status
         self._clock = clock
@@ -195,13 +207,13 @@ class _Conductor:
         self._working: dict[asyncio.Task[None], int] = {}
         self._spoiled: dict[int, HushtuneError] = {}
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._duties: Duties | None = None
+        self._duties: Performer | None = None
         self._ending = False
 
-    async def conduct(self, duties: Duties) -> int:
+    async def conduct(self, duties: Performer) -> int:
         """Join, take part in every round, leave; return the exit code. Raises what makes taking part impossible."""
         self._duties = duties
-        welcome = await self._ports.coordinator.join()
+        welcome = await self._coordinator.join()
         restarted = self._state.restarted
         await self._state.join(welcome.run)
         log_event(_logger, "run_joined", run=welcome.run, restarted=restarted, last_seen_seq=self._state.last_seen_seq)
@@ -236,7 +248,7 @@ class _Conductor:
 
     async def _follow(self) -> None:
         try:
-            async for directive in self._ports.coordinator.follow(self._beat):
+            async for directive in self._coordinator.follow(self._beat):
                 _narrate(directive)
                 await self._take(_event_of(directive, client=self._state.terms.client), seq=directive.seq)
         except PeerLost:
@@ -279,7 +291,7 @@ class _Conductor:
         self._state.forget_private(round_id)
         log_event(_logger, "round_abandoned", round_id=round_id)
 
-    async def _perform(self, command: _Duty, *, round_id: int) -> None:
+    async def _perform(self, command: Duty, *, round_id: int) -> None:
         if self._duties is None:
             raise RuntimeError("conduct comes first")
         try:
@@ -330,7 +342,7 @@ class _Conductor:
         self._state.forget_ended()  # the job that does so may be among those that were just stopped
         with suppress(HushtuneError, TimeoutError):
             async with asyncio.timeout(_LEAVE_S):
-                await self._ports.coordinator.leave(reason)
+                await self._coordinator.leave(reason)
         log_event(_logger, "run_left", reason=reason)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -370,7 +382,7 @@ def _event_of(directive: Directive, *, client: ClientId) -> Event:
         raise MalformedUpdate(str(error)) from error
 
 
-def _round_of(command: _Duty) -> int:
+def _round_of(command: Duty) -> int:
     match command:
         case Measure() | Watch() | AskVerdict():
             return command.round_id

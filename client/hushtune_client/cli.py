@@ -176,6 +176,35 @@ def import_adapter(
     print(f"adapter blocks written to {out}: {imported.summary}")
 
 
+@app.command(name="rehearse")
+def rehearse(
+    scenario: Annotated[Path, Parameter(help="The scenario file that the coordinator runs.")],
+    *,
+    clients: Annotated[str, Parameter(help="Names of the scenario's clients to take part as, separated by commas.")],
+    kits: Annotated[Path, Parameter(help="Folder with a kit for each of them, named like the client.")],
+    coordinator: _Coordinator,
+    state: Annotated[Path, Parameter(help="Folder for what must survive a restart; one below it for each client.")],
+) -> int:
+    """Take part as several clients that train nothing and send nothing, to see what a coordinator bears.
+
+    Each is a real client up to its first sheet of private text: its own certificate, connection, journal and state machine.
+    Whoever plays the owner settles for the `update_rehearsed` events on standard output. `hushtune testbed load` does all of it.
+
+    Example: `hushtune-client rehearse load.toml --clients c1,c2 --kits kits --state state --coordinator 127.0.0.1:7001`
+    """
+    from hushtune_client.rehearsal import app as rehearsal
+    from hushtune_common import config, logs
+    from hushtune_common.clock import SystemClock
+    from hushtune_common.seeding import SeedTree
+
+    clock = SystemClock()
+    logs.configure(clock=clock, json_lines=True, role="client", name="rehearsal")
+    resolved = config.load(scenario)
+    names = tuple(resolved.client(name.strip()).id for name in clients.split(","))
+    options = rehearsal.RehearsalOptions(scenario=resolved, clients=names, kits=kits, state_dir=state, coordinator=coordinator)
+    return asyncio.run(rehearsal.run(options, clock=clock, seeds=SeedTree(resolved.seed)))
+
+
 bundle_commands.register(app)
 
 

@@ -49,7 +49,7 @@ from hushtune_common.units import PowerRatio, Second
 from hushtune_common.wire import convert, transfer
 from hushtune_common.wire.endpoint import Kit, connect, ready
 from hushtune_common.wire.faults import translated
-from hushtune_common.wire.streams import resumed
+from hushtune_common.wire.streams import reconnected, resumed
 from hushtune_common.wire.v1 import (
     air_pb2,
     air_pb2_grpc,
@@ -227,6 +227,7 @@ class CoordinatorGateway:
 
     def __init__(self, channel: grpc.aio.Channel, *, scenario: Digest, manners: Manners) -> None:
         """Take the digest of the scenario that this process runs."""
+        self._channel = channel
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
         self._scenario = scenario
         self._manners = manners
@@ -255,6 +256,7 @@ class CoordinatorGateway:
             attempts_max=self._manners.attempts_max,
             lasting_s=self._timing.idle_s,
             ends=False,
+            back=lambda: reconnected(self._channel),
         )
         async for response in responses:
             yield convert.directive_from_wire(response)

@@ -17,7 +17,7 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import BLOCKS_MAX, Listener, ReceptionNotice
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
-from hushtune_common.wire.streams import resumed
+from hushtune_common.wire.streams import reconnected, resumed
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc
 
@@ -42,6 +42,7 @@ class AirListener:
         self._listener = listener
         self._clock = clock
         self._seeds = seeds
+        self._channel = channel
         self._stub: Any = air_pb2_grpc.AirStub(channel)
 
     async def notices(self) -> AsyncGenerator[ReceptionNotice, None]:
@@ -59,6 +60,7 @@ class AirListener:
             attempts_max=self._scenario.limits.attempts_max,
             lasting_s=self._scenario.timing.idle_s,
             ends=False,
+            back=lambda: reconnected(self._channel),
         ):
             notice = convert.notice_from_wire(response)
             if notice.listener is not self._listener:
@@ -118,6 +120,7 @@ class AirListener:
             attempts_max=self._scenario.limits.attempts_max,
             lasting_s=self._scenario.timing.idle_s,
             ends=True,
+            back=lambda: reconnected(self._channel),
         )
 
 

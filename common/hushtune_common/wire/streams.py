@@ -1,8 +1,11 @@
 """How does a long stream survive a reconnect?"""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
+
+import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.errors import DeadlineExceeded, PeerLost
@@ -23,15 +26,20 @@ async def resumed(
     attempts_max: int,
     lasting_s: float,
     ends: bool,
+    back: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[T, None]:
     """Yield the items of one stream after another; ``begin`` opens the next one where the last item left off.
 
     A peer that cannot be reached is tried ``attempts_max`` times in a row, with full jitter, and then raised as `PeerLost`; an
     item, or a stream that lasted ``lasting_s``, starts the count again. With ``ends``, a stream that the peer ends in order is
     the end; without it that is one more reason to reconnect. Every other error of the peer is raised at once.
+
+    ``back`` returns once a peer that was gone can be reached again, such as `reconnected`: a wait ends with it, but never two
+    in a row, so that a peer that answers only to break again is not met more often than without it.
     """
     rng = seeds.generator()
     failures = 0
+    cut_short = False
     while True:
         started_s = clock.monotonic()
         problem: PeerLost | DeadlineExceeded
@@ -49,7 +57,33 @@ async def resumed(
         failures = 1 if clock.monotonic() - started_s >= lasting_s else failures + 1
         if failures >= attempts_max:
             raise problem
-        await clock.sleep(float(rng.uniform(0.0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0**failures))))
+        wait_s = float(rng.uniform(0.0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0**failures)))
+        cut_short = await _slept(wait_s, clock=clock, back=None if cut_short else back)
+
+
+async def reconnected(channel: grpc.aio.Channel) -> None:
+    """Wait until ``channel``, whose connection is lost, has one again; it dials meanwhile. For ever, if none was lost."""
+    state = channel.get_state(try_to_connect=True)
+    lost = state is not grpc.ChannelConnectivity.READY
+    while not (lost and state is grpc.ChannelConnectivity.READY):
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+        lost = lost or state is not grpc.ChannelConnectivity.READY
+
+
+async def _slept(seconds: float, *, clock: Clock, back: Callable[[], Awaitable[None]] | None) -> bool:
+    """Wait for ``seconds``, or until ``back`` returns; whether that ended the wait."""
+    if back is None:
+        await clock.sleep(seconds)
+        return False
+    sleeping, hoping = asyncio.ensure_future(clock.sleep(seconds)), asyncio.ensure_future(back())
+    try:
+        await asyncio.wait((sleeping, hoping), return_when=asyncio.FIRST_COMPLETED)
+        return hoping.done() and not sleeping.done()
+    finally:
+        for task in (sleeping, hoping):
+            task.cancel()
+        await asyncio.gather(sleeping, hoping, return_exceptions=True)
 
 
 async def _generated(call: Any) -> AsyncGenerator[Any, None]:

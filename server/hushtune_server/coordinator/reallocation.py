@@ -23,12 +23,14 @@ _WHOLE = 1.0 - 1e-12
 
 def departed(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientId]:
     """Return the clients that had band, are gone or gave up before they transmitted, and were not yet dealt with."""
-    return frozenset(c for c in rules.clients if c not in round_.reviewed and _idle(round_, c) and _given_up(round_, roster, c))
+    idle = _idle(round_)
+    return frozenset(c for c in rules.clients if c in idle and c not in round_.reviewed and _given_up(round_, roster, c))
 
 
 def waiting(round_: Round, roster: Roster, *, rules: Rules) -> tuple[ClientId, ...]:
     """Return the clients that can still take a new assignment: at work, and not known to transmit."""
-    return tuple(c for c in rules.clients if _idle(round_, c) and c not in round_.completions and roster.alive(c))
+    idle = _idle(round_)
+    return tuple(c for c in rules.clients if c in idle and c not in round_.completions and roster.alive(c))
 
 
 def free_band(round_: Round, *, others_than: frozenset[ClientId], rules: Rules) -> Hertz:
@@ -43,7 +45,7 @@ def shifted(round_: Round, client: ClientId, channel: Channel, *, rules: Rules) 
 
     By telling, the client has put its assignment away: what it held is free, and nothing asked before is of use to it.
     """
-    if rules.band is None or not _idle(round_, client) or client in round_.completions:
+    if rules.band is None or client not in _idle(round_) or client in round_.completions:
         return round_
     report, count = round_.reports[client], round_.changes.get(client, 0)
     if channel.at <= report.sounded_at or count >= CHANGES_MAX:
@@ -97,7 +99,7 @@ def shared_again(round_: Round, roster: Roster, answer: Mapping[ClientId, Assign
 
 def given_up_on(round_: Round, *, reason: str) -> Round:
     """Return the round when there is no new solution: everybody keeps what they have, but for those whose channel changed."""
-    moved = [c for c in round_.ordered.changed if _idle(round_, c) and c not in round_.completions]
+    moved = [c for c in round_.ordered.changed if c in _idle(round_) and c not in round_.completions]
     return _dealt_with(round_, withdrawn=dict.fromkeys(moved, f"{CHANGED}, and nothing was found for the new one: {reason}"))
 
 
@@ -142,10 +144,9 @@ def _refusal(answer: Assignment | None) -> Assignment | str:
     return answer
 
 
-def _idle(round_: Round, client: ClientId) -> bool:
-    """Whether a client was granted an upload and has, for all that is known, not begun it."""
-    out = round_.sending | round_.withdrawn
-    return round_.granted(client) and client not in out and not round_.settled(client)
+def _idle(round_: Round) -> frozenset[ClientId]:
+    """Return the clients that were granted an upload and have, for all that is known, not begun it."""
+    return round_.grantees() - round_.sending - round_.withdrawn - round_.refused - round_.accepted_at.keys()
 
 
 def _given_up(round_: Round, roster: Roster, client: ClientId) -> bool:

@@ -109,7 +109,8 @@ def _to_solve_again(state: State, round_: Round, *, rules: Rules) -> Solve | Non
 
 def awaited(round_: Round, roster: Roster, *, rules: Rules) -> frozenset[ClientId]:
     """Return the clients whose update may still be accepted: granted, not judged, and either uploaded or alive and at work."""
-    return frozenset(c for c in rules.clients if round_.granted(c) and not round_.settled(c) and _at_work(round_, roster, c))
+    granted = round_.grantees()
+    return frozenset(c for c in rules.clients if c in granted and not round_.settled(c) and _at_work(round_, roster, c))
 
 
 def _stands_still(state: State) -> bool:

@@ -266,7 +266,9 @@ class Desk:
         for effect in effects:
             if isinstance(effect, Solve):
                 self._spawn(self._solve(effect))
-        self._news.ring()
+        if after.next_seq != before.next_seq:
+            # Every stream that wakes looks through what is posted: with hundreds of members, not after each word of one of them.
+            self._news.ring()
         return after
 
     async def _solve(self, order: Solve) -> None:

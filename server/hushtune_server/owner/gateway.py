@@ -13,7 +13,7 @@ from hushtune_common.messages import Beat, Conclusion, Directive, Receipt, Recep
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
 from hushtune_common.wire.listening import AirListener
-from hushtune_common.wire.streams import resumed
+from hushtune_common.wire.streams import reconnected, resumed
 from hushtune_common.wire.v1 import air_pb2_grpc, coordinator_pb2_grpc
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_server.owner.ports import AirPort, CoordinatorPort
@@ -35,6 +35,7 @@ class CoordinatorGateway:
         self._clock = clock
         self._seeds = seeds
         self._idle_s = scenario.timing.idle_s
+        self._channel = channel
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
 
     async def run(self) -> RunId:
@@ -84,6 +85,7 @@ class CoordinatorGateway:
             attempts_max=self._scenario.limits.attempts_max,
             lasting_s=self._idle_s,
             ends=True,
+            back=lambda: reconnected(self._channel),
         ):
             directive = convert.directive_from_wire(response)
             if directive.seq > seen:

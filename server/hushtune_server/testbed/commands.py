@@ -23,6 +23,7 @@ from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.membership import commands as membership
 from hushtune_server.testbed.solve import commands as solve
+from hushtune_server.testbed.transport import commands as transport
 
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
 Cache = Annotated[Path, Parameter(help="Where converted model weights are kept between runs.")]
@@ -38,6 +39,7 @@ def register(app: App) -> None:
     testbed.command(run)
     testbed.command(sweep)
     testbed.command(referee)
+    transport.register(testbed)
     app.command(testbed)
     runs = App(name="runs", help="Read the results and logs of past runs.")
     runs.command(list_runs, name="list")
