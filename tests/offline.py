@@ -15,6 +15,8 @@ from hushtune_common.release.identity import Signatory
 from hushtune_common.release.statement import Payload, Statement
 from hushtune_common.release.trust import Anchor
 from hushtune_server.owner import releases
+from hushtune_server.owner.offline_average import Averaged, Averaging, average_returns
+from hushtune_server.owner.offline_bench import Place
 from hushtune_server.owner.releases import Export, export_release
 from hushtune_server.owner.returns import Import, Imported, import_return
 from tests.bundles import CLOCK, Cast
@@ -64,6 +66,10 @@ class World:
             anchor=self.anchor,
         )
         return import_return(replace(order, **changed), clock=CLOCK, telling=OWNER_TELLING)
+
+    def average(self, **changed: Any) -> Averaged:
+        order = Averaging(at=Place(scenario=self.scenario, state=self.state, cache=self.folder / "cache"))
+        return average_returns(replace(order, **changed), clock=CLOCK, telling=OWNER_TELLING)
 
     def forge(self, *, by: Signatory | None = None, payload: bytes | None = None, **changed: Any) -> Path:
         """Write a return with something else in its statement, rightly signed by whoever signs it."""

@@ -4,13 +4,12 @@
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from hushtune_server.words import extra, print_pairs
+from hushtune_server.words import extra, print_pairs, show_phase, show_progress
 
 if TYPE_CHECKING:
     from hushtune_common.config import Scenario
@@ -78,7 +77,7 @@ def verify(file: _File, *, trust: _Trust, require_post_quantum: _PostQuantum = F
 
     container = read_container(file)
     found = verified(container, anchor=load_anchor(trust), clock=SystemClock(), require_post_quantum=require_post_quantum)
-    container.require_whole(progress=_show_progress)
+    container.require_whole(progress=show_progress)
     if json_:
         print(json.dumps({**facts(container), "trusted": established(found)}, indent=1))
     else:
@@ -213,9 +212,4 @@ def _resolved(path: Path, overrides: tuple[str, ...]) -> "Scenario":
 def _telling() -> "Telling":
     from hushtune_server.owner.releases import Telling
 
-    return Telling(phase=lambda phase: print(phase, file=sys.stderr, flush=True), progress=_show_progress)
-
-
-def _show_progress(done: int, total: int) -> None:
-    if sys.stderr.isatty() or done == total:
-        print(f"\r{done:,} of {total:,} bytes", end="\n" if done == total else "", file=sys.stderr, flush=True)
+    return Telling(phase=show_phase, progress=show_progress)

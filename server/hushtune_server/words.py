@@ -1,5 +1,6 @@
-"""What every command says the same way: a missing package, and pairs of words."""
+"""What every command says the same way: a missing package, pairs of words, and how far it is."""
 
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
@@ -16,6 +17,17 @@ def extra(name: str) -> Generator[None]:
         if not package or package.startswith("hushtune"):
             raise
         raise MissingPackage(package, f"not installed; run: pip install 'hushtune-server[{name}]'") from error
+
+
+def show_phase(phase: str) -> None:
+    """Say on standard error what is being done."""
+    print(phase, file=sys.stderr, flush=True)
+
+
+def show_progress(done: int, total: int) -> None:
+    """Say on standard error how many bytes are done; only at the end unless a person is there to watch."""
+    if sys.stderr.isatty() or done == total:
+        print(f"\r{done:,} of {total:,} bytes", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def print_pairs(pairs: Mapping[str, str]) -> None:

@@ -94,6 +94,13 @@ def test_the_commands_exchange_an_adapter_and_say_what_it_is(desk: Desk) -> None
     assert "does no harm" in desk.owner("bundle", "import-return", world.answer, *taken)
     again = json.loads(desk.owner("bundle", "import-return", world.answer, *taken, "--json"))
     assert (again["imported_before"], again["protection"]) == (True, "crypto_only")
+    average = ("owner", "adapters", "average", scenario, "--state", state, "--cache", folder)
+    assert "sits in the model" in desk.owner(*average)
+    mean = json.loads(desk.owner(*average, "--json"))
+    assert (mean["clients"], mean["kept"], mean["left_out"]) == (["c1"], True, {})
+    nobody = desk.owner(*average, "--round", "2")
+    assert nobody.startswith("3 ")
+    assert "--run: has no returns here; there are those of offline-" in nobody
 
 
 def test_a_bundle_of_strangers_ends_with_the_code_of_a_peers_fault_and_names_the_field(desk: Desk) -> None:

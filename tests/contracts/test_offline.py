@@ -184,6 +184,122 @@ def test_nothing_is_taken_in_while_an_owner_runs_on_the_same_state(world: World)
         other.stdin.close()
 
 
+# The mean of what came home.
+
+
+@pytest.fixture(scope="module")
+def both(played: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world that took in what two clients returned. Tests take copies."""
+    folder = tmp_path_factory.mktemp("both") / "world"
+    shutil.copytree(played.folder, folder)
+    world = replace(played, folder=folder)
+    world.take_in()
+    train(world.order("c2", seed=7), clock=CLOCK, telling=CLIENT_TELLING)
+    world.take_in(folder / "c2.htb")
+    return world
+
+
+@pytest.fixture
+def full(both: World, tmp_path: Path) -> World:
+    folder = tmp_path / "world"
+    shutil.copytree(both.folder, folder)
+    return replace(both, folder=folder)
+
+
+def adapter_of(world: World, name: str) -> AdapterState:
+    schema = read_bundle(world.folder / "bundle.safetensors").schema
+    return load_adapter(world.state / "adapters" / f"{name}.safetensors", schema)
+
+
+@pytest.mark.slow
+def test_the_mean_of_what_came_home_sits_in_the_model_after_a_trial_on_public_text(full: World) -> None:
+    found = full.average()
+    first, second, mean = (adapter_of(full, name).tensors for name in ("c1", "c2", "aggregate"))
+    assert all(np.allclose(mean[n], (first[n].astype(np.float64) + second[n]) / 2, atol=1e-7) for n in mean)
+    assert any((first[n] != second[n]).any() for n in mean)
+    data, source = full.scenario.data, tiny_source()
+    records = (full.folder / "public.txt").read_text().split("\n")
+    windows = source.tokens.spread_windows(records, length=data.window_tokens, count=data.public_windows)
+    model = source.load()
+    before = model.loss(windows)
+    model.set_adapter(mean)
+    assert found.perplexity_before == pytest.approx(np.exp(before))
+    assert found.perplexity_after == pytest.approx(np.exp(model.loss(windows)))
+    assert versions_of(full).current == found.version
+    about = found.version.about
+    assert (about.who, about.kept, len(about.parents)) == ("aggregate", True, 2)
+
+
+@pytest.mark.slow
+def test_averaging_again_gives_the_same_version_and_one_more_return_another(world: World) -> None:
+    world.take_in()
+    alone = world.average()
+    assert all(np.array_equal(t, adapter_of(world, "c1").tensors[n]) for n, t in adapter_of(world, "aggregate").tensors.items())
+    again = world.average()
+    assert (again.version, again.clients, again.kept) == (alone.version, alone.clients, True)
+    train(world.order("c2", seed=7), clock=CLOCK, telling=CLIENT_TELLING)
+    world.take_in(world.folder / "c2.htb")
+    more = world.average()
+    assert (more.clients, more.version.id != alone.version.id) == (("c1", "c2"), True)
+    assert more.perplexity_before == pytest.approx(alone.perplexity_after)
+    assert versions_of(world).rollback() == alone.version
+
+
+@pytest.mark.slow
+def test_a_mean_that_a_prompt_minds_is_a_version_and_does_not_sit_in_the_model(full: World) -> None:
+    limits = {"canary_loss_increase_max_nats": 0.0, "tripwire_loss_decrease_max_nats": 0.0}
+    gate = {"norm_max": 2.0, "tripwire": f"txt:{full.folder / 'public.txt'}", **limits}  # no loss may change at all
+    owner = {"emulator": {"method": "uniform", "drop": 2}, "gate": gate}
+    found = replace(full, scenario=scenario_of(full.folder, owner=owner)).average()
+    assert (found.kept, versions_of(full).current) == (False, None)
+    assert found.reason.startswith("owner.gate.")
+    assert [v.about.kept for v in versions_of(full).all()] == [True, True, False]
+
+
+@pytest.mark.slow
+def test_a_return_that_harms_public_text_stays_out_of_the_mean(full: World) -> None:
+    (slot,) = (full.state / "returns").rglob("c2.json")
+    record = json.loads(slot.read_bytes())
+    slot.write_text(json.dumps({**record, "verdict": {**record["verdict"], "kept": False, "reason": "harms"}}))
+    found = full.average()
+    assert (found.clients, dict(found.left_out)) == (("c1",), {"c2": "harms"})
+    (slot,) = (full.state / "returns").rglob("c1.json")
+    record = json.loads(slot.read_bytes())
+    slot.write_text(json.dumps({**record, "verdict": {**record["verdict"], "kept": False, "reason": "harms as well"}}))
+    with pytest.raises(ConfigError, match=r"^--round: no return of it may enter a mean \(c1: harms as well; c2: harms\)"):
+        full.average()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_averaged_is_refused_by_the_option(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"^--state: no return was taken in here"):
+        world.average()
+    world.take_in()
+    run = read_container(world.release).statement.run
+    with pytest.raises(ConfigError, match=rf"^--run: has no returns here; there are those of {run} round 1"):
+        world.average(round_id=2)
+    export_of(world, run="offline-second", round_id=3)
+    train(world.order("c2"), clock=CLOCK, telling=CLIENT_TELLING)
+    world.take_in(world.folder / "c2.htb")
+    with pytest.raises(ConfigError, match=rf"^--run: say which round, .*{run} round 1, offline-second round 3"):
+        world.average()
+    assert world.average(run="offline-second").clients == ("c2",)
+
+
+@pytest.mark.slow
+def test_adapters_of_different_emulators_have_no_mean(world: World) -> None:
+    world.take_in()
+    run = read_container(world.release).statement.run
+    other = replace(world, folder=world.folder / "other")
+    other.folder.mkdir()
+    tiny_bundle(other.folder, 2)
+    export_of(world, run=run, emulator=other.folder / "bundle.safetensors")
+    train(world.order("c2"), clock=CLOCK, telling=CLIENT_TELLING)
+    world.take_in(world.folder / "c2.htb")
+    with pytest.raises(ConfigError, match=r"^--round: its returns are of different emulators"):
+        world.average()
+
+
 # What a return may not be.
 
 

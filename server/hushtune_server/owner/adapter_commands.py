@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from hushtune_common.errors import ConfigError
-from hushtune_server.words import extra, print_pairs
+from hushtune_server.owner.commands import MODEL_CACHE
+from hushtune_server.words import extra, print_pairs, show_phase, show_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ def register(owner: App) -> None:
     adapters.command(show_adapter, name="show")
     adapters.command(promote, name="promote")
     adapters.command(roll_back, name="rollback")
+    adapters.command(average, name="average")
     owner.command(adapters)
 
 
@@ -102,14 +104,62 @@ def roll_back(*, state: _State) -> None:
     print(f"{OWN if version is None else version.id} sits in the model from the owner's next start on")
 
 
+def average(
+    scenario: Annotated[Path, Parameter(help="The scenario whose model the adapters are of, and whose gate judges them.")],
+    *,
+    state: _State,
+    run: Annotated[
+        str | None, Parameter(help="Run of the returns, such as offline-0123456789ab; asked where there are several.")
+    ] = None,
+    round_: Annotated[int | None, Parameter(name="--round", help="Round of the returns; asked where there are several.")] = None,
+    emulator: Annotated[
+        Path | None, Parameter(help="The emulator that was released, if it no longer lies where it was exported from.")
+    ] = None,
+    cache: Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")] = MODEL_CACHE,
+    json_: _Json = False,
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.", negative=()),
+    ] = (),
+) -> int:
+    """Average the accepted returns of a round that came in files, judge the mean on public text, and keep it or not.
+
+    What is kept sits in the model from the owner's next start on; `rollback` undoes that. Who harms public text alone, or does
+    not go with the others, is left out. The owner must not be running. Exit code 0: the mean was kept; 1: it was not.
+
+    Example: `hushtune owner adapters average scenarios/demo.toml --state state/owner`
+    """
+    from hushtune_common import config
+    from hushtune_common.clock import SystemClock
+
+    _require_folder(state)
+    with extra("owner"):
+        from hushtune_server.owner.offline_average import Averaging, average_returns
+        from hushtune_server.owner.offline_bench import Place
+        from hushtune_server.owner.releases import Telling
+
+    place = Place(scenario=config.load(scenario, overrides=set_), state=state, cache=cache)
+    order = Averaging(at=place, run=run, round_id=round_, emulator=emulator)
+    found = average_returns(order, clock=SystemClock(), telling=Telling(phase=show_phase, progress=show_progress))
+    if json_:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print_pairs(found.to_pairs())
+    return 0 if found.kept else 1
+
+
 def _versions(state: Path) -> "Versions":
-    if not state.is_dir():
-        raise ConfigError("--state", f"there is no folder {state}; give the one that `hushtune owner serve` was given")
+    _require_folder(state)
     with extra("owner"):
         from hushtune_server.owner.versions import FOLDER, Versions
     from hushtune_common.clock import SystemClock
 
     return Versions(state / FOLDER, count_max=_ANY, bytes_max=_ANY, clock=SystemClock())
+
+
+def _require_folder(state: Path) -> None:
+    if not state.is_dir():
+        raise ConfigError("--state", f"there is no folder {state}; give the one that `hushtune owner serve` was given")
 
 
 def _quarantined(state: Path) -> "Sequence[Quarantined]":

@@ -4,7 +4,6 @@ Each client's return of a round counts once: ``returns/`` in the owner's state f
 what the gate said. The same bytes again give the same answer and change nothing.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -12,10 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
-import numpy as np
-import torch
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, require_matches
 from hushtune_common.clock import Clock
@@ -33,30 +29,17 @@ from hushtune_common.errors import (
     Replayed,
     ScenarioMismatch,
 )
-from hushtune_common.messages import Digest
-from hushtune_common.model.adapter import insert
-from hushtune_common.model.bundle import Bundle, read_bundle
-from hushtune_common.model.data import load_records
-from hushtune_common.model.language import LanguageModel
-from hushtune_common.model.sources import ModelSource, open_source
-from hushtune_common.release.acceptance import answered, lineage_of, release_in, require_same, return_in
-from hushtune_common.release.container import Container, payload_of, read_container
+from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey
+from hushtune_common.model.bundle import Bundle
+from hushtune_common.release.acceptance import answered, release_in, return_in
+from hushtune_common.release.container import Container, read_container
 from hushtune_common.release.inspection import SEALED
 from hushtune_common.release.statement import ReturnStatement, moment
 from hushtune_common.release.trust import Anchor, verify
-from hushtune_common.seeding import SeedTree
-from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
-from hushtune_server.owner.gatekeeper.desk import Desk
-from hushtune_server.owner.gatekeeper.finding import Finding
-from hushtune_server.owner.gatekeeper.gate import Gatekeeper
-from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
-from hushtune_server.owner.gatekeeper.quarantine import Quarantine
-from hushtune_server.owner.gatekeeper.reach import reach
-from hushtune_server.owner.gatekeeper.sketch import Sampler
-from hushtune_server.owner.plugin import Plugin, perplexity
+from hushtune_server.owner.offline_bench import OfflineBench, Place, emulator_at
+from hushtune_server.owner.plugin import perplexity
 from hushtune_server.owner.releases import SEALING_KEY, Released, Telling, released, write_durably
-from hushtune_server.owner.versions import FOLDER as VERSIONS
-from hushtune_server.owner.versions import Version, Versions
+from hushtune_server.owner.versions import Version
 
 RETURNS: Final = "returns"
 ADAPTERS: Final = "adapters"
@@ -83,6 +66,8 @@ class _Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     statement: str
     imported: str
     verdict: Verdict
+    emulator: str = ""
+    """Digest of the emulator that it was trained from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +84,11 @@ class Import:
     anchor: Anchor
     emulator: Path | None = None
     require_post_quantum: bool = False
+
+    @property
+    def at(self) -> Place:
+        """Where it is judged."""
+        return Place(scenario=self.scenario, state=self.state, cache=self.cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +126,18 @@ class Imported:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A return that was taken in: whose, of which run and round, what the gate said, and the digest of its emulator.
+
+    The digest is empty in records of earlier programs.
+    """
+
+    key: UpdateKey
+    emulator: str
+    verdict: Verdict
+
+
 def import_return(order: Import, *, clock: Clock, telling: Telling) -> Imported:
     """Check a return, screen its adapter, try it in the model, and store it as a version; what sits in the model stays there.
 
@@ -151,15 +153,15 @@ def import_return(order: Import, *, clock: Clock, telling: Telling) -> Imported:
     release = _answered(statement, order.state)
     slot = order.state / RETURNS / statement.run / str(statement.round_id) / f"{statement.client}.json"
     place = order.state / ADAPTERS / f"{statement.client}.safetensors"
-    gate = order.scenario.owner.gate
-    versions = Versions(order.state / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=clock)
-    versions.hold()  # from here on nobody else takes anything in
+    versions = order.at.versions(clock=clock)  # held: from here on nobody else takes anything in
     known = _known(slot, statement)
     if known is not None:
         return Imported(statement=statement, adapter=place, verdict=known.verdict, before=True)
     bundle, state = _decoded(order, container, release, telling=telling)
-    bench = _bench(order, bundle, release, versions=versions, clock=clock, telling=telling)
-    version = bench.judge(state, statement)
+    telling.phase("loading the model")
+    bench = OfflineBench(order.at, bundle=bundle, release=release_in(release.container), versions=versions, clock=clock)
+    telling.phase("screening the adapter and trying it on public text")
+    version = bench.judge(state, key=statement.key, digest=Digest.from_hex(statement.payload.digest))
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     versions.copy(version, place)
     record = _Record(
@@ -168,10 +170,21 @@ def import_return(order: Import, *, clock: Clock, telling: Telling) -> Imported:
         statement=container.digest.hex,
         imported=moment(clock),
         verdict=_verdict(version),
+        emulator=statement.lineage.emulator,
     )
     # Last: what was interrupted before this is done again, and a version that is there already stays what it is.
     write_durably(slot, msgspec.json.encode(record))
     return Imported(statement=statement, adapter=place, verdict=record.verdict, before=False)
+
+
+def taken(state: Path) -> Sequence[Taken]:
+    """Return every return that was taken in, by run, round and client; `ConfigError` names a record that is damaged."""
+    found: list[Taken] = []
+    for path in sorted((state / RETURNS).glob("*/*/*.json")):
+        record = _record(path)
+        key = UpdateKey(run=RunId(path.parts[-3]), round_id=int(path.parts[-2]), client=ClientId(path.stem), attempt=1)
+        found.append(Taken(key=key, emulator=record.emulator, verdict=record.verdict))
+    return found
 
 
 def _answered(statement: ReturnStatement, state: Path) -> Released:
@@ -182,18 +195,22 @@ def _answered(statement: ReturnStatement, state: Path) -> Released:
 
 def _known(slot: Path, statement: ReturnStatement) -> _Record | None:
     """Return what was taken for this client and round; `Replayed` when that was something else."""
-    try:
-        record = msgspec.json.decode(slot.read_bytes(), type=_Record)
-    except FileNotFoundError:
+    if not slot.exists():
         return None
-    except ValueError as error:
-        raise ConfigError(str(slot), f"this record of a return is damaged ({error}); restore it from a backup") from error
+    record = _record(slot)
     if record.update != statement.payload.digest:
         raise Replayed(
             f"payload.digest: {statement.client} already returned {record.update[:12]} for {statement.run}, round "
             f"{statement.round_id}, on {record.imported}; now {statement.payload.digest[:12]} came"
         )
     return record
+
+
+def _record(slot: Path) -> _Record:
+    try:
+        return msgspec.json.decode(slot.read_bytes(), type=_Record)
+    except ValueError as error:
+        raise ConfigError(str(slot), f"this record of a return is damaged ({error}); restore it from a backup") from error
 
 
 def _decoded(order: Import, container: Container, release: Released, *, telling: Telling) -> tuple[Bundle, AdapterState]:
@@ -212,13 +229,7 @@ def _decoded(order: Import, container: Container, release: Released, *, telling:
 
 
 def _emulator(path: Path, statement: ReturnStatement, *, telling: Telling) -> Bundle:
-    try:
-        digest = Digest.from_hex(payload_of(path, progress=telling.progress).digest)
-        bundle = read_bundle(path)
-    except OSError as error:
-        raise ConfigError("--emulator", f"the released emulator is not at {path} ({error.strerror}); say where it is") from error
-    require_same(lineage_of(bundle, emulator=digest), said=statement.lineage, by="the return")
-    return bundle
+    return emulator_at(path, lineage=statement.lineage, by="the return", telling=telling)
 
 
 def _unsealed(container: Container, statement: ReturnStatement, codec: AdapterCodec, *, state: Path) -> bytes:
@@ -235,90 +246,6 @@ def _unsealed(container: Container, statement: ReturnStatement, codec: AdapterCo
         raise MalformedUpdate("protection: the seal asks for a secret of the wiretap code, which no file brings")
     private = HybridPrivateKey.load(state / SEALING_KEY)
     return envelope.open_sealed(update, private=private, codec=codec.id).payload
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Bench:
-    """The full model, what sits in it, and the desk that screens for it."""
-
-    plugin: Plugin
-    desk: Desk
-
-    def judge(self, state: AdapterState, statement: ReturnStatement) -> Version:
-        """Screen an adapter and try it in; `LimitExceeded` when a screen refuses it."""
-        self.desk.screen(state, key=statement.key, digest=Digest.from_hex(statement.payload.digest))
-        return self.desk.accept(state, key=statement.key, trial=self.plugin.try_in(state))
-
-
-def _bench(order: Import, bundle: Bundle, release: Released, *, versions: Versions, clock: Clock, telling: Telling) -> _Bench:
-    """Set up the model as it sits, for updates that were made from the emulator ``bundle``."""
-    scenario, gate = order.scenario, order.scenario.owner.gate
-    telling.phase("loading the model")
-    source = _source(order, bundle)
-    windows = _public(order, source)
-    torch.set_num_threads(scenario.compute.threads)
-    model = source.load(scenario.compute)
-    canaries = Canaries(prompts(gate, tokens=source.tokens, public=windows), loss=model.loss, gate=gate)
-    _seat(model, versions, bundle)
-    plugin = Plugin(model, schema=bundle.schema, windows=windows, increase_max=gate.public_loss_increase_max_nats)
-
-    def watched(state: AdapterState) -> Sequence[Finding]:
-        try:
-            insert(model, state, expected=bundle.schema)
-            return canaries.findings(loss=model.loss)
-        finally:
-            model.set_adapter(plugin.seated.tensors)
-
-    desk = Desk(
-        _gatekeeper(order, bundle, release),
-        schema=bundle.schema,
-        base=bundle.base_digest,
-        versions=versions,
-        quarantine=Quarantine(order.state / QUARANTINE, count_max=gate.quarantine_count_max, bytes_max=gate.quarantine_bytes_max),
-        canaries=watched,
-        clock=clock,
-    )
-    telling.phase("screening the adapter and trying it on public text")
-    return _Bench(plugin=plugin, desk=desk)
-
-
-def _gatekeeper(order: Import, bundle: Bundle, release: Released) -> Gatekeeper:
-    statement, shipped = release_in(release.container), AdapterState(bundle.adapter_numpy())
-    terms = statement.terms
-    return Gatekeeper(
-        order.scenario.owner.gate,
-        shipped=shipped,
-        reach=statement.round_id * reach(terms.training, windows=terms.train_windows),
-        sampler=Sampler(shipped, rng=SeedTree(secrets.randbits(120)).generator()),
-    )
-
-
-def _source(order: Import, bundle: Bundle) -> ModelSource:
-    source = open_source(order.scenario.model.source, cache=order.cache)
-    if source.base_digest != bundle.base_digest:
-        raise DigestMismatch(
-            f"lineage.base: the return is for model {bundle.base_digest.short}, the scenario's is {source.base_digest.short}"
-        )
-    return source
-
-
-def _public(order: Import, source: ModelSource) -> NDArray[np.int64]:
-    data = order.scenario.data
-    windows = source.tokens.spread_windows(load_records(data.public), length=data.window_tokens, count=data.public_windows)
-    if not len(windows):
-        raise ConfigError("data.public", f"holds fewer than {data.window_tokens} tokens; give more public text")
-    return windows
-
-
-def _seat(model: LanguageModel, versions: Versions, bundle: Bundle) -> None:
-    """Put into the model what the owner has in it, so that the adapter is held against the model as it is."""
-    current = versions.current
-    if current is None:
-        return
-    if current.about.base != bundle.base_digest:
-        other = f"sits in the model and belongs to {current.about.base.short}, the return to {bundle.base_digest.short}"
-        raise ConfigError(current.id, f"{other}; promote one that fits: hushtune owner adapters list")
-    insert(model, versions.load(current, bundle.schema), expected=bundle.schema)
 
 
 def _verdict(version: Version) -> Verdict:
