@@ -66,7 +66,7 @@ class BlockwiseCodec:
             blob = self.encode_at(state, bits=bits)
             if len(blob) <= budget:
                 return blob
-        raise BudgetTooSmall(least_bytes=len(self.encode_at(state, bits=WIDTHS[0])), budget_bytes=budget)
+        raise BudgetTooSmall(least_bytes=self._least(state), budget_bytes=budget)
 
     def decode(self, blob: bytes, expected: tuple[TensorSpec, ...]) -> AdapterState:
         """Return the tensors in the order of ``expected``; ``MalformedUpdate`` for bytes that ``encode`` does not make."""
@@ -93,6 +93,15 @@ class BlockwiseCodec:
             sections.append(self._coder.compress(split_planes(scales)))
             sections.append(self._coder.compress(pack_codes(codes_n, bits=bits)))
         return container.write(self._label, container.Contents(form=bits, sections=sections))
+
+    def _least(self, state: AdapterState) -> int:
+        """Return the least budget that suffices: mostly of the narrowest codes, but where all are alike a byte less of others."""
+        least = len(self.encode_at(state, bits=WIDTHS[0]))
+        for bits in WIDTHS[1:]:
+            tried_from = -(-(bits - 2) * state.count // 8)
+            if tried_from < least:
+                least = min(least, max(tried_from, len(self.encode_at(state, bits=bits))))
+        return least
 
     def _open(self, blob: bytes) -> tuple[BlockQuantiser, dict[str, tuple[_Frame, _Frame]]]:
         """Return the quantiser that a blob names and its frames of scales and codes, nothing unpacked yet."""

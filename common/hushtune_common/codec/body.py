@@ -3,9 +3,9 @@
 Head, little endian: f64 square root of theta; per tensor an i16 (its scale in quarters of an octave, from which both sides tell
 the classes of its columns) and two u16 (the upper halves of float32: its largest error, and its largest change, which a decoder
 cuts off at); the table of corrections to these classes; u8 number of classes, and per class an i8 (its number), u8 (low bits per
-code), u8 (2 or 4) and so many f32 (values of levels 1, 2 and 3 and the step beyond), and the table of high parts. The sections that
-follow are the corrections; an i8 per tensor and class that it has columns of (by how much the values are raised there, in 64ths of
-an octave); the high parts; the low bits.
+code), u8 (2 or 4) and so many f32 (values of levels 1, 2 and 3 and the step beyond), and the table of high parts. The sections
+that follow are the corrections; an i8 per tensor and class that it has columns of (by how much the values are raised there, in
+64ths of an octave); the high parts; the low bits.
 """
 
 import struct

@@ -56,7 +56,8 @@ class Coordinates:
         """Write the ``change`` of the tensor in these coordinates to ``out`` (R * C,), in the order of `turn`."""
         matrix = change.reshape(self.rows, -1)
         if self.reflectors is not None:
-            matrix = self.reflectors.forth(matrix)
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+                matrix = self.reflectors.forth(matrix)
         turn(matrix, row_scale=self.row_roots * self.row_signs, column_scale=self.column_roots, out=out)
 
     def back(self, turned: Float32, *, scale: float) -> Float32:

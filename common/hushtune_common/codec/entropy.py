@@ -129,6 +129,8 @@ def unpack_lows(data: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> l
     flat, found = np.frombuffer(data, dtype=np.uint8), list[Lows]()
     for (count, bits), (start, stop) in zip(sizes, pairwise(edges), strict=True):
         lows: Lows = np.empty(count, dtype=np.uint32)
+        if used := count * bits % 8:
+            _require_padding(int(flat[stop - 1]), used=used)
         _unpack(flat[start:stop], bits, lows)
         found.append(lows)
     return found
@@ -137,6 +139,11 @@ def unpack_lows(data: bytes | memoryview, sizes: Sequence[tuple[int, int]]) -> l
 def packed_size(count: int, *, bits: int) -> int:
     """Return the bytes of ``count`` numbers of ``bits`` bits."""
     return -(-count * bits // 8)
+
+
+def _require_padding(last: int, *, used: int) -> None:
+    if last >> used:
+        raise MalformedUpdate("the padding after the low bits is not zero")
 
 
 class Reader:

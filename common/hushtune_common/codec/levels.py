@@ -24,8 +24,9 @@ Gains = NDArray[np.int8]
 CLASSES: Final = CLASS_MAX - CLASS_MIN + 1
 BINS: Final = 1024
 GAINS_PER_OCTAVE: Final = 64
-HIGH_MAX: Final = 511
-"""Largest high part; with sign and zero there are 1023."""
+HIGH_MAX: Final = 510
+"""Largest high part of a positive code. That of a negative one, rounded down as well, may lie one further from zero, so with zero
+there are 1022, which an alphabet holds."""
 _VALUE_MAX: Final = 16.0
 """Largest value of the first level, over sqrt(theta): what few numbers stand for many must not drown them."""
 
@@ -101,8 +102,9 @@ class Census:
 
 
 def raised(values: Float32, gains: Gains) -> Float32:
-    """Return the values (classes, 4) with the gains (classes,) of one tensor."""
-    return (values * np.exp2(gains.astype(np.float64) / GAINS_PER_OCTAVE)[:, None]).astype(np.float32)
+    """Return the values (classes, 4) with the gains (classes,) of one tensor; infinite beyond float32."""
+    with np.errstate(over="ignore"):  # only forged values are so large, and whoever restores them looks at the result
+        return (values * np.exp2(gains.astype(np.float64) / GAINS_PER_OCTAVE)[:, None]).astype(np.float32)
 
 
 def shift(of_class: int) -> int:

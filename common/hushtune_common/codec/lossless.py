@@ -73,9 +73,9 @@ class LosslessCodec:
         return AdapterState({spec.name: decoded[spec.name] for spec in expected})
 
     def bound(self, blob: bytes) -> Mapping[str, float]:
-        """Return 0 for each tensor."""
-        container.read(blob, label=self._label, bytes_max=self.bytes_max)
-        return dict.fromkeys(self._shipped.tensors, 0.0)
+        """Return 0 for each tensor; ``MalformedUpdate`` as `decode`."""
+        contents = container.read(blob, label=self._label, bytes_max=self.bytes_max)
+        return dict.fromkeys(read(self._shipped, contents), 0.0)
 
 
 def encode(shipped: Shipped, state: AdapterState, *, label: container.Label) -> bytes:

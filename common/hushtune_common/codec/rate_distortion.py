@@ -6,6 +6,7 @@ from a census of the codes, and only then is anything written. Given more bytes 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
 from typing import Final
 
 import numpy as np
@@ -62,17 +63,12 @@ class RateDistortionCodec:
         """Return a blob of at most ``budget_bytes``, see `AdapterCodec`; seldom more than 1 % shorter."""
         self._shipped.require_same(state)
         budget = min(budget_bytes, self._bytes_max)
-        turned = {n: self._forth(n, state.tensors[n]) for n in self._shipped.tensors}
-        if (
-            8 * budget >= _LOSSLESS_FROM * state.count
-            and len(whole := lossless.encode(self._shipped, state, label=self._label)) <= budget
-        ):
+        fields = [self._field(n, state.tensors[n]) for n in self._shipped.tensors]
+        if (whole := self._whole(state, budget=budget)) is not None:
             return whole
-        fields = [Field.of(self._coordinates[n], turned.pop(n)) for n in self._shipped.tensors]
         body = sized(fields, bytes_max=budget - self._label.overhead)
         if body is None:
-            silent = Body.silent(list(self._coordinates.values()))
-            raise BudgetTooSmall(least_bytes=self._label.overhead + size_of(silent), budget_bytes=budget)
+            raise BudgetTooSmall(least_bytes=self._least(state), budget_bytes=budget)
         body = body.cut_off([_largest(state.tensors[n], less=t) for n, t in self._shipped.tensors.items()])
         return self._written(body.bounded(self._errors(state, body)))
 
@@ -90,10 +86,27 @@ class RateDistortionCodec:
         """Return what the encoder found when it decoded the blob itself, rounded up, with room for another machine's rounding."""
         contents = container.read(blob, label=self._label, bytes_max=self._bytes_max)
         if contents.form in lossless.FORMS:
-            return dict.fromkeys(self._shipped.tensors, 0.0)
-        return dict(zip(self._shipped.tensors, self._body(contents).head.bounds, strict=True))
+            return dict.fromkeys(lossless.read(self._shipped, contents), 0.0)
+        body = self._body(contents)
+        bounds = dict(zip(self._shipped.tensors, body.head.bounds, strict=True))
+        for _ in self._restored(body):
+            pass  # what cannot be decoded has no bound either
+        return bounds
 
-    def _forth(self, name: str, returned: Float32) -> Float32:
+    def _whole(self, state: AdapterState, *, budget: int) -> bytes | None:
+        """Return a blob with all bits, if there is any chance that it fits, and it does."""
+        if 8 * budget < _LOSSLESS_FROM * state.count:
+            return None
+        blob = lossless.encode(self._shipped, state, label=self._label)
+        return blob if len(blob) <= budget else None
+
+    def _least(self, state: AdapterState) -> int:
+        """Return the least budget that suffices: of silence, or of all bits where there are hardly any."""
+        silence = self._label.overhead + size_of(Body.silent(list(self._coordinates.values())))
+        whole = self._whole(state, budget=silence)
+        return silence if whole is None else max(len(whole), ceil(_LOSSLESS_FROM * state.count / 8))
+
+    def _field(self, name: str, returned: Float32) -> Field:
         """Return the change of one tensor in its coordinates."""
         with np.errstate(over="ignore", invalid="ignore"):
             change = returned - self._shipped.tensors[name]
@@ -101,7 +114,10 @@ class RateDistortionCodec:
             raise ValueError(f"{name}: holds values that are not finite, or differences beyond 2**100")
         turned = np.empty(change.size, dtype=np.float32)
         self._coordinates[name].forth(change, out=turned)
-        return turned
+        field = Field.of(self._coordinates[name], turned)
+        if not np.isfinite(field.variances).all():
+            raise ValueError(f"{name}: holds differences that leave float32 when weighed by their sensitivity")
+        return field
 
     def _body(self, contents: container.Contents) -> Body:
         if contents.form != _QUANTISED:

@@ -19,6 +19,8 @@ _SAMPLED: Final = 1 << 20
 """Numbers above which a census takes every fourth run only, until the last."""
 _CENSUSES: Final = 3
 _ATTEMPTS: Final = 6
+_LOG2_THETA_MIN: Final = -240.0
+"""Least theta, as an exponent of two: its inverse square root stays within float32."""
 _CLOSE: Final = 0.99
 """Share of the bytes granted that need not be improved upon."""
 _AIM: Final = 0.997
@@ -87,8 +89,9 @@ class _Curve:
         moving = variances > 0.0
         self.moves = bool(moving.any())
         self._counts, self._log2 = counts[moving], np.log2(variances[moving])
-        top = float(self._log2.max(initial=0.0))
-        self._coarsest, self.finest = top - CLASS_MIN + 1.0, exp2(top - CLASS_MAX)
+        top = float(self._log2.max(initial=_LOG2_THETA_MIN))
+        finest = max(top - CLASS_MAX, _LOG2_THETA_MIN)
+        self._coarsest, self.finest = max(top - CLASS_MIN, finest) + 1.0, exp2(finest)
 
     def bits(self, theta: float) -> float:
         """Return the bits of all codes."""
