@@ -283,7 +283,9 @@ def _failed(error: HushtuneError) -> int:
 
 
 def _crashed() -> int:
-    _log.exception("process_crashed")
+    from hushtune_common.logs import log_event
+
+    log_event(_log, "process_crashed", level=logging.ERROR, trace=True)
     _say("hushtune-client: a defect of ours; its trace is in the log under process_crashed")
     return _DEFECT
 

@@ -28,7 +28,7 @@ from hushtune_client.phases import (
 from hushtune_client.ports import Ports
 from hushtune_client.progress import Status, TransferLog
 from hushtune_client.sounding import Sounder
-from hushtune_client.state import ClientState, RoundFiles, seen_through
+from hushtune_client.state import ClientState, RoundFiles, digest_of, seen_through
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
@@ -252,6 +252,7 @@ class Duties:
         self._status.enter("encoding and sealing")
         round_id = assignment.round_id
         sealed, residual = await self._aside(lambda: self._sealed(emulator, files, assignment))
+        trained = await self._aside(lambda: digest_of(files.adapter))
         log_event(
             _logger,
             "update_encoded",
@@ -262,6 +263,7 @@ class Duties:
             adapter_share=assignment.adapter_share,
             budget_bytes=assignment.budget_bytes,
             bits_per_weight=round(8 * sealed.bytes_encoded / (sealed.bytes_raw / 4), 4),
+            digest_trained=trained,
         )
         log_event(
             _logger,
@@ -346,6 +348,7 @@ class Duties:
             energy_j=energy,
             energy_kind=telemetry.ENERGY_LABEL,
             missing=len(outcome.missing),
+            digest_frame=digest,
             fidelity=self._scenario.air.fidelity,
         )
         return FrameAnswered(

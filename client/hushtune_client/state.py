@@ -276,7 +276,7 @@ class ClientState:
             return None
         path = self._residual(of)
         try:
-            if _digest(path) == self._residuals.files[of]:
+            if digest_of(path) == self._residuals.files[of]:
                 return load_adapter(path, expected)
         except (OSError, MalformedUpdate) as error:
             raise DigestMismatch(f"{path}: the residual of round {of} cannot be used ({error})") from error
@@ -349,10 +349,11 @@ def _write_residual(path: Path, residual: AdapterState) -> Digest:
     shapes = {name: tensor.shape for name, tensor in residual.tensors.items()}
     with full_disk_is_typed():
         write_tensors(path, shapes=shapes, tensor=residual.tensors.__getitem__, metadata={"format": "hushtune-residual/1"})
-    return _digest(path)
+    return digest_of(path)
 
 
-def _digest(path: Path) -> Digest:
+def digest_of(path: Path) -> Digest:
+    """Return the digest of a file."""
     with path.open("rb") as file:
         return Digest(hashlib.file_digest(file, "sha256").digest())
 

@@ -3,20 +3,49 @@
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from typing import IO, Any
 
 from hushtune_common.clock import Clock
+from hushtune_common.events.catalogue import objection
 from hushtune_common.messages import Digest, UpdateKey
 
 _FIELDS = "hushtune_fields"
 
 
-def log_event(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log ``event`` (a past participle, such as ``update_sealed``) with fields whose names carry their units."""
-    logger.log(level, event, extra={_FIELDS: fields})
+class UncataloguedEvent(LookupError):
+    """An event, or a field of one, that is not in `hushtune_common.events`; a defect of ours, told while we test."""
+
+
+class _Checks:
+    """What a call of `log_event` must satisfy; nothing unless somebody asks for it, since no line may cost a run."""
+
+    objection: Callable[[str, Collection[str]], str] | None = None
+
+
+def refuse_uncatalogued(refuse: bool) -> None:
+    """From now on, have `log_event` raise `UncataloguedEvent` in this process, or stop that: a test's setting."""
+    _Checks.objection = objection if refuse else None
+
+
+def log_event(
+    logger: logging.Logger,
+    event: str,
+    /,
+    *,
+    level: int = logging.INFO,
+    trace: BaseException | bool | None = None,
+    **fields: object,
+) -> None:
+    """Log ``event`` (a past participle, such as ``update_sealed``) with fields whose names carry their units.
+
+    Both are to be in `hushtune_common.events`. ``trace`` adds the trace of an error; True takes the one being handled.
+    """
+    if _Checks.objection is not None and (wrong := _Checks.objection(event, fields)):
+        raise UncataloguedEvent(wrong)
+    logger.log(level, event, extra={_FIELDS: fields}, exc_info=trace)
 
 
 class JsonFormatter(logging.Formatter):

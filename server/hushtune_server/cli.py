@@ -245,7 +245,9 @@ def _leave(code: int) -> None:
 
 
 def _crashed(role: str) -> int:
-    _log.exception("process_crashed")
+    from hushtune_common.logs import log_event
+
+    log_event(_log, "process_crashed", level=logging.ERROR, trace=True)
     _say(f"hushtune {role}: a defect of ours; its trace is in the log under process_crashed")
     return _DEFECT
 
@@ -272,7 +274,7 @@ def _add_testbed() -> None:
             from hushtune_server.testbed import commands
             from hushtune_server.testbed.codec import commands as codec_commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs", "link", "membership", "solve", "experiments"):
+        for name in ("testbed", "runs", "logs", "link", "membership", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         for name in ("compare", "search"):
             app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")

@@ -350,7 +350,7 @@ def test_secrets_do_not_show_in_text_or_logs(tmp_path: Path):
     logger = logging.Logger("hushtune.test")  # not registered, so nothing outlives the test
     logger.addHandler(handler)
     link = LinkKey(b"l" * 32)
-    logs.log_event(logger, "key_made", private=PRIVATE, secret=secret, link=link)
+    logs.log_event(logger, "process_failed", reason=PRIVATE, problem=secret, exit_code=link)
     opening = envelope.Opening(payload=b"private", link_key=link)
     shown = stream.getvalue() + repr(PRIVATE) + str(PRIVATE) + repr(secret) + f"{secret}" + repr(link) + f"{link}{opening}"
     assert shown.count("masked") == 10

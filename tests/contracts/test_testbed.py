@@ -326,18 +326,6 @@ def test_forgetting_a_runs_secrets_leaves_none_of_its_keys(tmp_path: Path, scena
     assert not [p for p in run.path.rglob("*.key")]
 
 
-def test_logs_of_all_processes_come_in_order_of_time(
-    tmp_path: Path, scenario: config.Scenario, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = rundir.create(tmp_path, scenario, now=NOW)
-    run.update(started="2026")
-    write_log(run, "c1", {"time": "T1", "event": "update_sealed"}, {"time": "T4", "event": "verdict_received"})
-    write_log(run, "owner", {"time": "T2", "event": "update_received", "client": "c1"}, {"time": "T3", "event": "other"})
-    commands.show_logs("latest", client="c1", json_=True, runs=tmp_path)
-    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
-    assert events == ["update_sealed", "update_received", "verdict_received"]
-
-
 async def ended(folder: Path, name: str, code: int) -> Child:
     """Return a process that has ended with ``code``; a negative one is the signal that killed it."""
     how = f"import os; os.kill(os.getpid(), {-code})" if code < 0 else f"raise SystemExit({code})"

@@ -127,10 +127,10 @@ def test_a_log_line_is_one_json_object_with_its_context_and_without_the_bytes() 
     logger = logging.getLogger("hushtune.test_vocabulary")
     logger.handlers[:], logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
-    logs.log_event(logger, "update_sealed", digest=Digest.of(b""), secret=b"never shown", bytes_sealed=3)
+    logs.log_event(logger, "update_sealed", digest=Digest.of(b""), protection=b"never shown", bytes_sealed=3)
     (line,) = stream.getvalue().splitlines()
     record = json.loads(line)
     assert (record["event"], record["name"], record["bytes_sealed"]) == ("update_sealed", "c1", 3)
     assert record["digest"] == Digest.of(b"").hex
-    assert record["secret"] == "<11 bytes>"
+    assert record["protection"] == "<11 bytes>"
     assert record["time"].startswith("2026-01-02T12:00:00")

@@ -153,7 +153,7 @@ async def _refuse(context: Any, method: str, error: Exception) -> None:
     _, reason, _, metadata = fault
     if "incident" in metadata:
         incident = metadata["incident"]
-        _logger.error("call_failed", exc_info=error, extra={"hushtune_fields": {"incident": incident, "method": method}})
+        log_event(_logger, "call_failed", level=logging.ERROR, trace=error, incident=incident, method=method)
     elif isinstance(error, HushtuneError):
         level = logging.WARNING if isinstance(error, ProtocolFault) else logging.INFO
         who, text = _shown_caller(context), str(error)

@@ -410,5 +410,6 @@ def _tell(event: str, sent: Sent, **fields: Any) -> None:
         "round_id": key.round_id,
         "attempt": key.attempt,
         "part": sent.transmission.part.value,
+        "digest_frame": sent.transmission.frame,
     }
     log_event(_log, event, **about, **fields)

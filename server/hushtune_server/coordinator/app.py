@@ -216,9 +216,7 @@ class Witness:
     def observe(self, before: State, after: State, event: Event) -> None:
         """Log one event that changed something; leave a file when it ended the round."""
         if isinstance(event, Died):
-            who = {} if event.member == OWNER else {"client": event.member}
-            name = "owner_died" if event.member == OWNER else "client_died"
-            log_event(_log, name, level=logging.WARNING, **who, silent_s=round(event.silent_s, 3))
+            _log_death(event)
         if after.curve is not None and after.curve != before.curve:
             _log_curve(after.curve)
         if isinstance(event, ChannelChanged):
@@ -247,6 +245,14 @@ class Witness:
         fresh = path.with_suffix(".tmp")
         fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         fresh.replace(path)
+
+
+def _log_death(event: Died) -> None:
+    silent_s = round(event.silent_s, 3)
+    if event.member == OWNER:
+        log_event(_log, "owner_died", level=logging.WARNING, silent_s=silent_s)
+    else:
+        log_event(_log, "client_died", level=logging.WARNING, client=event.member, silent_s=silent_s)
 
 
 def _log_curve(curve: UtilityCurve) -> None:

@@ -96,8 +96,18 @@ async def _attack(case: Case, ears: Ears, notice: ReceptionNotice) -> None:
             async for chunk in chunks:
                 await asyncio.to_thread(case.take, notice, chunk)
     except ProtocolFault as fault:
-        told = {"client": key.client, "round_id": key.round_id, "attempt": key.attempt, "part": notice.transmission.part.value}
-        log_event(_log, "reception_unreadable", level=logging.WARNING, **told, reason=fault.reason, problem=str(fault))
+        log_event(
+            _log,
+            "reception_unreadable",
+            level=logging.WARNING,
+            client=key.client,
+            round_id=key.round_id,
+            attempt=key.attempt,
+            part=notice.transmission.part.value,
+            digest_frame=notice.transmission.frame,
+            reason=fault.reason,
+            problem=str(fault),
+        )
         await asyncio.to_thread(case.write)
         return
     for trial in case.trials(notice):  # each in a call of its own, so that a signal need not wait for all

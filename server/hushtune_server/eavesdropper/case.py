@@ -109,6 +109,7 @@ class Case:
             round_id=key.round_id,
             attempt=key.attempt,
             part=notice.transmission.part.value,
+            digest_frame=notice.transmission.frame,
             blocks=found.blocks_sent,
             blocks_heard=heard.count if heard else 0,
             blocks_decoded=found.tally.decoded,

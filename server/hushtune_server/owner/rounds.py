@@ -219,6 +219,7 @@ class OwnerRounds:
             "reception_decoded",
             **_about(receipt.key),
             part=notice.transmission.part,
+            digest_frame=notice.transmission.frame,
             **asdict(decoding),
             seconds=seconds,
             fidelity=notice.fidelity,
@@ -277,7 +278,8 @@ class OwnerRounds:
             log_event(_log, "update_accepted", **_about(key), digest=judgement.digest)
             _log_evaluation(judgement, client=key.client)
         else:
-            log_event(_log, "update_refused", level=logging.WARNING, **_about(key), reason=judgement.reason)
+            why = {"reason": judgement.reason, "digest": judgement.digest}
+            log_event(_log, "update_refused", level=logging.WARNING, **_about(key), **why)
         self._desk.ring()
         await self._settle(judgement)
 

@@ -1,5 +1,6 @@
 """What does the owner do with weights, one thing at a time? Loads, plans, judges updates, merges them. Blocks while it works."""
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
+from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey
 from hushtune_common.model.adapter import insert
 from hushtune_common.model.bundle import bundle_notes, emulator_tensors, read_bundle, write_bundle
@@ -50,6 +52,8 @@ from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench, Merged, Renewal
 from hushtune_server.owner.versions import AGGREGATE, Version, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
+
+_log = logging.getLogger(__name__)
 
 MIDDLES = "middles"
 """Name of the folder in the owner's state where alignment goes on from."""
@@ -271,6 +275,16 @@ class Workshop:
         trial = self._plugin.try_in(state)
         version = self._desk.accept(state, key=key, trial=trial)
         self._versions.copy(version, self._path(key.client))
+        log_event(
+            _log,
+            "adapter_stored",
+            client=key.client,
+            round_id=key.round_id,
+            digest_sealed=digest,
+            digest_adapter=version.digest,
+            version=version.id,
+            bytes_adapter=version.size,
+        )
         return Judgement(
             key=key,
             accepted=True,
@@ -296,6 +310,14 @@ class Workshop:
         trial = self._keep(merged)
         version = self._desk.merged(merged, parts=parts, trial=trial)
         self._versions.copy(version, self._path(AGGREGATE))
+        log_event(
+            _log,
+            "adapters_averaged",
+            clients=list(parts),
+            versions=[part.id for part in parts.values()],
+            digest_adapter=version.digest,
+            version=version.id,
+        )
         return _merged(trial, clients=parts, left_out={client: finding.text for client, finding in misfits.items()})
 
     def _seat_current(self, *, base: Digest) -> None:

@@ -3,12 +3,10 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from heapq import merge
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +19,7 @@ from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.emulators import commands as emulators
 from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
+from hushtune_server.testbed.logbook import commands as logbook
 from hushtune_server.testbed.membership import commands as membership
 from hushtune_server.testbed.solve import commands as solve
 from hushtune_server.testbed.transport import commands as transport
@@ -44,7 +43,7 @@ def register(app: App) -> None:
     runs = App(name="runs", help="Read the results and logs of past runs.")
     runs.command(list_runs, name="list")
     runs.command(show)
-    runs.command(show_logs, name="logs")
+    logbook.register(app, runs=runs)
     app.command(runs)
     link.register(app)
     membership.register(app)
@@ -85,9 +84,7 @@ def run(
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")
     outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
     tables.print_report(rundir.read_json(outcome.run.report), console=console)
-    console.print(
-        f"\n{outcome.run.report}   (hushtune runs show {outcome.run.id}, hushtune runs logs {outcome.run.id} --client c1)"
-    )
+    console.print(f"\n{outcome.run.report}   (hushtune runs show {outcome.run.id}, hushtune logs {outcome.run.id} --client c1)")
     return outcome.code
 
 
@@ -185,7 +182,7 @@ def show(run_id: str = "latest", *, runs: Runs = _RUNS, json_: Annotated[bool, P
     directory = rundir.find(runs, run_id)
     report = rundir.read_json(directory.report)
     if not report:
-        raise ConfigError(directory.id, "has no report yet; it may still be running, see: hushtune runs logs " + directory.id)
+        raise ConfigError(directory.id, "has no report yet; it may still be running, see: hushtune logs " + directory.id)
     if json_:
         sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     else:
@@ -196,54 +193,6 @@ def show(run_id: str = "latest", *, runs: Runs = _RUNS, json_: Annotated[bool, P
         for assumption in report["assumptions"]:
             console.print(f"  - {assumption}")
     return 0
-
-
-def show_logs(
-    run_id: str = "latest",
-    *,
-    client: Annotated[str | None, Parameter(help="Only events of, or about, this client.")] = None,
-    process: Annotated[
-        str | None, Parameter(help="Only this process: owner, coordinator, air, eavesdropper, referee, c1 …")
-    ] = None,
-    event: Annotated[str | None, Parameter(help="Only this event, for example update_sealed.")] = None,
-    json_: Annotated[bool, Parameter(name="--json", help="The JSON lines as they are.")] = False,
-    runs: Runs = _RUNS,
-) -> int:
-    """Print the events of RUN_ID from all processes, in order of time.
-
-    Example: hushtune runs logs latest --client c1 --event update_sealed
-    """
-    directory = rundir.find(runs, run_id)
-    names = sorted(p.stem for p in (directory.path / "logs").glob("*.jsonl"))
-    if process is not None and process not in names:
-        raise ConfigError("--process", f"no process {process!r} in {directory.id}; it has {', '.join(names)}")
-    for name, record in _in_order(directory, [process] if process else names):
-        about = name == client or record.get("client") == client
-        if (client is None or about) and (event is None or record.get("event") == event):
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n" if json_ else _line(name, record) + "\n")
-    return 0
-
-
-def _in_order(directory: rundir.RunDirectory, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    def of(name: str) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-        for index, record in enumerate(rundir.read_log(directory.log(name))):
-            yield str(record.get("time", "")), name, index, record
-
-    for _, name, _, record in merge(*(of(name) for name in names), key=lambda entry: entry[:3]):
-        yield name, record
-
-
-def _line(name: str, record: Mapping[str, Any]) -> str:
-    context = {"time", "level", "event", "role", "name", "run", "exception"}
-    pairs = " ".join(f"{k}={_value(v)}" for k, v in record.items() if k not in context)
-    level = "" if record.get("level") == "info" else f"{str(record.get('level')).upper()} "
-    return f"{str(record.get('time', ''))[11:23]} {name:<12} {level}{record.get('event')} {pairs}".rstrip()
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _perplexity(report: Mapping[str, Any], setting: str) -> str:
