@@ -1,4 +1,4 @@
-"""Which events, with which fields, does the source log? Read off the syntax tree of every call of ``log_event``."""
+"""Which events, with which fields, does the source log? Read off the syntax tree of every call that logs."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common/hushtune_common", "client/hushtune_client", "server/hushtune_server")
-_OWN = {"level", "trace"}
+_OWN = {"level"}
 """Arguments of `log_event` that are no fields."""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -34,13 +34,15 @@ class _Module:
         self.name = str(path.relative_to(ROOT))
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
         self.functions = [n for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+        self._constants = {
+            node.targets[0].id: [node.value]
+            for node in self.tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
         self.parent = {child: node for node in ast.walk(self.tree) for child in ast.iter_child_nodes(node)}
 
     def calls(self) -> Iterator[Call]:
-        for node in self._calls_of("log_event"):
-            inside = self._function_of(node)
-            if inside is not None and inside.name == "log_event":
-                continue
+        for node in [*self._calls_of("log_event"), *self._calls_of("log_defect")]:
             yield from self._read(node, node.args[1], skipped=_OWN)
 
     def _read(self, node: ast.Call, event: ast.expr, *, skipped: set[str], passed: Sequence[str] = ()) -> Iterator[Call]:
@@ -86,6 +88,8 @@ class _Module:
                 return (self._names(body, inside) or set()) | (self._names(orelse, inside) or set())
             case ast.Name(id=name) if inside is not None:
                 found = [self._names(value, inside) for value in _assigned(inside, name)]
+                if not found and name not in _parameters(inside):
+                    found = [self._names(value, None) for value in self._constants.get(name, [])]
                 return set().union(*(f for f in found if f)) or None
             case _:
                 return None

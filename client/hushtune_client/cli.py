@@ -111,7 +111,7 @@ def run(
         code = _INTERRUPTED
     except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
         fault = disk_fault(error)
-        code = _crashed() if fault is None else _failed(fault)
+        code = _crashed(error) if fault is None else _failed(fault)
     return code
 
 
@@ -282,10 +282,10 @@ def _failed(error: HushtuneError) -> int:
     return error.exit_code
 
 
-def _crashed() -> int:
-    from hushtune_common.logs import log_event
+def _crashed(error: Exception) -> int:
+    from hushtune_common.logs import log_defect
 
-    log_event(_log, "process_crashed", level=logging.ERROR, trace=True)
+    log_defect(_log, "process_crashed", error)
     _say("hushtune-client: a defect of ours; its trace is in the log under process_crashed")
     return _DEFECT
 

@@ -30,22 +30,24 @@ def refuse_uncatalogued(refuse: bool) -> None:
     _Checks.objection = objection if refuse else None
 
 
-def log_event(
-    logger: logging.Logger,
-    event: str,
-    /,
-    *,
-    level: int = logging.INFO,
-    trace: BaseException | bool | None = None,
-    **fields: object,
-) -> None:
+def log_event(logger: logging.Logger, event: str, /, *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``event`` (a past participle, such as ``update_sealed``) with fields whose names carry their units.
 
-    Both are to be in `hushtune_common.events`. ``trace`` adds the trace of an error; True takes the one being handled.
+    Both are to be in `hushtune_common.events`.
     """
+    _require_catalogued(event, fields)
+    logger.log(level, event, extra={_FIELDS: fields})
+
+
+def log_defect(logger: logging.Logger, event: str, error: BaseException, /, **fields: object) -> None:
+    """Log ``event`` as an error of ours, with the trace of ``error``."""
+    _require_catalogued(event, fields)
+    logger.error(event, extra={_FIELDS: fields}, exc_info=error)
+
+
+def _require_catalogued(event: str, fields: Collection[str]) -> None:
     if _Checks.objection is not None and (wrong := _Checks.objection(event, fields)):
         raise UncataloguedEvent(wrong)
-    logger.log(level, event, extra={_FIELDS: fields}, exc_info=trace)
 
 
 class JsonFormatter(logging.Formatter):

@@ -223,7 +223,7 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
         code = _INTERRUPTED
     except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
         fault = disk_fault(error)
-        code = _crashed(role) if fault is None else _failed(fault)
+        code = _crashed(role, error) if fault is None else _failed(fault)
     _leave(code)
     return code
 
@@ -244,10 +244,10 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _crashed(role: str) -> int:
-    from hushtune_common.logs import log_event
+def _crashed(role: str, error: Exception) -> int:
+    from hushtune_common.logs import log_defect
 
-    log_event(_log, "process_crashed", level=logging.ERROR, trace=True)
+    log_defect(_log, "process_crashed", error)
     _say(f"hushtune {role}: a defect of ours; its trace is in the log under process_crashed")
     return _DEFECT
 

@@ -249,4 +249,16 @@ ROUND: Final = (
     event("process_interrupted", _C, "Stopped by a signal; a restart with the same state goes on.", "exit_code"),
 )
 
-CLIENT_EVENTS: Final = (*TRAINING, *UPDATE, *ROUND)
+REHEARSAL: Final = (
+    event("update_rehearsed", _C, "A rehearsing client pretends to have sent its update.", "round_id", "client", "attempt"),
+    event(
+        "rehearsal_measured",
+        _C,
+        "How many clients a coordinator bears was tried out.",
+        clients="how many took part",
+        bytes_per_client="memory of this process for each",
+        waits="by client, how long it waited for what (JSON)",
+    ),
+)
+
+CLIENT_EVENTS: Final = (*TRAINING, *UPDATE, *ROUND, *REHEARSAL)

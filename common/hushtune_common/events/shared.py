@@ -122,6 +122,47 @@ SHARED_EVENTS: Final = (
     event("process_crashed", (*ROLES,), "The process ends with a defect of ours; its trace is in the line."),
 )
 
+CERTIFICATE_EVENTS: Final = (
+    event(
+        "certificate_renewed",
+        _SERVERS,
+        "The kit has a new certificate; new connections are shown that one.",
+        valid_until="its end",
+    ),
+    event("renewal_refused", _SERVERS, "The new certificate in the kit is not good; the old one stays in force.", "problem"),
+    event(
+        "revocation_list_read",
+        _SERVERS,
+        "The server goes by this list of withdrawn certificates.",
+        number="the list's number; it only rises",
+        revoked="certificates on it",
+        valid_until="when it must have been replaced",
+        remedy="what to do when it has expired",
+    ),
+    event(
+        "revocation_list_changed",
+        _SERVERS,
+        "Another list of withdrawn certificates is in force, without a restart.",
+        number="the list's number; it only rises",
+        revoked="certificates on it",
+        valid_until="when it must have been replaced",
+        remedy="what to do when it has expired",
+    ),
+    event(
+        "revocation_list_refused",
+        _SERVERS,
+        "The list in the kit is damaged, foreign, expired or older; the one before stays in force.",
+        "problem",
+        in_force="number of the list that stays",
+    ),
+    event(
+        "hangup_passed_over",
+        (CLIENT, OWNER, COORDINATOR, AIR, EAVESDROPPER),
+        "SIGHUP came and changes nothing.",
+        remedy="what to do",
+    ),
+)
+
 REFEREE_EVENTS: Final = (
     event(
         "setting_evaluated",

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from hushtune_common.errors import HushtuneError, NotYours, ProtocolFault
-from hushtune_common.logs import log_event
+from hushtune_common.logs import log_defect, log_event
 from hushtune_common.messages import Caller, Role
 from hushtune_common.wire import faults
 from hushtune_common.wire.revocation import Revocations, peer_serial
@@ -153,7 +153,7 @@ async def _refuse(context: Any, method: str, error: Exception) -> None:
     _, reason, _, metadata = fault
     if "incident" in metadata:
         incident = metadata["incident"]
-        log_event(_logger, "call_failed", level=logging.ERROR, trace=error, incident=incident, method=method)
+        log_defect(_logger, "call_failed", error, incident=incident, method=method)
     elif isinstance(error, HushtuneError):
         level = logging.WARNING if isinstance(error, ProtocolFault) else logging.INFO
         who, text = _shown_caller(context), str(error)
