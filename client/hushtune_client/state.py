@@ -25,7 +25,7 @@ from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, Se
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
 from hushtune_common.store.journal import Journal
-from hushtune_common.store.partial import install
+from hushtune_common.store.partial import install, make_folder
 
 _T = TypeVar("_T")
 SCHEMA = "hushtune-client/2"
@@ -198,7 +198,7 @@ class ClientState:
     def files(self, round_id: int) -> RoundFiles:
         """Return where the files of a round lie."""
         directory = self._directory / "rounds" / str(round_id)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(directory, mode=0o700)
         return RoundFiles(directory=directory)
 
     async def keep_sealed(
@@ -284,7 +284,7 @@ class ClientState:
 
     def _residual(self, round_id: int) -> Path:
         directory = self._directory / "residuals"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(directory, mode=0o700)
         return directory / f"{round_id}.safetensors"
 
     def forget_private(self, round_id: int) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, OffsetMismatch, PeerLost, StaleRound, StorageFull
 from hushtune_common.messages import Digest
 from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_common.store.partial import Partial
 
 MIB = 1 << 20
 QUOTA = 64 * MIB
@@ -205,6 +207,33 @@ def test_content_that_differs_from_its_name_is_deleted(tmp_path: Path, content: 
         assert store.used_bytes == store.committed_size(name_of(b"right bytes")) == 0
 
     asyncio.run(run())
+
+
+def test_a_transfer_that_is_cut_at_its_very_end_completes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, go_on, data = threading.Event(), threading.Event(), bytes(5 * MIB)
+    install = Partial.install
+
+    def slow(self: Partial, target: Path) -> None:
+        begun.set()
+        go_on.wait(10.0)
+        install(self, target)
+
+    async def story() -> None:
+        store = BlobStore(tmp_path, quota_bytes=QUOTA)
+        writer = store.writer(name_of(data))
+        await writer.write(0, data)
+        ending = asyncio.create_task(writer.finish())
+        await asyncio.to_thread(begun.wait, 10.0)
+        ending.cancel()
+        await asyncio.wait({ending})
+        go_on.set()
+        # Whoever sends again waits for the work that is under way, and learns that nothing is left to send.
+        assert await store.settle(name_of(data)) == len(data)
+        assert store.complete(name_of(data))
+        await store.writer(name_of(data)).write(4 * MIB, data[4 * MIB :])
+
+    monkeypatch.setattr(Partial, "install", slow)
+    asyncio.run(story())
 
 
 def test_a_complete_blob_needs_no_second_writing(tmp_path: Path):

@@ -16,7 +16,7 @@ from typing import NoReturn
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, OffsetMismatch, PeerLost, StaleRound, StorageFull
 from hushtune_common.messages import Digest
 from hushtune_common.store.disk import full_disk_is_typed
-from hushtune_common.store.partial import Partial, install, offset_path, read_offset
+from hushtune_common.store.partial import Partial, install, make_folder, offset_path, read_offset
 
 # A segment is shorter than a digest, so a folder is never taken for a blob.
 _PREFIX = r"(?:[a-z0-9-]{1,63}/){0,5}[a-z0-9-]{1,63}"
@@ -100,7 +100,7 @@ class BlobStore:
         self._lock = Lock()
         self._executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="blobs")
         for folder in (self._complete, self._partial):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         for file in self._partial.rglob("*.whole*"):
             file.unlink()  # a put that a crash interrupted
         for file in self._complete.rglob("*"):
@@ -308,10 +308,16 @@ class PartialWriter:
         position = await self._settled()
         if position != self._name.size or self._slot.partial.digest() != self._name.digest.value:
             self._refuse("other bytes than the name announces")
-        self._start(lambda: self._slot.partial.install(target))
-        await self._settled()
-        self._target = None
-        self._promote()
+        job = self._slot.start(lambda: self._slot.partial.install(target))
+        # Not left to whoever waits: a transfer that is cut now would leave a complete blob that the store takes for a partial.
+        job.add_done_callback(self._installed)
+        await asyncio.wait({job})
+        job.result()
+
+    def _installed(self, job: "asyncio.Future[None]") -> None:
+        if not job.cancelled() and job.exception() is None:
+            self._target = None
+            self._promote()
 
     async def _settled(self) -> int:
         """Wait until no thread works on the file, and return the next offset; raises what our last job raised."""

@@ -5,6 +5,7 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from hushtune_common.store.disk import full_disk_is_typed
 
@@ -13,6 +14,7 @@ SYNC_BYTES = 4 << 20
 
 _CHUNK_BYTES = 1 << 20
 _OFFSET_DIGITS = 18
+_folders = Lock()
 
 
 class Partial:
@@ -104,15 +106,34 @@ def read_offset(file: Path, *, size: int) -> int:
 
 
 def install(file: Path, target: Path) -> None:
-    """Rename ``file`` to ``target`` so that the new name is durable."""
+    """Rename ``file`` to ``target`` so that the new name is durable, and those of the folders that are made for it."""
     with full_disk_is_typed():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         file.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(target.parent)
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Have ``folder``, and those above it that are missing; what was made would survive a loss of power.
+
+    A file may be durable and the folder that names it not: a name is safe once the folder that it stands in was synced.
+    """
+    with _folders:  # else another thread finds a folder that is there, and not yet safe
+        missing: list[Path] = []
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
+        for made in reversed(missing):
+            made.mkdir(mode=mode, exist_ok=True)
+            _sync_folder(made.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
