@@ -276,7 +276,7 @@ class OwnerRounds:
         self._forget(slot)
         if judgement.accepted:
             log_event(_log, "update_accepted", **_about(key), digest=judgement.digest)
-            _log_evaluation(judgement, client=key.client)
+            _log_evaluation(judgement, client=key.client, round_id=key.round_id)
         else:
             why = {"reason": judgement.reason, "digest": judgement.digest}
             log_event(_log, "update_refused", level=logging.WARNING, **_about(key), **why)
@@ -340,7 +340,7 @@ class OwnerRounds:
         self._enter(f"averaging {len(candidates)} adapters")
         bench = await self._bench
         merged = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, candidates)
-        _log_evaluation(merged, client="aggregate")
+        _log_evaluation(merged, client="aggregate", round_id=directive.round_id)
         for client, reason in merged.left_out.items():
             log_event(_log, "update_left_out", level=logging.WARNING, round_id=directive.round_id, client=client, reason=reason)
         before, after = merged.perplexity_before, merged.perplexity_after
@@ -415,11 +415,12 @@ def _keep_only(incoming: Path, run: RunId) -> None:
             rmtree(folder, ignore_errors=True)
 
 
-def _log_evaluation(found: Judgement | Trial, *, client: str) -> None:
+def _log_evaluation(found: Judgement | Trial, *, client: str, round_id: int) -> None:
     log_event(
         _log,
         "plugin_evaluated",
         client=client,
+        round_id=round_id,
         perplexity_public=found.perplexity_after,
         perplexity_public_before=found.perplexity_before,
         kept=found.kept,

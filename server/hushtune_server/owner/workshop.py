@@ -313,6 +313,7 @@ class Workshop:
         log_event(
             _log,
             "adapters_averaged",
+            round_id=self._manifest.round_id,
             clients=list(parts),
             versions=[part.id for part in parts.values()],
             digest_adapter=version.digest,

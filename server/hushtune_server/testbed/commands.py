@@ -22,6 +22,7 @@ from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.logbook import commands as logbook
 from hushtune_server.testbed.membership import commands as membership
 from hushtune_server.testbed.solve import commands as solve
+from hushtune_server.testbed.trace import commands as trace
 from hushtune_server.testbed.transport import commands as transport
 
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
@@ -44,6 +45,7 @@ def register(app: App) -> None:
     runs.command(list_runs, name="list")
     runs.command(show)
     logbook.register(app, runs=runs)
+    trace.register(app)
     app.command(runs)
     link.register(app)
     membership.register(app)

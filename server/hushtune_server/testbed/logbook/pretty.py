@@ -11,7 +11,7 @@ from hushtune_common.events.event import unit_of
 from hushtune_server.testbed.logbook import readable
 from hushtune_server.testbed.logbook.lines import Line
 
-_COLOURS: Final[Mapping[str, str]] = {
+COLOURS: Final[Mapping[str, str]] = {
     "owner": "blue",
     "coordinator": "magenta",
     "air": "cyan",
@@ -19,6 +19,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "client": "green",
     "referee": "yellow",
 }
+"""What colour a role has on a terminal."""
 _LEVELS: Final = {"warning": "yellow", "error": "bold red", "critical": "bold red"}
 _EVENT_WIDTH: Final = 21
 _TRACE_LINES_MAX: Final = 40
@@ -27,7 +28,7 @@ _TRACE_LINES_MAX: Final = 40
 def render(line: Line, *, width: int = 12) -> Text:
     """Return one line for a terminal; ``width`` is the room for the process's name."""
     shown = Text(datetime.fromtimestamp(line.moment, UTC).strftime("%H:%M:%S.%f")[:12], style="dim")
-    shown.append(f"  {readable.plain(line.process):<{width}}", style=_COLOURS.get(line.role, ""))
+    shown.append(f"  {readable.plain(line.process):<{width}}", style=COLOURS.get(line.role, ""))
     shown.append(f"  {readable.plain(line.event):<{_EVENT_WIDTH}}", style=_LEVELS.get(line.level, "bold"))
     for name, text in _fields(line):
         shown.append(f"  {name} ", style="dim")

@@ -1,0 +1,1 @@
+"""The way of one adapter, from training to verdict, across all processes."""
