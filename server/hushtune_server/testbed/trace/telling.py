@@ -66,7 +66,7 @@ _TELLERS: Final[Mapping[str, _Teller]] = {
         f"bit per symbol (Gaussian capacities differ by {w['rate_gaussian']})"
     ),
     "assignment_received": lambda w: (
-        f"{w['adapter_share']} of full size, {w['bandwidth_hz']}, {w['power_w']}, {w['clock_flops']}, {w['secrecy_rate_bps']} secret"
+        f"{w['adapter_share']} of full size, {w['bandwidth_hz']}, {w['power_w']}, {w['clock_flops']}, secret {w['secrecy_rate_bps']}"
     ),
     "training_finished": lambda w: (
         f"{w['steps']} steps, {w['tokens']} tokens, loss {w['loss_first']} to {w['loss_last']}, {w['energy_j']} (modelled)"
@@ -79,9 +79,7 @@ _TELLERS: Final[Mapping[str, _Teller]] = {
     "frame_encoded": lambda w: f"attempt {w['attempt']} ({w['part']}): {w['blocks']} hash blocks, {w['bytes_frame']}",
     "frame_reused": lambda w: f"attempt {w['attempt']} ({w['part']}): {w['blocks']} hash blocks, {w['bytes_frame']}",
     "transfer_finished": lambda w: f"{w['bytes_total']} to the air's process",
-    "frame_carried": lambda w: (
-        f"attempt {w['attempt']} ({w['part']}): {w['blocks']} blocks, {w['fidelity']}, frame {w['digest_frame']}"
-    ),
+    "frame_carried": lambda w: f"attempt {w['attempt']} ({w['part']}): {w['blocks']} blocks, {w['fidelity']} (airtime modelled)",
     "frame_transmitted": lambda w: f"attempt {w['attempt']}: {w['missing']} blocks to repeat, {w['energy_j']} (modelled)",
     "reception_streamed": lambda w: (
         f"attempt {w['attempt']} by {w['listener']}: {w['blocks']} blocks as {w['bytes_total']} soft values"
