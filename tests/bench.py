@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -75,6 +76,8 @@ PRIVATE = HybridPrivateKey.generate()
 DESIGN = qpsk_design()
 SECRET = bytes(range(32))
 UNIFORM: Mapping[str, object] = {"method": "uniform", "drop": 2}
+EXACT: Mapping[str, object] = {"kind": "blockwise", "bits": 8}
+"""A codec that changes noise by next to nothing."""
 
 
 def owner(
@@ -84,6 +87,7 @@ def owner(
     emulator: Mapping[str, object] = UNIFORM,
     rounds: int = 1,
     realign_steps: int = 0,
+    codec: Mapping[str, object] = MappingProxyType({}),
     admit: Callable[[Path], None] = lambda _: None,
 ) -> Owner:
     """Make an emulator and a bench for it."""
@@ -99,6 +103,7 @@ def owner(
             "realign_steps": realign_steps,
             "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT},
         },
+        "codec": codec,
         "coordinator": {"rounds": rounds},
         "clients": clients,
     }
@@ -107,7 +112,7 @@ def owner(
     prepared = prepare(scenario, cache=folder, bundle=bundle, seeds=SeedTree(1), telling=telling)
     about = read_bundle(bundle)
     shipped = AdapterState(about.adapter_numpy())
-    codec = make_codec(scenario.codec, shipped=shipped)
+    codec = make_codec(scenario.codec, shipped=shipped, sensitivity=about.sensitivity)
     manifest = EmulatorManifest(
         emulator=Digest.of(bundle.read_bytes()),
         size_bytes=bundle.stat().st_size,
@@ -133,8 +138,9 @@ def went_on(at: Owner, *, round_id: int) -> Owner:
     bundle = renewal.bundle.replace(at.folder / f"bundle-{round_id}.safetensors")
     manifest = replace(at.manifest, emulator=Digest.of(bundle.read_bytes()), size_bytes=bundle.stat().st_size, round_id=round_id)
     at.bench.take_up(manifest, bundle)
-    shipped = AdapterState(read_bundle(bundle).adapter_numpy())
-    codec = make_codec(at.scenario.codec, shipped=shipped)
+    about = read_bundle(bundle)
+    shipped = AdapterState(about.adapter_numpy())
+    codec = make_codec(at.scenario.codec, shipped=shipped, sensitivity=about.sensitivity)
     return replace(at, manifest=manifest, shipped=shipped, codec=codec)
 
 

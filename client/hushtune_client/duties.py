@@ -283,7 +283,7 @@ class Duties:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
         wanted = feedback.corrected(trained, self._owed(round_id, schema))
         shipped = AdapterState(emulator.bundle.adapter_numpy())
-        codec = make_codec(self._scenario.codec, shipped=shipped)
+        codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.bundle.sensitivity)
         up = uplink.Uplink(
             manifest=emulator.manifest,
             codec=codec,

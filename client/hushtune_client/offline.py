@@ -198,7 +198,8 @@ def _windows(records: Sequence[str], bundle: Bundle, release: ReleaseStatement) 
 
 
 def _codec(bundle: Bundle, release: ReleaseStatement) -> AdapterCodec:
-    codec = make_codec(release.terms.settings, shipped=AdapterState(bundle.adapter_numpy()))
+    shipped = AdapterState(bundle.adapter_numpy())
+    codec = make_codec(release.terms.settings, shipped=shipped, sensitivity=bundle.sensitivity)
     if codec.id != release.codec:
         raise ScenarioMismatch(f"codec: the release decodes {release.codec}, this program makes {codec.id}; use the same version")
     return codec

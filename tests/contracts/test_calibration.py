@@ -190,7 +190,6 @@ def measured(folder: Path, *, shares: tuple[float, ...], phases: list[str]) -> M
         at=place,
         training=TrainingConfig(learning_rate=1e-2, batch_windows=4, epochs=3),
         codec=CodecConfig(kind="blockwise"),
-        sensitivity=None,
         clock=SystemClock(),
     )
     found = work.measure(Plan(shares=shares, train_windows=16, held_windows=8))

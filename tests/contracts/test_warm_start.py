@@ -12,7 +12,7 @@ from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.revision import apply_revision
 from hushtune_server.owner.workshop import Workshop, reopen
-from tests.bench import PRIVATE, RUN, Owner, equal, owner, seated, went_on
+from tests.bench import EXACT, PRIVATE, RUN, Owner, equal, owner, seated, went_on
 
 C1, C2 = ClientId("c1"), ClientId("c2")
 DISTILL: Mapping[str, object] = {"method": "distill", "drop": 2, "ranking": "uniform", "steps": 8, "batch_windows": 2}
@@ -52,7 +52,7 @@ def test_the_way_to_the_next_emulator_leads_there_from_the_one_before(tmp_path: 
 
 
 def test_after_a_round_that_was_rolled_back_there_is_no_other_emulator(tmp_path: Path) -> None:
-    at = owner(tmp_path, rounds=3, increase_max=0.01)
+    at = owner(tmp_path, rounds=3, increase_max=0.01, codec=EXACT)
     at.send(C1, by=2.0)
     assert not at.bench.merge([C1]).kept
     assert at.bench.renew(2) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hushtune_common.messages import ClientId, RunId, UpdateKey
-from tests.bench import DESIGN, NAMES, equal, owner, seated
+from tests.bench import DESIGN, EXACT, NAMES, equal, owner, seated
 
 
 def test_judging_stores_what_arrived_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_aggregate_is_the_plain_mean_of_the_named_clients_and_sits_in_the_mo
 
 
 def test_an_aggregate_that_hurts_public_text_is_rolled_back(tmp_path: Path) -> None:
-    at = owner(tmp_path, increase_max=0.01)
+    at = owner(tmp_path, increase_max=0.01, codec=EXACT)
     at.send("c1", by=2.0)
     trial = at.bench.merge([ClientId("c1")])
     assert not trial.kept

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+import constriction
 import numpy as np
-from constriction import stream as constriction_stream
 from numpy.typing import NDArray
 
 from hushtune_common.codec.kernels import kernel
@@ -61,13 +61,13 @@ class Table:
         """Return how many symbols ``count`` numbers take; none when there is but one number."""
         return 0 if len(self.weights) == 1 else -(-count // self.group)
 
-    def model(self) -> constriction_stream.model.Categorical:
+    def model(self) -> constriction.stream.model.Categorical:
         """Return the library's model of a symbol."""
         single = np.array(self.weights, dtype=np.float64) / sum(self.weights)
         joint = single
         for _ in range(self.group - 1):
             joint = np.multiply.outer(joint, single).reshape(-1)
-        return constriction_stream.model.Categorical(joint, perfect=False)
+        return constriction.stream.model.Categorical(joint, perfect=False)
 
     def digits(self) -> Highs:
         """Return (symbols, group): the numbers that each symbol stands for."""
@@ -82,7 +82,7 @@ class Table:
 
 def write(streams: Sequence[tuple[Table, Highs]]) -> bytes:
     """Return the words of all streams; every number must be in its table."""
-    coder = constriction_stream.stack.AnsCoder()
+    coder = constriction.stream.stack.AnsCoder()
     for table, numbers in reversed(streams):  # what is written last is read first
         if table.symbols(numbers.size):
             symbols = np.empty(table.symbols(numbers.size), dtype=np.int32)
@@ -99,14 +99,14 @@ def read(data: bytes | memoryview, wanted: Sequence[tuple[Table, int]]) -> list[
     words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
     if words.size and words[-1] == 0:
         raise MalformedUpdate("the last word is zero, which no coder writes")
-    coder = constriction_stream.stack.AnsCoder(words)
+    coder = constriction.stream.stack.AnsCoder(words)
     found = [_read_one(coder, table, count) for table, count in wanted]
     if not coder.is_empty():
         raise MalformedUpdate("words are left over")
     return found
 
 
-def _read_one(coder: constriction_stream.stack.AnsCoder, table: Table, count: int) -> Highs:
+def _read_one(coder: constriction.stream.stack.AnsCoder, table: Table, count: int) -> Highs:
     numbers = np.full(count, table.low, dtype=np.int16)
     if symbols := table.symbols(count):
         _split(coder.decode(table.model(), symbols), table.digits(), numbers)

@@ -1,9 +1,9 @@
 """How many bytes does an encoded adapter have, in which format, and who makes them? As the scenario says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, floor
 
-from hushtune_common.adapter import AdapterState
+from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec.blockwise import BlockwiseCodec, blockwise_id, blockwise_overhead
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.lossless import LOSSLESS_ID, LosslessCodec, lossless_bytes_max
@@ -24,6 +24,11 @@ def codec_id(config: CodecConfig) -> str:
             return LOSSLESS_ID
 
 
+def weighs_errors(config: CodecConfig) -> bool:
+    """Return whether the codec makes use of a sensitivity, so that the emulator has to bring one."""
+    return config.kind == "rate_distortion"
+
+
 def budget_bytes(schema: Sequence[TensorSpec], *, config: CodecConfig, share: float = 1.0) -> int:
     """Return the bytes of an encoded adapter that ``share`` (0 to 1) of a full update grants, from shapes alone.
 
@@ -35,14 +40,16 @@ def budget_bytes(schema: Sequence[TensorSpec], *, config: CodecConfig, share: fl
     return max(1, floor(share * _bytes_max(schema, config=config)))
 
 
-def make_codec(config: CodecConfig, *, shipped: AdapterState, sensitivity: Sensitivity | None = None) -> AdapterCodec:
+def make_codec(
+    config: CodecConfig, *, shipped: AdapterState, sensitivity: Sensitivity | Mapping[str, Float32] | None = None
+) -> AdapterCodec:
     """Return the codec of a scenario for one shipped adapter; both sides give the same ``sensitivity``, none is flat.
 
-    ``ValueError`` for a sensitivity of other tensors. Only ``rate_distortion`` has a use for one.
+    It may be given as the arrays that came with an emulator. `MalformedUpdate` when these are none, ``ValueError`` for a
+    sensitivity of other tensors. Codecs that do not weigh errors make no use of one.
     """
     schema = [TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items()]
-    known = Sensitivity.flat(schema) if sensitivity is None else sensitivity
-    known.require_matches(schema)
+    known = _known(sensitivity, schema)
     bytes_max = budget_bytes(schema, config=config)
     match config.kind:
         case "rate_distortion":
@@ -51,6 +58,15 @@ def make_codec(config: CodecConfig, *, shipped: AdapterState, sensitivity: Sensi
             return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max)
         case "lossless":
             return LosslessCodec(shipped=shipped)
+
+
+def _known(sensitivity: Sensitivity | Mapping[str, Float32] | None, schema: Sequence[TensorSpec]) -> Sensitivity:
+    if sensitivity is None:
+        return Sensitivity.flat(schema)
+    if not isinstance(sensitivity, Sensitivity):
+        return Sensitivity.from_arrays(sensitivity, schema)
+    sensitivity.require_matches(schema)
+    return sensitivity
 
 
 def _bytes_max(schema: Sequence[TensorSpec], *, config: CodecConfig) -> int:

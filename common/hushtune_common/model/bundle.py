@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # torch is imported by `Bundle.load` only
     from hushtune_common.model.sources import ModelSource
 
 FORMAT = "hushtune-bundle/2"
+SENSITIVITY = "sensitivity/"
+"""How the names of tensors begin that are no part of the emulator but tell the codec what errors cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,19 @@ class Bundle:
     plan: Plan
     config: Mapping[str, Any]
     tokens: Tokens
-    file: TensorFile
+    stored: TensorFile
+    """All tensors of the file: what a copy of it has to hold."""
+
+    @property
+    def file(self) -> TensorFile:
+        """The tensors of the emulator."""
+        return self.stored.parted(SENSITIVITY)[1]
+
+    @property
+    def sensitivity(self) -> Mapping[str, Float32] | None:
+        """What the full model's loss minds about errors in the adapter, as the codec's arrays; none if nobody measured it."""
+        held, _ = self.stored.parted(SENSITIVITY)
+        return {name.removeprefix(SENSITIVITY): held.tensor(name) for name in held.names()} or None
 
     @property
     def base_digest(self) -> Digest:
@@ -103,9 +117,17 @@ class Refinement:
         return refinement_digest(self.trained, settings=self.settings)
 
 
-def write_bundle(path: Path, *, source: "ModelSource", plan: Plan, refinement: Refinement | None = None) -> None:
+def write_bundle(
+    path: Path,
+    *,
+    source: "ModelSource",
+    plan: Plan,
+    refinement: Refinement | None = None,
+    sensitivity: Mapping[str, Float32] | None = None,
+) -> None:
     """Write the emulator of ``plan``, one tensor in memory at a time; equal inputs give equal bytes.
 
+    ``sensitivity`` holds the arrays that a codec takes beside the adapter (`Bundle.sensitivity`).
     Raises `DigestMismatch` when the plan was made for another model, `MalformedUpdate` when it does not fit it.
     """
     tensors = emulator_tensors(source, plan=plan, refinement=refinement)
@@ -117,8 +139,14 @@ def write_bundle(path: Path, *, source: "ModelSource", plan: Plan, refinement: R
     }
     if refinement is not None:
         metadata |= bundle_notes(refinement)
-    shapes = {name: tensors.shape(name) for name in tensors.names()}
-    write_tensors(path, shapes=shapes, tensor=tensors.tensor, metadata=metadata, dtype=tensors.dtype)
+    beside = {SENSITIVITY + name: array for name, array in (sensitivity or {}).items()}
+    write_tensors(
+        path,
+        shapes={name: tensors.shape(name) for name in tensors.names()} | {name: array.shape for name, array in beside.items()},
+        tensor=lambda name: beside[name] if name in beside else tensors.tensor(name),
+        metadata=metadata,
+        dtype=lambda name: "F32" if name in beside else tensors.dtype(name),
+    )
 
 
 def bundle_notes(refinement: Refinement) -> dict[str, str]:
@@ -164,7 +192,7 @@ def read_bundle(path: Path) -> Bundle:
         _require_refinement(file.metadata)
     except (KeyError, ValueError, RecursionError, ConfigError, MalformedUpdate) as error:
         raise MalformedUpdate(f"{path.name}: {error}") from error
-    held = {b for n in file.names() if (b := block_of(n)) is not None}
+    held = {b for n in file.parted(SENSITIVITY)[1].names() if (b := block_of(n)) is not None}
     if held != set(plan.stored):
         raise MalformedUpdate(f"{path.name}: holds blocks {sorted(held)}, its plan stores {list(plan.stored)}")
-    return Bundle(plan=plan, config=config, tokens=tokens, file=file)
+    return Bundle(plan=plan, config=config, tokens=tokens, stored=file)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -98,6 +98,12 @@ class TensorFile:
     def names(self) -> Sequence[str]:
         """Return every name, sorted."""
         return sorted(self.entries)
+
+    def parted(self, prefix: str) -> "tuple[TensorFile, TensorFile]":
+        """Return the same file with the tensors whose names begin with ``prefix``, and with all others."""
+        inside = {n: e for n, e in self.entries.items() if n.startswith(prefix)}
+        outside = {n: e for n, e in self.entries.items() if n not in inside}
+        return replace(self, entries=inside), replace(self, entries=outside)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one tensor."""

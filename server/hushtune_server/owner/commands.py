@@ -147,14 +147,16 @@ def build(
         from hushtune_server.owner.emulators.exposure import describe, exposure
         from hushtune_server.owner.emulators.inspection import contents, summary
         from hushtune_server.owner.emulators.planning import shipped_plan
+        from hushtune_server.owner.emulators.sensitivity import known_to_both
     resolved = _scenario(scenario, subject)
     options = resolved.owner.emulator
     if plan is not None:
         options = msgspec.structs.replace(options, plan=str(plan))
     start = _opened(resolved, subject)
     built = engine_build(options, start.request, at=start.place, plan=shipped_plan(options, request=start.request))
+    known = known_to_both(resolved.codec, built.plan, at=start.place)
     with _written(out):
-        write_bundle(out, source=start.place.source, plan=built.plan, refinement=built.refinement)
+        write_bundle(out, source=start.place.source, plan=built.plan, refinement=built.refinement, sensitivity=known)
     shown = exposure(built.plan, base=start.place.source.weights, shipped=read_bundle(out).file)
     print_pairs({"emulator": str(out), **summary(built.plan), **contents(out), **dict(describe(shown))})
     if predict:

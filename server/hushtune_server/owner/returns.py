@@ -219,7 +219,7 @@ def _decoded(order: Import, container: Container, release: Released, *, telling:
     telling.phase("checking the emulator that was released")
     bundle = _emulator(order.emulator or release.emulator, statement, telling=telling)
     terms = release_in(release.container).terms
-    codec = make_codec(terms.settings, shipped=AdapterState(bundle.adapter_numpy()))
+    codec = make_codec(terms.settings, shipped=AdapterState(bundle.adapter_numpy()), sensitivity=bundle.sensitivity)
     if codec.id != statement.codec:
         raise ScenarioMismatch(f"codec: encoded as {statement.codec}, this program makes {codec.id} of the same settings")
     telling.phase("opening the seal")

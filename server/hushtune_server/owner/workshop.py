@@ -37,6 +37,7 @@ from hushtune_server.owner.emulators.fidelity import Fidelity, fidelity
 from hushtune_server.owner.emulators.method import EmulatorRequest
 from hushtune_server.owner.emulators.planning import request_of, shipped_plan
 from hushtune_server.owner.emulators.realign import Alignment
+from hushtune_server.owner.emulators.sensitivity import known_to_both
 from hushtune_server.owner.emulators.text import public_text
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
 from hushtune_server.owner.gatekeeper.desk import Desk
@@ -92,9 +93,10 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     plan = _shipped(scenario, request)
     place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
     built = build(scenario.owner.emulator, request, at=place, plan=plan)
+    known = known_to_both(scenario.codec, built.plan, at=place)
     telling.phase("writing the emulator")
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement)
+    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement, sensitivity=known)
     telling.phase("comparing gradients with the model's")
     alike = _fidelity(place, built, scenario, probe=windows[: scenario.data.public_windows // 3 or 1])
     alignment = Alignment.of(scenario.owner, at=place, plan=built.plan, folder=bundle.parent / MIDDLES)
@@ -214,11 +216,12 @@ class Workshop:
         self, manifest: EmulatorManifest, bundle: Path, *, accepted: Mapping[UpdateKey, Digest], copies: Mapping[ClientId, Copy]
     ) -> None:
         gate, training, data = self._scenario.owner.gate, self._scenario.training, self._scenario.data
-        shipped = AdapterState(read_bundle(bundle).adapter_numpy())
+        emulator = read_bundle(bundle)
+        shipped = AdapterState(emulator.adapter_numpy())
         self._intake = Intake(
             manifest=manifest,
             private=self._private,
-            codec=make_codec(self._scenario.codec, shipped=shipped),
+            codec=make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.sensitivity),
             accepted=accepted,
             # Adapter blocks carry no mark, so whatever is in them decodes alike for everybody.
             emulators={client: copy.emulator for client, copy in copies.items()},
@@ -254,7 +257,7 @@ class Workshop:
             changed, notes = changed | self._alignment.stored(aligned), bundle_notes(aligned)
         self._next.mkdir(exist_ok=True)
         bundle, revision = self._next / "emulator.safetensors", self._next / "revision.bin"
-        revise(bundle, base=shipped.file, changed=changed, notes=notes)
+        revise(bundle, base=shipped.stored, changed=changed, notes=notes)
         self._admit(bundle)
         write_revision(revision, base=self._bundle, result=bundle)
         return Renewal(bundle=bundle, revision=revision)

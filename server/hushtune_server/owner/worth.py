@@ -51,7 +51,7 @@ def worth(scenario: Scenario, *, bundle: Path, place: Workplace, state_dir: Path
     reused = known is not None and (known.format, known.of) == (_FORMAT, of)
     if known is None or not reused:
         place.telling.phase("measuring what updates are worth")
-        known = _kept(calibrate(scenario, bundle, at=place, plan=plan, sensitivity=None, clock=clock), of=of)
+        known = _kept(calibrate(scenario, bundle, at=place, plan=plan, clock=clock), of=of)
         _write(path, known)
     _tell(known, reused=reused)
     return known.curve

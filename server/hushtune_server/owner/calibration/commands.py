@@ -76,7 +76,7 @@ def calibrate(
     clock = SystemClock()
     start = opened(resolved, cache=cache, telling=_telling())
     with _bundle(resolved, start, given=emulator, cache=cache) as bundle:
-        found = measured_curve(resolved, bundle, at=start.place, plan=plan, sensitivity=None, clock=clock, resamples=resamples)
+        found = measured_curve(resolved, bundle, at=start.place, plan=plan, clock=clock, resamples=resamples)
     document = _document(found, resolved, date=clock.wall().isoformat(timespec="seconds"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,7 @@ def _bundle(scenario: "Scenario", start: "Opened", *, given: Path | None, cache:
     from hushtune_common.model.bundle import read_bundle, write_bundle
     from hushtune_server.owner.emulators.engine import build
     from hushtune_server.owner.emulators.planning import shipped_plan
+    from hushtune_server.owner.emulators.sensitivity import known_to_both
 
     if given is not None:
         try:
@@ -132,7 +133,8 @@ def _bundle(scenario: "Scenario", start: "Opened", *, given: Path | None, cache:
     with TemporaryDirectory(dir=cache, prefix="calibration-") as folder:
         path = Path(folder) / "emulator.safetensors"
         place.telling.phase("writing the emulator")
-        write_bundle(path, source=place.source, plan=built.plan, refinement=built.refinement)
+        known = known_to_both(scenario.codec, built.plan, at=place)
+        write_bundle(path, source=place.source, plan=built.plan, refinement=built.refinement, sensitivity=known)
         yield path
 
 

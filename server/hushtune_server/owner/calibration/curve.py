@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from hushtune_common.clock import Clock
-from hushtune_common.codec.sensitivity import Sensitivity
 from hushtune_common.config import Scenario
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import CurvePoint, UtilityCurve
@@ -60,7 +59,6 @@ def calibrate(
     *,
     at: Workplace,
     plan: Plan,
-    sensitivity: Sensitivity | None,
     clock: Clock,
     resamples: int = 1000,
 ) -> Calibrated:
@@ -74,7 +72,6 @@ def calibrate(
         at=at,
         training=scenario.training,
         codec=scenario.codec,
-        sensitivity=sensitivity,
         clock=clock,
         rounds=scenario.coordinator.rounds,
     )

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hushtune_common.adapter import AdapterState, Float32
+from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import Clock
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import budget_bytes, make_codec
-from hushtune_common.codec.sensitivity import Sensitivity
 from hushtune_common.codec.shipped import state_digest
 from hushtune_common.config import CodecConfig, TrainingConfig
 from hushtune_common.errors import BudgetTooSmall, ConfigError, TrainerFailed
@@ -32,7 +31,7 @@ from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.finetune import Unpaced, finetune
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.seeding import SeedTree
-from hushtune_server.owner.emulators.checkpoint import Ledger, Stored, arithmetic_facts, shelf
+from hushtune_server.owner.emulators.checkpoint import Held, Ledger, Stored, arithmetic_facts, shelf
 from hushtune_server.owner.emulators.engine import Workplace
 
 Windows = NDArray[np.int64]
@@ -97,20 +96,16 @@ class Calibration:
         at: Workplace,
         training: TrainingConfig,
         codec: CodecConfig,
-        sensitivity: Sensitivity | None,
         clock: Clock,
         rounds: int = 1,
     ) -> None:
-        """Take the emulator's file and the owner's workplace.
-
-        ``sensitivity`` is what both sides of the codec will know; ``rounds`` share a budget of privacy, if training has one.
-        """
+        """Take the emulator's file and the owner's workplace; ``rounds`` share a budget of privacy, if training has one."""
         self._bundle, self._at, self._training, self._config, self._clock = bundle, at, training, codec, clock
         self._rounds = rounds
         shipped = read_bundle(bundle)
         self._schema: Sequence[TensorSpec] = shipped.schema
         self._shipped = AdapterState(shipped.adapter_numpy())
-        self._sensitivity = sensitivity
+        self._sensitivity = shipped.sensitivity
 
     def measure(self, plan: Plan) -> Measurement:
         """Return what every share keeps; `ConfigError` when the public text is too short, or all shares but two are too small."""
@@ -165,7 +160,7 @@ class Calibration:
         if known is None or sorted(known.tensors.names()) != sorted(self._shipped.tensors):
             self._at.telling.phase(f"training the adapter blocks on {len(windows)} public windows")
             state = self._finetuned(windows)
-            place.finish(_Held(state.tensors), Ledger(losses=(), updates={}, numbers=()))
+            place.finish(Held(state.tensors), Ledger(losses=(), updates={}, numbers=()))
             return state
         return AdapterState({spec.name: np.array(known.tensors.tensor(spec.name)) for spec in self._schema})
 
@@ -190,13 +185,11 @@ class Calibration:
     def _sent(self, trained: AdapterState, held: Windows, *, share: float) -> tuple[int, Floats]:
         """Return how many bytes a share took, and the losses (N,) with what was read from them."""
         budget = budget_bytes(self._schema, config=self._config, share=share)
-        sensitivity = None if self._sensitivity is None else self._sensitivity.digest.hex
         facts = {
             **self._facts,
             "what": "share",
             "codec": self._codec.id,
             "settings": msgspec.to_builtins(self._config),
-            "sensitivity": sensitivity,
             "budget": budget,
             "adapter": state_digest(trained).hex,
             "held": _digest(held),
@@ -230,7 +223,7 @@ class Calibration:
         place = shelf(self._at.work, facts=facts)
         found = place.finished()
         if found is None:
-            place.finish(_Held({}), compute())
+            place.finish(Held({}), compute())
             found = place.finished()
         if found is None:
             raise TrainerFailed(f"the result in {place.folder} cannot be read back; is the disk sound?")
@@ -284,22 +277,6 @@ def window_losses(model: LanguageModel, windows: Windows) -> tuple[float, ...]:
     if not bool(torch.isfinite(found).all()):
         raise TrainerFailed("the loss on public text is not finite; lower training.learning_rate")
     return tuple(found.double().tolist())
-
-
-class _Held:
-    """Arrays as `Weights`."""
-
-    def __init__(self, tensors: Mapping[str, Float32]) -> None:
-        self._tensors = tensors
-
-    def names(self) -> Sequence[str]:
-        return sorted(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape
-
-    def tensor(self, name: str) -> Float32:
-        return np.array(self._tensors[name])
 
 
 def _digest(windows: Windows) -> str:

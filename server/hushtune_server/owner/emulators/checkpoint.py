@@ -5,7 +5,7 @@ A folder per training, named by the digest of everything that the result depends
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,32 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hushtune_common.adapter import Float32
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.weights import TensorFile, Weights, write_tensors
 
 FORMAT = "hushtune-training/1"
+
+
+class Held:
+    """Arrays in memory, as `Weights`."""
+
+    def __init__(self, tensors: Mapping[str, Float32]) -> None:
+        """Take arrays by name."""
+        self._tensors = tensors
+
+    def names(self) -> Sequence[str]:
+        """Return every name, sorted."""
+        return sorted(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one array."""
+        return self._tensors[name].shape
+
+    def tensor(self, name: str) -> Float32:
+        """Return a copy of one array."""
+        return np.array(self._tensors[name])
 
 
 class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -136,9 +136,9 @@ def write_marked(target: Path, *, bundle: Path, key: MarkKey, recipient: str, st
     `MalformedUpdate` when that is none.
     """
     about = read_bundle(bundle)
-    marked = Marked(about.file, key=key, recipient=recipient, strength=strength, adapter=about.plan.adapter)
+    marked = Marked(about.stored, key=key, recipient=recipient, strength=strength, adapter=about.plan.adapter)
     shapes = {name: marked.shape(name) for name in marked.names()}
-    write_tensors(target, shapes=shapes, tensor=marked.tensor, metadata=about.file.metadata, dtype=marked.dtype)
+    write_tensors(target, shapes=shapes, tensor=marked.tensor, metadata=about.stored.metadata, dtype=marked.dtype)
 
 
 def unpacked(packed_codes: Float32) -> Float32:

@@ -1,6 +1,6 @@
 """What does each way of writing an adapter cost and lose? One cell for every way and seed, in a folder that outlives the run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import floor
@@ -8,15 +8,16 @@ from math import floor
 import msgspec
 import numpy as np
 
-from hushtune_common.adapter import AdapterState
+from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.clock import Clock
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import make_codec
-from hushtune_common.codec.sensitivity import Sensitivity
 from hushtune_common.codec.shipped import state_digest
 from hushtune_common.config import CodecConfig
 from hushtune_common.errors import BudgetTooSmall, ConfigError
 from hushtune_common.model.language import LanguageModel
+from hushtune_server.owner.emulators.checkpoint import digest_of_arrays
+from hushtune_server.owner.emulators.sensitivity import known_to_both
 from hushtune_server.testbed.codec.adapters import Adapters, Journey
 from hushtune_server.testbed.codec.peers import peers_of
 from hushtune_server.testbed.codec.schema import CurveScenario
@@ -65,13 +66,12 @@ class CurveBench:
         adapters: Adapters,
         cells: Cells,
         clock: Clock,
-        sensitivity: Callable[[Journey], Sensitivity | None],
         again: bool = False,
     ) -> None:
-        """``sensitivity`` returns what both sides of our codec know about the adapter of a journey."""
+        """Take what makes emulators and adapters; with ``again`` everything is written and scored anew."""
         self.scenario, self.texts = scenario, texts
         self.forge, self.adapters, self._cells, self._clock = forge, adapters, cells, clock
-        self._sensitivity, self._again = sensitivity, again
+        self._again = again
         self._codecs: dict[int, AdapterCodec] = {}
 
     def run(self) -> Results:
@@ -114,8 +114,8 @@ class CurveBench:
         return self._measured("", ways, journeys)
 
     def _our_way(self, journey: Journey, budget: int, *, name: str | None = None) -> Way:
-        sensitivity = self._sensitivity(journey)
-        settings: Json = plain(self._config) | {"sensitivity": None if sensitivity is None else sensitivity.digest.hex}
+        known = None if self._known is None else digest_of_arrays(self._known)
+        settings: Json = plain(self._config) | {"sensitivity": known}
         bits = 8.0 * budget / journey.shipped.count
         return our_way(
             self._codec(journey),
@@ -131,9 +131,15 @@ class CurveBench:
         bits = max(float(self.scenario.codec.bits), *self.scenario.curve.budgets)
         return msgspec.structs.replace(self.scenario.codec, bits=bits)
 
+    @cached_property
+    def _known(self) -> Mapping[str, Float32] | None:
+        """What the emulator brings along for our codec: the same for all seeds, since it is about the full model."""
+        plan = self.adapters.emulator(self.scenario.comparison.seeds[0]).plan
+        return known_to_both(self._config, plan, at=self.forge.place)
+
     def _codec(self, journey: Journey) -> AdapterCodec:
         if journey.seed not in self._codecs:
-            made = make_codec(self._config, shipped=journey.shipped, sensitivity=self._sensitivity(journey))
+            made = make_codec(self._config, shipped=journey.shipped, sensitivity=self._known)
             self._codecs[journey.seed] = made
         return self._codecs[journey.seed]
 

@@ -114,7 +114,6 @@ def _run(scenario: "CurveScenario", *, out: Path, cache: Path, again: bool, comm
         adapters=adapters,
         cells=cells,
         clock=clock,
-        sensitivity=lambda _: None,
         again=again,
     )
     try:

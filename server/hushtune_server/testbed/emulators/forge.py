@@ -5,7 +5,7 @@ Files of emulators are large and there are many of them, so only the one in use 
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -101,6 +101,19 @@ class Forge:
         if self._comparison.task == "classify":
             return self.source.encoder(self._comparison.compute)
         return self.source.load(self._comparison.compute)
+
+    @cached_property
+    def place(self) -> Workplace:
+        """Where emulators are made; its seeds are those of what nothing trains."""
+        return Workplace(
+            source=self.source,
+            model=self._measurable,
+            text=self.text,
+            compute=self._comparison.compute,
+            seeds=SeedTree(self._comparison.seed).child("emulator"),
+            work=self._work,
+            telling=self._telling,
+        )
 
     @property
     def _measurable(self) -> LanguageModel:
@@ -272,15 +285,7 @@ class Forge:
         if not changes(options):
             return None, 0.0
         found = self.profile(method_for(options))
-        place = Workplace(
-            source=self.source,
-            model=self._measurable,
-            text=self.text,
-            compute=self._comparison.compute,
-            seeds=SeedTree(self._comparison.seed if seed is None else seed).child("emulator"),
-            work=self._work,
-            telling=self._telling,
-        )
+        place = self.place if seed is None else replace(self.place, seeds=SeedTree(seed).child("emulator"))
         return _timed(lambda: refine(options, plan, at=place, profile=found))
 
 
