@@ -87,7 +87,7 @@ def owner(
     emulator: Mapping[str, object] = UNIFORM,
     rounds: int = 1,
     realign_steps: int = 0,
-    codec: Mapping[str, object] = MappingProxyType({}),
+    written: Mapping[str, object] = MappingProxyType({}),
     admit: Callable[[Path], None] = lambda _: None,
 ) -> Owner:
     """Make an emulator and a bench for it."""
@@ -103,7 +103,7 @@ def owner(
             "realign_steps": realign_steps,
             "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT},
         },
-        "codec": codec,
+        "codec": written,
         "coordinator": {"rounds": rounds},
         "clients": clients,
     }

@@ -52,7 +52,7 @@ def test_the_way_to_the_next_emulator_leads_there_from_the_one_before(tmp_path: 
 
 
 def test_after_a_round_that_was_rolled_back_there_is_no_other_emulator(tmp_path: Path) -> None:
-    at = owner(tmp_path, rounds=3, increase_max=0.01, codec=EXACT)
+    at = owner(tmp_path, rounds=3, increase_max=0.01, written=EXACT)
     at.send(C1, by=2.0)
     assert not at.bench.merge([C1]).kept
     assert at.bench.renew(2) is None

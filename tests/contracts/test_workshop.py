@@ -37,7 +37,7 @@ def test_the_aggregate_is_the_plain_mean_of_the_named_clients_and_sits_in_the_mo
 
 
 def test_an_aggregate_that_hurts_public_text_is_rolled_back(tmp_path: Path) -> None:
-    at = owner(tmp_path, increase_max=0.01, codec=EXACT)
+    at = owner(tmp_path, increase_max=0.01, written=EXACT)
     at.send("c1", by=2.0)
     trial = at.bench.merge([ClientId("c1")])
     assert not trial.kept
