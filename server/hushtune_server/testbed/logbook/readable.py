@@ -12,7 +12,7 @@ from hushtune_common.events.event import unit_of
 _TEXT_MAX: Final = 160
 _DIGEST_SHOWN: Final = 12
 _SUFFIX: Final = re.compile(r"_(s|j|db|hz|w|bps|flops|per_s)$")
-_SCALED: Final = {"J": "J", "Hz": "Hz", "W": "W", "bit/s": "bit/s", "FLOP/s": "FLOP/s", "FLOP": "FLOP"}
+_SCALED: Final = {"J": "J", "Hz": "Hz", "W": "W", "bit/s": "bit/s", "FLOP/s": "FLOP/s", "FLOP": "FLOP", "bits": "bit"}
 _PREFIXES: Final = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from hushtune_server.testbed.logbook import lines, readable
 from hushtune_server.testbed.logbook.pretty import COLOURS
 from hushtune_server.testbed.trace import naming
-from hushtune_server.testbed.trace.story import Step, Story, follow
+from hushtune_server.testbed.trace.story import Agreement, Step, Story, follow
 
 _SHOWN: Final = 12
 _VERDICT_BAD: Final = ("refused", "did not")
@@ -66,9 +66,14 @@ def print_story(story: Story, *, console: Console, run: str) -> None:
         console.print(Text(f"Eve ({update['part']}): {told_of_eve(update)}", style="red"))
     for agreement in story.agreements:
         mark, style = {True: ("same", "green"), False: ("DIFFERENT", "bold red"), None: ("only", "dim")}[agreement.holds]
-        console.print(Text(f"{agreement.what}: {mark} at {', '.join(agreement.seen)}", style=style))
+        console.print(Text(f"{agreement.what}: {mark} at {', '.join(_seen(agreement))}", style=style))
     bad = story.verdict.startswith(_VERDICT_BAD)
     console.print(Text(f"Verdict: {readable.plain(story.verdict)}", style="bold red" if bad else "bold"))
+
+
+def _seen(agreement: Agreement) -> list[str]:
+    named = [f"{process} {digest[:_SHOWN]}" for process, digest in agreement.seen]
+    return named if agreement.holds is False else [*dict.fromkeys(process for process, _ in agreement.seen)]
 
 
 def _timeline(story: Story) -> Table:

@@ -13,7 +13,6 @@ Json = dict[str, Any]
 
 _DURATION: Final[Mapping[str, str]] = {
     "training_finished": "train_s",
-    "frame_transmitted": "airtime_s",
     "frame_carried": "airtime_s",
 }
 _OF_ALL: Final = frozenset({"adapters_averaged", "plugin_kept", "plugin_rolled_back", "round_closed", "round_failed"})
@@ -46,19 +45,25 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """What each process calls the same thing; ``holds`` is `None` while fewer than two have named it."""
+    """What each process calls the same thing, as process and digest; ``holds`` is `None` while fewer than two have named it."""
 
     what: str
-    seen: Mapping[str, str]
+    seen: tuple[tuple[str, str], ...]
 
     @property
     def holds(self) -> bool | None:
         """Whether all name the same digest."""
-        return None if len(self.seen) < 2 else len({*self.seen.values()}) == 1
+        if len({process for process, _ in self.seen}) < 2:
+            return None
+        return len({digest for _, digest in self.seen}) == 1
 
     def to_json(self) -> Json:
         """Return plain values."""
-        return {"what": self.what, "holds": self.holds, "seen": dict(self.seen)}
+        return {
+            "what": self.what,
+            "holds": self.holds,
+            "seen": [{"process": process, "digest": digest} for process, digest in self.seen],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,8 @@ def _round_at(line: Line, lines: Sequence[Line]) -> int | None:
 def _agreements(mine: Sequence[Name]) -> Iterator[Agreement]:
     labels = dict.fromkeys(_label(name) for name in mine if name.what in (SEALED, FRAME))
     for label in labels:
-        yield Agreement(what=label, seen={n.line.process: n.digest for n in mine if _label(n) == label})
+        seen = dict.fromkeys((n.line.process, n.digest) for n in mine if _label(n) == label)
+        yield Agreement(what=label, seen=tuple(seen))
 
 
 def _eve(run: RunDirectory, slot: Slot) -> Iterator[Json]:

@@ -66,7 +66,8 @@ _TELLERS: Final[Mapping[str, _Teller]] = {
         f"bit per symbol (Gaussian capacities differ by {w['rate_gaussian']})"
     ),
     "assignment_received": lambda w: (
-        f"{w['adapter_share']} of full size, {w['bandwidth_hz']}, {w['power_w']}, {w['clock_flops']}, secret {w['secrecy_rate_bps']}"
+        f"{w['adapter_share']} of full size, {w['bandwidth_hz']}, {w['power_w']}, {w['clock_flops']}, "
+        f"secret {w['secrecy_rate_bps']}"
     ),
     "training_finished": lambda w: (
         f"{w['steps']} steps, {w['tokens']} tokens, loss {w['loss_first']} to {w['loss_last']}, {w['energy_j']} (modelled)"
