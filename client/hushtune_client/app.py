@@ -71,7 +71,7 @@ _LEAVE_S = 1.5
 class ClientOptions:
     """Who this client is, where it keeps its state, and where its counterparts listen (``HOST:PORT``).
 
-    ``data`` is this client's own text (such as ``txt:FILE``), used whole; without it the client takes its share of the
+    ``data`` is this client's own text (each such as ``txt:FILE``), used whole; without it the client takes its share of the
     scenario's private data. With ``own`` it brings what it trained elsewhere, and trains nothing here.
     """
 
@@ -82,7 +82,7 @@ class ClientOptions:
     owner: str
     coordinator: str
     air: str
-    data: str | None
+    data: tuple[str, ...]
     own: OwnTraining | None = None
 
 
@@ -160,8 +160,8 @@ class _Life:
 
     def _read_records(self) -> tuple[str, ...]:
         options = self._options
-        records = own_records(options.scenario, client_id=options.client_id, source=options.data, seeds=self._seeds)
-        log_event(_logger, "private_text_read", records=len(records), own_file=options.data is not None)
+        records = own_records(options.scenario, client_id=options.client_id, sources=options.data, seeds=self._seeds)
+        log_event(_logger, "private_text_read", records=len(records), own_files=len(options.data))
         return records
 
     def _open_ports(self, kit: Kit) -> AbstractAsyncContextManager[Ports]:

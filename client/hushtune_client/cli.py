@@ -4,29 +4,22 @@ Each command imports what it needs inside its own branch, so help is instant.
 """
 
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from hushtune_client import bundle_commands
+from hushtune_client import bundle_commands, edge, kit_commands
 from hushtune_common.errors import HushtuneError
 from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
+    from hushtune_client.app import ClientOptions
     from hushtune_client.own_training import OwnTraining
-    from hushtune_common.config import Scenario
     from hushtune_common.messages import Role
     from hushtune_common.peft.indices import Counting
-
-_log = logging.getLogger(__name__)
-_USAGE = 2
-_DEFECT = 70
-_INTERRUPTED = 130
 
 _Kit = Annotated[Path, Parameter(help="Folder with this client's certificate and key (`hushtune pki issue --role client`).")]
 _Owner = Annotated[str, Parameter(help="Address of the model owner, HOST:PORT.")]
@@ -95,24 +88,24 @@ def run(
     Example: `hushtune-client run scenarios/demo.toml --client c1 --kit kits/c1 --state state/c1
     --owner 127.0.0.1:7003 --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002 --data txt:my-texts.txt`
     """
-    from hushtune_common import config, logs
-    from hushtune_common.clock import SystemClock
 
-    clock = SystemClock()
-    logs.configure(clock=clock, json_lines=json_logs, role="client", name=client, client=client)
-    try:
-        resolved = config.load(scenario, overrides=set_)
-        own = _own_training(adapter_from, indices)
-        part = _take_part(resolved, client, kit, state, owner=owner, coordinator=coordinator, air=air, data=data, own=own)
-        code = asyncio.run(part)
-    except HushtuneError as error:
-        code = _failed(error)
-    except KeyboardInterrupt:
-        code = _INTERRUPTED
-    except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
-        fault = disk_fault(error)
-        code = _crashed(error) if fault is None else _failed(fault)
-    return code
+    def begin() -> "ClientOptions":
+        from hushtune_client.app import ClientOptions
+        from hushtune_common import config
+
+        return ClientOptions(
+            scenario=config.load(scenario, overrides=set_),
+            client_id=client,
+            kit=kit,
+            state_dir=state,
+            owner=owner,
+            coordinator=coordinator,
+            air=air,
+            data=() if data is None else (data,),
+            own=_own_training(adapter_from, indices),
+        )
+
+    return edge.live(client, json_logs=json_logs, begin=begin)
 
 
 @app.command(name="health")
@@ -206,6 +199,7 @@ def rehearse(
 
 
 bundle_commands.register(app)
+kit_commands.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,16 +207,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(sys.argv[1:] if arguments is None else list(arguments), exit_on_error=False)
     except CycloptsError:
-        return _USAGE  # already explained on standard error
+        return edge.USAGE  # already explained on standard error
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return edge.INTERRUPTED
     except HushtuneError as error:
-        return _failed(error)
+        return edge.failed(error)
     except OSError as error:
         fault = disk_fault(error)
         if fault is None:
             raise
-        return _failed(fault)
+        return edge.failed(fault)
     return result if isinstance(result, int) else 0
 
 
@@ -235,61 +229,8 @@ def _own_training(folder: Path | None, indices: "Counting | None") -> "OwnTraini
     return None if folder is None else OwnTraining(path=folder, indices=indices)
 
 
-async def _take_part(
-    scenario: "Scenario",
-    client: str,
-    kit: Path,
-    state: Path,
-    *,
-    owner: str,
-    coordinator: str,
-    air: str,
-    data: str | None,
-    own: "OwnTraining | None",
-) -> int:
-    from hushtune_client import app as client_app
-    from hushtune_common.clock import SystemClock
-    from hushtune_common.seeding import SeedTree
-
-    options = client_app.ClientOptions(
-        scenario=scenario,
-        client_id=client,
-        kit=kit,
-        state_dir=state,
-        owner=owner,
-        coordinator=coordinator,
-        air=air,
-        data=data,
-        own=own,
-    )
-    return await client_app.run(options, clock=SystemClock(), seeds=SeedTree(scenario.seed))
-
-
 async def _ask_health(kit: Path, role: "Role", address: str) -> bool:
     from hushtune_common.config import TimingConfig
     from hushtune_common.wire import endpoint, preflight
 
     return await preflight.health(address, role=role, kit=endpoint.Kit.load(kit), timing=TimingConfig())
-
-
-def _failed(error: HushtuneError) -> int:
-    if logging.getLogger().handlers:
-        from hushtune_common.logs import log_event
-
-        fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
-        log_event(_log, "process_failed", level=logging.ERROR, **fields)
-    _say(f"hushtune-client: {error}")
-    return error.exit_code
-
-
-def _crashed(error: Exception) -> int:
-    from hushtune_common.logs import log_defect
-
-    log_defect(_log, "process_crashed", error)
-    _say("hushtune-client: a defect of ours; its trace is in the log under process_crashed")
-    return _DEFECT
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # standard error may be a file on a full disk
-        print(text, file=sys.stderr, flush=True)

@@ -118,7 +118,7 @@ async def open_ports(
         for role, address in places.items():
             channels[role] = connect(address, role=role, kit=kit, timing=manners.timing, clock=manners.clock)
         for role, address in places.items():
-            await ready(channels[role], address=address, role=role, timing=manners.timing)
+            await ready(channels[role], address=address, role=role, timing=manners.timing, kit=kit)
         client = ClientId(kit.caller.name)
         yield Ports(
             owner=OwnerGateway(channels[Role.OWNER], client=client, scenario=scenario, store=store, manners=manners),

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 
 from hushtune_common.config import Scenario
 from hushtune_common.errors import ConfigError
-from hushtune_common.model.data import load_records, share_out
+from hushtune_common.model.data import deduplicate, load_records, share_out
 from hushtune_common.model.tokens import Tokens
 from hushtune_common.seeding import SeedTree
 
 
-def own_records(scenario: Scenario, *, client_id: str, source: str | None, seeds: SeedTree) -> tuple[str, ...]:
-    """Return this client's records: all of ``source``, or its share of the scenario's private data without one.
+def own_records(scenario: Scenario, *, client_id: str, sources: Sequence[str], seeds: SeedTree) -> tuple[str, ...]:
+    """Return this client's records: all of ``sources``, or its share of the scenario's private data without any.
 
     ``seeds`` is the scenario's root, the same for every client. Raises `ConfigError` or `MissingPackage`.
     """
-    if source is not None:
-        return load_records(source)
+    if sources:
+        return deduplicate(record for source in sources for record in load_records(source))
     shares = share_out(
         load_records(scenario.data.private),
         clients=[client.id for client in scenario.clients],

@@ -397,7 +397,7 @@ class Scenario(Section, frozen=True):
     @property
     def digest(self) -> Digest:
         """Digest of everything but the seed, which the eavesdropper must not learn, and folders, which differ by machine."""
-        body = cast(dict[str, object], msgspec.to_builtins(_without_folders(self)))
+        body = cast(dict[str, object], msgspec.to_builtins(without_folders(self)))
         body.pop("seed")
         return Digest(hashlib.sha256(msgspec.json.encode(body, order="sorted")).digest())
 
@@ -510,7 +510,8 @@ def _resolve_paths(scenario: Scenario, *, base: Path) -> Scenario:
     return _map_paths(scenario, lambda path: str((base / path).resolve()))
 
 
-def _without_folders(scenario: Scenario) -> Scenario:
+def without_folders(scenario: Scenario) -> Scenario:
+    """Return the scenario with the bare names of its files, which is what may travel; the digest is the same."""
     return _map_paths(scenario, lambda path: Path(path).name)
 
 

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
-from hushtune_server import bundle_commands, peft_commands, pki_commands
+from hushtune_server import bundle_commands, kit_commands, peft_commands, pki_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner.calibration import commands as calibration_commands
@@ -299,4 +299,5 @@ fingerprint_commands.register(_owner)
 calibration_commands.register(app)
 peft_commands.register(app)
 pki_commands.register(app)
+kit_commands.register(app)
 _add_testbed()

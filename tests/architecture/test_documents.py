@@ -31,8 +31,8 @@ def parse(app: App, arguments: list[str]) -> None:
     app.parse_args(arguments, exit_on_error=False, print_error=False)
 
 
-@pytest.mark.parametrize("line", commands_of("README.md"))
-def test_a_command_of_the_readme_parses(line: str) -> None:
+@pytest.mark.parametrize("line", [*commands_of("README.md"), *commands_of("docs/OPERATIONS.md")])
+def test_a_command_of_the_readme_and_of_the_operators_parses(line: str) -> None:
     program, *arguments = shlex.split(line)
     match Path(program).name:
         case "make":
@@ -43,7 +43,7 @@ def test_a_command_of_the_readme_parses(line: str) -> None:
         case "hushtune-client":
             parse(client_cli.app, arguments)
         case other:
-            pytest.fail(f"the README shows an unknown program: {other}")
+            pytest.fail(f"a document shows an unknown program: {other}")
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.name)

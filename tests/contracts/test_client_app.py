@@ -132,7 +132,7 @@ class Stage:
             owner=owner,
             coordinator=coordinator,
             air=air,
-            data=None,
+            data=(),
             own=self.own,
         )
 
@@ -507,7 +507,7 @@ class Campaign:
     def trained(self, round_id: int) -> AdapterState:
         """Train as the client does."""
         scenario, seeds = self.stage.scenario, SeedTree(self.stage.scenario.seed)
-        records = own_records(scenario, client_id=CLIENT, source=None, seeds=seeds)
+        records = own_records(scenario, client_id=CLIENT, sources=(), seeds=seeds)
         return finetune(
             self.bundles[round_id],
             own_windows(records, tokens=read_bundle(self.bundles[round_id]).tokens, scenario=scenario),

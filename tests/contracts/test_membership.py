@@ -137,7 +137,7 @@ def test_each_clients_adapter_is_asked_about_its_own_windows(tmp_path: Path) -> 
     bundle = tiny_bundle(tmp_path, 2)
     theirs = own_windows(scenario, bundle=bundle)
     for client, windows in theirs.items():
-        records = own_records(scenario, client_id=client, source=None, seeds=SeedTree(5))
+        records = own_records(scenario, client_id=client, sources=(), seeds=SeedTree(5))
         assert np.array_equal(windows, clients_own(records, tokens=read_bundle(bundle).tokens, scenario=scenario))
     run = rundir.create(tmp_path / "runs", scenario, now=datetime(2026, 1, 2, tzinfo=UTC))
     with pytest.raises(ConfigError, match="--keep-state"):

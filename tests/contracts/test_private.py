@@ -32,8 +32,8 @@ def scenario_of(folder: Path, split: str) -> Scenario:
 @pytest.mark.parametrize("split", ["iid", "by_topic", "by_size"])
 def test_every_client_derives_the_same_split_and_the_shares_are_disjoint(tmp_path: Path, split: str) -> None:
     scenario, seeds = scenario_of(tmp_path, split), SeedTree(5)
-    shares = [own_records(scenario, client_id=c.id, source=None, seeds=seeds) for c in scenario.clients]
-    again = [own_records(scenario, client_id=c.id, source=None, seeds=seeds) for c in scenario.clients]
+    shares = [own_records(scenario, client_id=c.id, sources=(), seeds=seeds) for c in scenario.clients]
+    again = [own_records(scenario, client_id=c.id, sources=(), seeds=seeds) for c in scenario.clients]
     assert shares == again
     taken = [record for share in shares for record in share]
     assert len(taken) == len(set(taken))
@@ -44,7 +44,7 @@ def test_a_file_of_ones_own_is_used_whole(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("first of mine\nsecond of mine\n", encoding="utf-8")
     scenario = scenario_of(tmp_path, "iid")
-    assert own_records(scenario, client_id="c1", source=f"txt:{own}", seeds=SeedTree(5)) == ("first of mine", "second of mine")
+    assert own_records(scenario, client_id="c1", sources=[f"txt:{own}"], seeds=SeedTree(5)) == ("first of mine", "second of mine")
 
 
 def test_windows_have_the_scenarios_length_and_number(tmp_path: Path) -> None:

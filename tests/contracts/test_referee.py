@@ -67,7 +67,7 @@ def finished(folder: Path, scenario: Scenario) -> RunDirectory:
 def test_the_test_windows_hold_no_record_of_any_client_and_the_train_windows_are_theirs(tmp_path: Path, split: str) -> None:
     scenario = scenario_of(tmp_path, split)
     evidence = gather(finished(tmp_path, scenario), scenario, cache=tmp_path)
-    shares = [own_records(scenario, client_id=c.id, source=None, seeds=SeedTree(SEED)) for c in scenario.clients]
+    shares = [own_records(scenario, client_id=c.id, sources=(), seeds=SeedTree(SEED)) for c in scenario.clients]
     nobodys = set(TEXT) - {record for share in shares for record in share}
     *whole, begun = SOURCE.tokens.decode(evidence.test.ravel().tolist()).split("\n")
     assert len(whole) > 10

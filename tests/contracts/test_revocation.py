@@ -74,13 +74,16 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     return found.public_bytes(Encoding.DER), leaf.public_bytes(Encoding.DER)
 
 
-def test_a_serial_is_read_as_another_library_reads_it(samples: tuple[bytes, bytes]):
-    assert der.serial_of(samples[1]) == x509.load_der_x509_certificate(samples[1]).serial_number
+def test_a_certificate_is_read_as_another_library_reads_it(samples: tuple[bytes, bytes]):
+    leaf, wanted = der.read_certificate(samples[1]), x509.load_der_x509_certificate(samples[1])
+    assert leaf.serial == der.serial_of(samples[1]) == wanted.serial_number
+    assert (leaf.not_before, leaf.not_after) == (wanted.not_valid_before_utc, wanted.not_valid_after_utc)
+    assert (leaf.uris, leaf.hosts) == ((ALICE.uri,), ("localhost",))
 
 
 @given(at=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255), keep=st.integers(min_value=0))
 def test_whatever_is_damaged_is_a_value_error_or_still_a_list(samples: tuple[bytes, bytes], at: int, flip: int, keep: int):
-    for content, read in zip(samples, (der.read_list, der.serial_of), strict=True):
+    for content, read in ((samples[0], der.read_list), (samples[1], der.serial_of), (samples[1], der.read_certificate)):
         damaged = bytearray(content)
         damaged[at % len(damaged)] ^= flip
         for bad in (bytes(damaged), content[: keep % len(content)]):

@@ -20,6 +20,10 @@ _UTC_TIME: Final = 0x17
 _LONG_TIME: Final = 0x18
 _VERSION: Final = 0xA0
 _EXTENSIONS: Final = 0xA0
+_LEAF_EXTENSIONS: Final = 0xA3
+_URI: Final = 0x86
+_DNS: Final = 0x82
+_OTHER_NAMES: Final = bytes.fromhex("551d11")
 _CRL_NUMBER: Final = bytes.fromhex("551d14")
 _CRL_REASON: Final = bytes.fromhex("551d15")
 _SERIAL_BYTES_MAX: Final = 21
@@ -52,6 +56,17 @@ class ListBody:
     revoked: Mapping[int, Revoked]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """What a certificate says: its serial, from when to when it holds (UTC), and the URIs and host names that it is for."""
+
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    uris: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+
 def unwrap(pem: bytes, *, label: str) -> bytes:
     """Return the DER of the one PEM block of that ``label``; ``ValueError`` when there is not exactly one."""
     head, tail = f"-----BEGIN {label}-----".encode(), f"-----END {label}-----".encode()
@@ -71,6 +86,24 @@ def serial_of(certificate: bytes) -> int:
     """Return the serial number in a certificate (DER); ``ValueError`` when it is none."""
     items = _children(_first(_children(_only(certificate, _SEQUENCE))))
     return _serial(items[1:] if items and items[0][0] == _VERSION else items)
+
+
+def read_certificate(certificate: bytes) -> Leaf:
+    """Return what a certificate (DER, RFC 5280, version 3) says; ``ValueError`` when it is none."""
+    items = _children(_first(_children(_only(certificate, _SEQUENCE))))
+    if len(items) < 7 or items[0][0] != _VERSION:
+        raise ValueError("not a certificate of version 3")
+    begins, ends = _children(items[4])[:2]
+    wrapped = [content for tag, content in items if tag == _LEAF_EXTENSIONS]
+    extensions = _pairs(_only(wrapped[0], _SEQUENCE)) if wrapped else []
+    names = [name for oid, value in extensions if oid == _OTHER_NAMES for name in _children(_only(value, _SEQUENCE))]
+    return Leaf(
+        serial=_serial(items[1:]),
+        not_before=_time(begins),
+        not_after=_time(ends),
+        uris=tuple(content.decode("ascii") for tag, content in names if tag == _URI),
+        hosts=tuple(content.decode("ascii") for tag, content in names if tag == _DNS),
+    )
 
 
 def read_list(der: bytes) -> ListBody:

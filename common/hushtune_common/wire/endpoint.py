@@ -16,7 +16,8 @@ from hushtune_common.config import TimingConfig
 from hushtune_common.errors import AddressInUse, ConfigError, PeerLost
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Digest, Role
-from hushtune_common.wire import faults
+from hushtune_common.units import Second
+from hushtune_common.wire import faults, probe
 from hushtune_common.wire.about import about
 from hushtune_common.wire.interceptors import Gatekeeper
 from hushtune_common.wire.kit import Kit, require_valid, server_name
@@ -31,6 +32,8 @@ _SYSTEM_CLOCK = SystemClock()
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 _CALLS_MAX = 1024
 """Concurrent calls of one connection; a stream counts as one."""
+_CLOSED = "Socket closed"
+_REFUSALS = 2
 _LOOK_S_MAX = 5.0
 _LOOKS_PER_IDLE = 6
 """How often a server looks at its revocation list for the sake of calls that run already."""
@@ -149,13 +152,14 @@ def connect(address: str, *, role: Role, kit: Kit, timing: TimingConfig, clock: 
     return grpc.aio.secure_channel(address, credentials, options=_channel_options(timing, role=role))
 
 
-async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: TimingConfig) -> None:
-    """Wait up to ``connect_s`` for a usable connection; raises ``PeerLost`` with the likely causes.
+async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: TimingConfig, kit: Kit | None = None) -> None:
+    """Wait up to ``connect_s`` for a usable connection; raises ``PeerLost`` with the cause, or the likely causes without ``kit``.
 
-    A peer that is not up yet is waited for; one whose certificate or ours is refused ends the wait at once.
+    A peer that is not up yet is waited for; one whose certificate or ours is refused ends the wait at once. With ``kit``, the one
+    of ``channel``, who refuses whom is found out by looking (`probe`), since gRPC does not say.
     """
     stub: Any = health_pb2_grpc.HealthStub(channel)
-    problem = "no answer"
+    problem, refused = "no answer", 0
     try:
         async with asyncio.timeout(timing.connect_s):
             while True:
@@ -170,11 +174,20 @@ async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: 
                     problem = error.details() or problem
                     if _is_refusal(problem):
                         break
+                    if kit is not None and _CLOSED in problem:
+                        looked = await asyncio.to_thread(probe.look, address, role=role, kit=kit, within_s=Second(1.0))
+                        refused = refused + 1 if looked.stage == "ours" else 0
+                        if refused == _REFUSALS:  # once may be a connection that was cut at the wrong moment
+                            break
                 else:
                     return
                 await channel.wait_for_state_change(state)
     except TimeoutError:
         pass
+    if kit is not None:
+        looked = await asyncio.to_thread(probe.look, address, role=role, kit=kit, within_s=Second(1.0))
+        if looked.stage != "done":
+            raise PeerLost(f"{role} at {address}: {looked.problem}; {looked.remedy} ({problem})")
     raise PeerLost(_lost(problem, address=address, role=role, connect_s=timing.connect_s))
 
 

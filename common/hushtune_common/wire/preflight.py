@@ -17,7 +17,7 @@ async def health(address: str, *, role: Role, kit: Kit, timing: TimingConfig) ->
     """Return whether the server of ``role`` at ``address`` is serving; ``PeerLost`` when it cannot be reached."""
     channel = connect(address, role=role, kit=kit, timing=timing)
     try:
-        await ready(channel, address=address, role=role, timing=timing)
+        await ready(channel, address=address, role=role, timing=timing, kit=kit)
         stub: Any = health_pb2_grpc.HealthStub(channel)
         with faults.translated():
             answer: Any = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timing.connect_s)

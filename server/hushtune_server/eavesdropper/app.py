@@ -49,7 +49,7 @@ async def listen(options: EavesdropperOptions, *, clock: Clock, seeds: SeedTree)
 
     async def work() -> None:
         log_event(_log, "phase_changed", phase="connecting to the air")
-        await endpoint.ready(channel, address=options.air, role=Role.AIR, timing=scenario.timing)
+        await endpoint.ready(channel, address=options.air, role=Role.AIR, timing=scenario.timing, kit=kit)
         log_event(_log, "phase_changed", phase="listening on the tap")
         await attack_all(case, listener)
 

@@ -164,7 +164,13 @@ class OwnerProcess:
         """
         if self._book.is_blank:
             return False
-        await endpoint.ready(channel, address=self._options.coordinator, role=Role.COORDINATOR, timing=self._scenario.timing)
+        await endpoint.ready(
+            channel,
+            address=self._options.coordinator,
+            role=Role.COORDINATOR,
+            timing=self._scenario.timing,
+            kit=self._kit,
+        )
         run = await coordinator.run()
         publications = self._book.publications(run)
         if not publications:
@@ -271,7 +277,7 @@ class OwnerProcess:
         listener = AirListener(channels[Role.AIR], self._scenario, listener=Listener.MAIN, clock=clock, seeds=self._seeds)
         log_event(_log, "phase_changed", phase="connecting")
         for role, address in ((Role.COORDINATOR, self._options.coordinator), (Role.AIR, self._options.air)):
-            await endpoint.ready(channels[role], address=address, role=role, timing=timing)
+            await endpoint.ready(channels[role], address=address, role=role, timing=timing, kit=self._kit)
         run = await coordinator.join(curve=self._curve)
         log_event(_log, "run_joined", run=run)
         await self._enter_published(run)

@@ -1,0 +1,69 @@
+"""How does the command line begin a client's life, and how does it tell how that ended?"""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from hushtune_common.errors import HushtuneError
+from hushtune_common.store.disk import disk_fault
+
+if TYPE_CHECKING:
+    from hushtune_client.app import ClientOptions
+
+USAGE = 2
+DEFECT = 70
+INTERRUPTED = 130
+_log = logging.getLogger(__name__)
+
+
+def live(client: str, *, json_logs: bool | None, begin: "Callable[[], ClientOptions]") -> int:
+    """Configure the log, take part in a run with the options that ``begin`` makes, and return the exit code.
+
+    Known faults, of ``begin`` too, are a line on standard error and in the log; everything else is a defect, told with its trace.
+    """
+    from hushtune_common import logs
+    from hushtune_common.clock import SystemClock
+    from hushtune_common.seeding import SeedTree
+
+    clock = SystemClock()
+    logs.configure(clock=clock, json_lines=json_logs, role="client", name=client, client=client)
+    try:
+        options = begin()
+        from hushtune_client import app
+
+        return asyncio.run(app.run(options, clock=clock, seeds=SeedTree(options.scenario.seed)))
+    except HushtuneError as error:
+        return failed(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # the edge of the process: what is neither typed nor the disk's is a defect, told with its trace
+        fault = disk_fault(error)
+        return _crashed(error) if fault is None else failed(fault)
+
+
+def failed(error: HushtuneError) -> int:
+    """Tell a known fault, and return its code."""
+    if logging.getLogger().handlers:
+        from hushtune_common.logs import log_event
+
+        fields = {"reason": error.reason, "exit_code": error.exit_code, "problem": str(error)}
+        log_event(_log, "process_failed", level=logging.ERROR, **fields)
+    say(f"hushtune-client: {error}")
+    return error.exit_code
+
+
+def say(text: str) -> None:
+    """Write to standard error, which may be a file on a full disk."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _crashed(error: Exception) -> int:
+    from hushtune_common.logs import log_defect
+
+    log_defect(_log, "process_crashed", error)
+    say("hushtune-client: a defect of ours; its trace is in the log under process_crashed")
+    return DEFECT
