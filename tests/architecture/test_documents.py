@@ -31,7 +31,7 @@ def parse(app: App, arguments: list[str]) -> None:
     app.parse_args(arguments, exit_on_error=False, print_error=False)
 
 
-@pytest.mark.parametrize("line", [*commands_of("README.md"), *commands_of("docs/OPERATIONS.md")])
+@pytest.mark.parametrize("line", [*dict.fromkeys(commands_of("README.md") + commands_of("docs/OPERATIONS.md"))])
 def test_a_command_of_the_readme_and_of_the_operators_parses(line: str) -> None:
     program, *arguments = shlex.split(line)
     match Path(program).name:

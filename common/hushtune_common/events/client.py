@@ -12,7 +12,7 @@ TRAINING: Final = (
         _C,
         "The client has read its own text; no word of it is ever logged.",
         records="how many texts",
-        own_file="whether they come from --data instead of the scenario",
+        own_files="files of --data that they come from; 0 where they are a share of the scenario's",
     ),
     event(
         "governor_chosen",
