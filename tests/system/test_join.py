@@ -31,7 +31,9 @@ class Stage:
         (folder / "private.txt").write_text("\n".join(lines), encoding="utf-8")
         (folder / "public.txt").write_text("\n".join(lines[::5]), encoding="utf-8")
         (folder / "mine.txt").write_text("\n".join(lines), encoding="utf-8")
-        (folder / "s.toml").write_text(ONE_CLIENT.replace("[training]", "[training]\nepochs = 600"), encoding="utf-8")
+        (folder / "s.toml").write_text(
+            ONE_CLIENT.replace("[training]", "[training]\nepochs = 600").replace("idle_s = 6", "idle_s = 30"), encoding="utf-8"
+        )
         self.hushtune("pki", "init", "ca")
         for role in ("coordinator", "air", "owner"):
             self.hushtune("pki", "issue", "ca", "--role", role, "--name", role, "--out", f"kits/{role}")
@@ -70,8 +72,11 @@ class Stage:
             for found in self.events(log):
                 if found["event"] == event:
                     return found
-            with pytest.raises(subprocess.TimeoutExpired):
+            try:
                 self.started[-1].wait(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"{log}: ended before {event}: {self.started[-1].communicate()[1]}")
         pytest.fail(f"{log}: no {event}")
 
 
