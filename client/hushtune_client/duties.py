@@ -37,6 +37,7 @@ from hushtune_common.config import ClientConfig, Scenario
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, SecrecyUnavailable, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, TensorSpec, Transmission, UpdateKey
+from hushtune_common.noise import Statement
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Joule, Second
 
@@ -265,6 +266,10 @@ class Duties:
             bits_per_weight=round(8 * sealed.bytes_encoded / (sealed.bytes_raw / 4), 4),
             digest_trained=trained,
         )
+        if (noise := self._scenario.codec.noise) is not None:
+            counts = [spec.count for spec in emulator.manifest.adapter]
+            said = Statement.of(noise.promise, counts=counts, rounds=self._scenario.coordinator.rounds)
+            log_event(_logger, "update_noised", round_id=round_id, terms=said.terms)
         log_event(
             _logger,
             "update_sealed",

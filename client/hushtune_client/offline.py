@@ -27,6 +27,7 @@ from hushtune_common.messages import ClientId, Digest, Role, RunId, TensorSpec, 
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.governor import Unpaced
+from hushtune_common.noise import Statement as NoiseStatement
 from hushtune_common.release.acceptance import lineage_of, release_in, require_recipient, require_same
 from hushtune_common.release.container import Container, Progress, read_container, signed_container, writable, write_container
 from hushtune_common.release.identity import Signatory, signatory
@@ -129,6 +130,9 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
         telling.phase("loading torch and the emulator")
         state, last = _trained(path, windows, order=order, training=training, clock=clock, telling=telling)
         _require_usable(state, bundle)
+        if (noise := release.terms.settings.noise) is not None:
+            said = NoiseStatement.of(noise.promise, counts=[spec.count for spec in bundle.schema], rounds=1)
+            telling.phase(f"hiding the update in noise: {said.words}")
         telling.phase("encoding, sealing and signing")
         encoded = _encoded(state, codec, release, schema=bundle.schema, share=order.share, telling=telling)
     sealed = _sealed(encoded, release, to=recipient, client=by.caller.name)

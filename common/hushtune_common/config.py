@@ -16,6 +16,7 @@ from msgspec import Meta
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
 from hushtune_common.methods import METHOD_DEFAULT, AblationOptions, MethodOptions, can_align, method_of
+from hushtune_common.noise import Promise
 from hushtune_common.schema import Count, Name, NotNegative, Positive, Section, Share, Whole
 from hushtune_common.tables import check_keys, invalid, read_tree
 
@@ -182,17 +183,51 @@ class TrainingConfig(Section, frozen=True):
     """Its epsilon is for all rounds of a run together."""
 
 
+class NoiseConfig(Section, frozen=True):
+    """Noise that a client adds to its update itself: local differential privacy, with no trust in the owner."""
+
+    epsilon: Positive = 4.0
+    """What one update may tell of one block of its numbers: with any two blocks, no update is more than exp(epsilon) times as
+    likely. Epsilons of blocks and rounds add up; that of a whole update is said in log and report, and is large."""
+    clip: Annotated[float, Meta(gt=0.0, le=1e6)] = 1e-3
+    """What the magnitudes of a block's changes may add up to; what exceeds it is scaled down. Say it without looking at data."""
+    block: Annotated[int, Meta(ge=1, le=4096)] = 1
+    """Numbers of a block."""
+
+    def __post_init__(self) -> None:
+        """Refuse noise that no table is made for."""
+        self.promise  # noqa: B018  # it checks the three together
+
+    @property
+    def promise(self) -> Promise:
+        """What is promised."""
+        return Promise(epsilon=self.epsilon, clip=self.clip, block=self.block)
+
+
 class CodecConfig(Section, frozen=True):
     """How the adapter delta becomes bytes."""
 
-    kind: Literal["rate_distortion", "blockwise", "lossless"] = "rate_distortion"
+    kind: Literal["rate_distortion", "blockwise", "lossless", "jopeq"] = "rate_distortion"
     """``rate_distortion`` spends bits where the plug-in's loss minds errors, to the byte granted; ``blockwise`` takes the widest
-    integers with a scale per block that fit; ``lossless`` returns every bit, in as many bytes as that takes."""
+    integers with a scale per block that fit; ``lossless`` returns every bit, in as many bytes as that takes; ``jopeq`` (after
+    Lang et al. 2022, reconstructed) hides every number in noise of its own, of which rounding is a part, see ``noise``."""
+    noise: NoiseConfig | None = None
+    """What ``jopeq`` promises; it takes part with no other kind."""
     bits: Annotated[float, Meta(ge=0.01, le=32.0)] = 4.0
     """Most bits per weight of an update. Its assignment says how many bytes it may spend."""
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
     level: Annotated[int, Meta(ge=1, le=19)] = 3
     """Zstandard level of the entropy coder."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no codec of this kind has a use for, and bytes that no noise of this kind fits."""
+        if (self.kind == "jopeq") != (self.noise is not None):
+            problem = (
+                "needs a table [codec.noise]: epsilon, clip, block" if self.noise is None else f"is for jopeq, not {self.kind}"
+            )
+            raise ValueError(f"noise: {problem}")
+        if self.noise is not None and self.bits < (least := self.noise.promise.bits_least):
+            raise ValueError(f"bits: at least {least:.3f} per weight for epsilon {self.noise.epsilon:g}, got {self.bits:g}")
 
 
 class Position(Section, frozen=True):
@@ -481,6 +516,11 @@ def _check_meaning(scenario: Scenario) -> None:
 
 def _check_rounds(scenario: Scenario) -> None:
     owner, rounds = scenario.owner, scenario.coordinator.rounds
+    if rounds > 1 and scenario.codec.noise is not None and scenario.training.error_feedback:
+        raise ConfigError(
+            "training.error_feedback",
+            "would take the noise of codec.noise back in the next round, after it was paid for; set it false",
+        )
     if owner.patience >= rounds:
         raise ConfigError(
             "owner.patience", f"{owner.patience} rounds in vain cannot end a run of {rounds} early; take fewer, or more rounds"

@@ -276,6 +276,18 @@ def test_a_client_goes_from_emulator_to_verdict_and_its_text_stays_at_home(stage
 
 
 @pytest.mark.slow
+def test_an_update_in_noise_says_what_that_promises_and_the_owner_reads_it(stage: Stage, log: io.StringIO) -> None:
+    with_settings(stage, "codec.kind=jopeq", "codec.noise={epsilon=4, clip=0.01}")
+    assert run(with_direction(stage.take_part(), stage.world)) == 0
+    state = received(stage)
+    shipped = read_bundle(stage.folder / "bundle.safetensors").adapter_numpy()
+    assert all((state.tensors[name] != tensor).any() for name, tensor in shipped.items() if tensor.size > 16)
+    (said,) = (e["terms"] for e in events(log) if e["event"] == "update_noised")
+    assert said["epsilon_update"] == 4.0 * state.count
+    assert said["statement"].startswith("epsilon 4 for each number of an update, ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("fidelity", "randomness"), [("bit_exact", "os"), ("hybrid", "seeded")])
 def test_a_key_goes_first_and_the_update_opens_with_it_alone(
     stage: Stage, log: io.StringIO, fidelity: str, randomness: str

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Role
+from hushtune_common.noise import Statement
 from hushtune_server import pki
 from hushtune_server.testbed import commands, report, rundir, sweep, tables
 from hushtune_server.testbed.processes import Child, ChildFailed, LogFollower, failed_among
@@ -252,6 +254,21 @@ def test_a_plan_of_which_nothing_came_has_no_deviation_and_no_plan_no_entry(tmp_
     shown = printed(body)
     assert "-10.0 %" in shown
     assert "device's, not this machine's" in " ".join(shown.split())
+
+
+def test_what_noise_promises_of_an_update_is_shown_with_the_sum_that_it_comes_to(
+    tmp_path: Path, scenario: config.Scenario
+) -> None:
+    noisy = msgspec.structs.replace(scenario, codec=config.CodecConfig(kind="jopeq", noise=config.NoiseConfig(epsilon=2.0)))
+    run = planned_run(tmp_path, noisy)
+    said = Statement.of(config.NoiseConfig(epsilon=2.0).promise, counts=[1000, 500], rounds=1)
+    write_log(run, "c1", {"event": "update_noised", "round_id": 1, "terms": said.terms})
+    body = report.write(run, noisy)
+    assert body["clients"][0]["noise"]["epsilon_update"] == 3000.0
+    assert body["clients"][1]["noise"] is None
+    assert any("local differential privacy with epsilon 2," in line for line in body["assumptions"])
+    assert not any("nothing here bounds" in line for line in body["assumptions"])
+    assert "3000 for the whole update; for the whole this rules out nothing" in " ".join(printed(body, width=200).split())
 
 
 def test_an_update_is_shown_with_its_share_its_bytes_and_its_bits_per_weight(tmp_path: Path, scenario: config.Scenario) -> None:

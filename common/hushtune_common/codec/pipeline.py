@@ -6,10 +6,11 @@ from math import ceil, floor
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec.blockwise import BlockwiseCodec, blockwise_id, blockwise_overhead
 from hushtune_common.codec.codec import AdapterCodec
+from hushtune_common.codec.jopeq import JopeqCodec, jopeq_bytes_max, jopeq_id
 from hushtune_common.codec.lossless import LOSSLESS_ID, LosslessCodec, lossless_bytes_max
 from hushtune_common.codec.rate_distortion import RATE_DISTORTION_ID, RateDistortionCodec, rate_distortion_overhead
 from hushtune_common.codec.sensitivity import Sensitivity
-from hushtune_common.config import CodecConfig
+from hushtune_common.config import CodecConfig, NoiseConfig
 from hushtune_common.messages import TensorSpec
 
 
@@ -22,6 +23,8 @@ def codec_id(config: CodecConfig) -> str:
             return blockwise_id(config)
         case "lossless":
             return LOSSLESS_ID
+        case "jopeq":
+            return jopeq_id(_noise(config))
 
 
 def weighs_errors(config: CodecConfig) -> bool:
@@ -58,6 +61,8 @@ def make_codec(
             return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max)
         case "lossless":
             return LosslessCodec(shipped=shipped)
+        case "jopeq":
+            return JopeqCodec(shipped=shipped, config=_noise(config), bytes_max=bytes_max)
 
 
 def _known(sensitivity: Sensitivity | Mapping[str, Float32] | None, schema: Sequence[TensorSpec]) -> Sensitivity:
@@ -78,3 +83,12 @@ def _bytes_max(schema: Sequence[TensorSpec], *, config: CodecConfig) -> int:
             return blockwise_overhead(schema, config=config) + weights
         case "lossless":
             return lossless_bytes_max(schema)
+        case "jopeq":
+            return jopeq_bytes_max(schema, config=_noise(config), bits=config.bits)
+
+
+def _noise(config: CodecConfig) -> NoiseConfig:
+    """Return the noise that a checked configuration of ``jopeq`` has."""
+    if config.noise is None:
+        raise ValueError("jopeq without noise")
+    return config.noise

@@ -63,7 +63,7 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
 
 
 def _assumptions(scenario: Scenario) -> list[str]:
-    said = [f"The fidelity is {Fidelity(scenario.air.fidelity).claim}.", *ASSUMPTIONS, _privacy(scenario)]
+    said = [f"The fidelity is {Fidelity(scenario.air.fidelity).claim}.", *ASSUMPTIONS, _privacy(scenario), *_noise(scenario)]
     if scenario.secrecy.randomness == "seeded":
         said.insert(0, "REPRODUCIBLE, NOT SECRET: random bits, hash seeds and dither come from the scenario's seed.")
     return said
@@ -75,7 +75,7 @@ def _privacy(scenario: Scenario) -> str:
     over = "" if rounds == 1 else f", over {rounds} rounds together"
     seen = "The owner sees each client's adapter in the clear and may learn about its data from it"
     if dp is None:
-        return f"{seen}; nothing here bounds that."
+        return f"{seen}; nothing here bounds that." if scenario.codec.noise is None else f"{seen}, as far as its noise allows."
     return (
         f"{seen}, bounded by differential privacy: epsilon at most {dp.epsilon:g} at delta {dp.delta:g} for adding or removing "
         f"one window of {scenario.data.window_tokens} tokens{over} (DP-SGD: the gradient of each window clipped at norm "
@@ -83,6 +83,21 @@ def _privacy(scenario: Scenario) -> str:
         "by a PRV accountant). Not covered: a person with several windows, the number of windows, how long training took, and "
         "losses, which stay at the client."
     )
+
+
+def _noise(scenario: Scenario) -> list[str]:
+    """Say what the noise promises that clients hide the numbers of their updates in."""
+    noise = scenario.codec.noise
+    if noise is None:
+        return []
+    unit = "number" if noise.block == 1 else f"block of {noise.block} numbers"
+    return [
+        f"Each {unit} of an update is hidden from the owner too: local differential privacy with epsilon {noise.epsilon:g}, what a "
+        f"block changes by clipped at {noise.clip:g} (sum of magnitudes).",
+        "Epsilons of all blocks and rounds add up; the sum, which every client logs, is large for a whole update, and then says "
+        "nothing about it as a whole. Assumed: noise of the operating system that nobody knows, a clip set without looking at "
+        "data, one encoding per update. Not covered: what a client tells beside its update, and how long that took.",
+    ]
 
 
 def failure_of(run: RunDirectory) -> str:
@@ -123,6 +138,7 @@ def _client(run: RunDirectory, client: str, last: Mapping[str, Any], referee: Ma
         "energy_j": completion.get("energy_j"),
         "training": {k: training.get(k) for k in ("steps", "loss_first", "loss_last", "cpu_s", "clock_share", "governor")},
         "privacy": _latest(run, client, "privacy_spent", **this_round).get("terms"),
+        "noise": _latest(run, client, "update_noised", **this_round).get("terms"),
         "accepted": client in (last.get("accepted") or ()),
         "outcome": _outcome(client, last, completion, refused),
         "verdict": {k: verdict.get(k) for k in ("accepted", "kept", "reason", "score")} if verdict else None,

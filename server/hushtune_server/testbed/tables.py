@@ -127,6 +127,8 @@ def _caption(link: Mapping[str, Any]) -> str:
 def _updates(report: Mapping[str, Any]) -> Table:
     """Show the share of its bytes that each update was granted, and what came of it."""
     caption = "share: phi, of the bytes that codec.bits grant; sealed is encoded with its seal; sent has redundancy and repeats"
+    noise = {c["noise"]["statement"]: None for c in report["clients"] if c.get("noise")}
+    caption = "; ".join([caption, *(f"hidden in noise: {said}" for said in noise)])
     table = Table(title="Updates", title_justify="left", caption=caption, caption_justify="left")
     table.add_column("client")
     for heading in ("raw MB", "share", "granted MB", "encoded MB", "bits per weight", "sealed MB", "sent MB"):

@@ -120,6 +120,11 @@ def _gate(event: Mapping[str, Any]) -> str:
     )
 
 
+def _noise(event: Mapping[str, Any]) -> str:
+    terms: Mapping[str, Any] = event.get("terms") or {}
+    return f"hidden in noise: {terms.get('statement', '')}"
+
+
 _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "serving_started": lambda e: f"serving at {e.get('address')}",
     "exposure_measured": lambda e: (
@@ -154,6 +159,7 @@ _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         f"adapter {_mb(e, 'bytes_raw')} -> {_mb(e, 'bytes_encoded')}, {_number(e, 'bits_per_weight'):.2f} bits per weight "
         f"(share {_number(e, 'adapter_share'):.3f} granted)"
     ),
+    "update_noised": _noise,
     "update_sealed": lambda e: f"sealed {_mb(e, 'bytes_sealed')}, digest {str(e.get('digest', ''))[:12]}",
     "frame_transmitted": lambda e: (
         f"attempt {e.get('attempt')}: {e.get('blocks')} blocks on air for {_number(e, 'airtime_s'):.1f} s, "

@@ -302,7 +302,8 @@ class AllocationProblem:
 
 
 def _share_codec(codec: CodecConfig) -> float:
-    """Return the least share that the codec is sure to fit: of blockwise integers, the narrowest with their scales."""
+    """Return the least share that the codec is sure to fit: of blockwise integers, the narrowest with their scales; of noise, the
+    coarsest grid."""
     match codec.kind:
         case "rate_distortion":
             return 0.0
@@ -310,6 +311,8 @@ def _share_codec(codec: CodecConfig) -> float:
             return min(1.0, (_NARROWEST_BITS + 16.0 / codec.block_size) / codec.bits)
         case "lossless":
             return 1.0
+        case "jopeq":
+            return 1.0 if codec.noise is None else min(1.0, codec.noise.promise.bits_least / codec.bits)
 
 
 def believed(scenario: Scenario, reports: Sequence[ClientReport]) -> tuple[ClientReport, ...]:
