@@ -189,7 +189,7 @@ class NoiseConfig(Section, frozen=True):
     epsilon: Positive = 4.0
     """What one update may tell of one block of its numbers: with any two blocks, no update is more than exp(epsilon) times as
     likely. Epsilons of blocks and rounds add up; that of a whole update is said in log and report, and is large."""
-    clip: Annotated[float, Meta(gt=0.0, le=1e6)] = 1e-3
+    clip: Annotated[float, Meta(gt=0.0, le=1e6)] = 5e-3
     """What the magnitudes of a block's changes may add up to; what exceeds it is scaled down. Say it without looking at data."""
     block: Annotated[int, Meta(ge=1, le=4096)] = 1
     """Numbers of a block."""

@@ -278,6 +278,7 @@ def test_a_client_goes_from_emulator_to_verdict_and_its_text_stays_at_home(stage
 @pytest.mark.slow
 def test_an_update_in_noise_says_what_that_promises_and_the_owner_reads_it(stage: Stage, log: io.StringIO) -> None:
     with_settings(stage, "codec.kind=jopeq", "codec.noise={epsilon=4, clip=0.01}")
+    stage.world.manifest = replace(stage.world.manifest, codec=codec_id(stage.scenario.codec))
     assert run(with_direction(stage.take_part(), stage.world)) == 0
     state = received(stage)
     shipped = read_bundle(stage.folder / "bundle.safetensors").adapter_numpy()

@@ -82,6 +82,13 @@ UPDATE: Final = (
         digest_trained="of the adapter file as training left it; stays on this device, only its digest is named",
     ),
     event(
+        "update_noised",
+        _C,
+        "Every number of the update was hidden in noise; what that promises against whoever has all of its bytes.",
+        "round_id",
+        terms="epsilon of a block, an update and all rounds, numbers and clip of a block, and a statement in words",
+    ),
+    event(
         "update_sealed",
         _C,
         "The encoded update was sealed to the owner's key; nobody else can open it.",

@@ -75,7 +75,7 @@ def _privacy(scenario: Scenario) -> str:
     over = "" if rounds == 1 else f", over {rounds} rounds together"
     seen = "The owner sees each client's adapter in the clear and may learn about its data from it"
     if dp is None:
-        return f"{seen}; nothing here bounds that." if scenario.codec.noise is None else f"{seen}, as far as its noise allows."
+        return seen + ("; nothing here bounds that." if scenario.codec.noise is None else ", as far as its noise allows.")
     return (
         f"{seen}, bounded by differential privacy: epsilon at most {dp.epsilon:g} at delta {dp.delta:g} for adding or removing "
         f"one window of {scenario.data.window_tokens} tokens{over} (DP-SGD: the gradient of each window clipped at norm "
@@ -92,8 +92,8 @@ def _noise(scenario: Scenario) -> list[str]:
         return []
     unit = "number" if noise.block == 1 else f"block of {noise.block} numbers"
     return [
-        f"Each {unit} of an update is hidden from the owner too: local differential privacy with epsilon {noise.epsilon:g}, what a "
-        f"block changes by clipped at {noise.clip:g} (sum of magnitudes).",
+        f"Each {unit} of an update is hidden from the owner too: local differential privacy with epsilon {noise.epsilon:g}, the "
+        f"change of a block clipped at {noise.clip:g} (sum of magnitudes).",
         "Epsilons of all blocks and rounds add up; the sum, which every client logs, is large for a whole update, and then says "
         "nothing about it as a whole. Assumed: noise of the operating system that nobody knows, a clip set without looking at "
         "data, one encoding per update. Not covered: what a client tells beside its update, and how long that took.",
