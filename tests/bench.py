@@ -1,6 +1,6 @@
 """The owner's bench with the tiny model on it, and all that a client needs to send it something."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.radio import link_seed, qpsk_design
 
 RUN = RunId("run-1")
 NAMES = ("c1", "c2", "c3")
+LINES = tuple(f"everybody may read line {n}" for n in range(40))
 NOTHING_BUT_PUBLIC_TEXT = {"reach_max": inf, "canary_windows": 0}
 """These updates are noise, which no training makes."""
 
@@ -89,22 +90,28 @@ def owner(
     realign_steps: int = 0,
     written: Mapping[str, object] = MappingProxyType({}),
     admit: Callable[[Path], None] = lambda _: None,
+    coordinator: Mapping[str, object] | None = None,
+    training: Mapping[str, object] | None = None,
+    train_windows: int = 100,
+    lines: Sequence[str] = LINES,
 ) -> Owner:
     """Make an emulator and a bench for it."""
-    (folder / "public.txt").write_text("\n".join(f"everybody may read line {n}" for n in range(40)), encoding="utf-8")
+    (folder / "public.txt").write_text("\n".join(lines), encoding="utf-8")
     clients = [{"id": name, "position": {"x_m": 10.0, "y_m": 0.0}} for name in NAMES]
     tree = {
         "name": "bench",
         "seed": 1,
         "model": {"source": SPEC, "adapter_bottom": 1, "adapter_top": 1},
-        "data": {"private": "txt:nobody", "public": f"txt:{folder / 'public.txt'}", "window_tokens": 17, "public_windows": 4},
+        "data": {"private": "txt:nobody", "public": f"txt:{folder / 'public.txt'}", "window_tokens": 17, "public_windows": 4}
+        | {"train_windows": train_windows},
         "owner": {
             "emulator": emulator,
             "realign_steps": realign_steps,
             "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT},
         },
         "codec": written,
-        "coordinator": {"rounds": rounds},
+        "coordinator": coordinator or {"rounds": rounds},
+        "training": training or {},
         "clients": clients,
     }
     scenario, bundle = config.parse(tree), folder / "bundle.safetensors"

@@ -344,11 +344,16 @@ class UtilityConfig(Section, frozen=True):
     round waits for that."""
     weight: Positive = 1.0
     shape: Positive = 20.0
+    every_round: bool = False
+    """Measure again after every round, with the model and the emulator as what was accepted made them; otherwise what was
+    measured before the first round counts for all of them."""
 
     def __post_init__(self) -> None:
-        """What is measured is not assumed as well."""
+        """What is measured is not assumed as well, and what is assumed is not measured again."""
         if self.kind == "measured" and (self.weight, self.shape) != (1.0, 20.0):
             raise ValueError("weight and shape: are measured; leave them out, or choose another kind")
+        if self.every_round and self.kind != "measured":
+            raise ValueError(f"every_round: {self.kind} is assumed, once for all rounds; use kind = measured, or leave it out")
 
 
 class AllocatorConfig(Section, frozen=True):
@@ -389,6 +394,11 @@ class CoordinatorConfig(Section, frozen=True):
     allocator: AllocatorConfig = AllocatorConfig()
     stragglers: StragglersConfig = StragglersConfig()
     rounds: Count = 1
+
+    def __post_init__(self) -> None:
+        """What is done after every round but the last needs a second one."""
+        if self.allocator.utility.every_round and self.rounds == 1:
+            raise ValueError("allocator.utility.every_round: there is one round; set coordinator.rounds, or leave it out")
 
 
 class TimingConfig(Section, frozen=True):

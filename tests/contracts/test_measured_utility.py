@@ -12,12 +12,25 @@ from hushtune_common.messages import ClientId, RunId, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Hertz, PowerRatio, Second
 from hushtune_server.coordinator.app import AllocatorSolver
-from hushtune_server.coordinator.events import OWNER, Event, Joined, Left, Member, Reported, Ticked, from_body, kind_of, to_body
+from hushtune_server.coordinator.events import (
+    OWNER,
+    Event,
+    Joined,
+    Left,
+    Member,
+    Reported,
+    Solution,
+    Solved,
+    Ticked,
+    from_body,
+    kind_of,
+    to_body,
+)
 from hushtune_server.coordinator.phases import Failed, Rules, Solve, State
 from hushtune_server.coordinator.record import record
 from hushtune_server.coordinator.rounds import advance, fold, unsolved
 from hushtune_server.coordinator.stragglers import Deadline
-from tests.fakes import CURVE, report_of
+from tests.fakes import CURVE, assignment_of, report_of
 from tests.radio import scenario
 
 CLIENTS = tuple(ClientId(f"c{k}") for k in range(1, 4))
@@ -99,6 +112,18 @@ def test_the_record_of_a_round_names_the_curve_with_its_measurements() -> None:
     assert (told["offset"], told["shape"], told["points"][0]) == (0.5, 1.25, [0.1, 0.15, 0.1, 0.2])
 
 
+def test_the_record_of_a_round_names_what_it_was_planned_with_though_the_owner_has_told_what_comes_next() -> None:
+    given = tuple(assignment_of(c, 1, granted=True) for c in CLIENTS)
+    solution = Solution(assignments=given, method="by hand", violation=0.0, gap=None, solve_s=Second(0.0))
+    solved = Solved(at=Second(3.0), round_id=1, solution=solution)
+    left = Left(at=Second(5.0), member=OWNER, reason="bye")
+    state = after(*SOME, owner(CURVE), *reported(), solved, owner(OTHER, at=4.0), left)
+    body = record(state, rules=RULES)
+    assert body is not None
+    told = json.loads(json.dumps(body, allow_nan=False))["utility"]
+    assert (state.curve, told["offset"]) == (OTHER, CURVE.offset)
+
+
 def test_a_scenario_says_whether_utilities_are_measured_and_does_not_assume_them_as_well() -> None:
     tree = {
         "name": "m",
@@ -110,6 +135,12 @@ def test_a_scenario_says_whether_utilities_are_measured_and_does_not_assume_them
     measured = parse({**tree, "coordinator": {"allocator": {"utility": {"kind": "measured"}}}})
     assert Rules.of(measured, run=RunId("r")).measured
     assert not Rules.of(parse(tree), run=RunId("r")).measured
+    again = {"allocator": {"utility": {"kind": "measured", "every_round": True}}, "rounds": 2}
+    assert parse({**tree, "coordinator": again}).coordinator.allocator.utility.every_round
+    with pytest.raises(ConfigError, match=r"coordinator.*every_round: there is one round"):
+        parse({**tree, "coordinator": {**again, "rounds": 1}})
+    with pytest.raises(ConfigError, match=r"every_round: log is assumed"):
+        parse({**tree, "coordinator": {"allocator": {"utility": {"every_round": True}}, "rounds": 2}})
     with pytest.raises(ConfigError, match="leave them out"):
         parse({**tree, "coordinator": {"allocator": {"utility": {"kind": "measured", "shape": 3.0}}}})
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from hushtune_common.config import CoordinatorConfig, OwnerConfig
+from hushtune_common.config import AllocatorConfig, CoordinatorConfig, OwnerConfig, UtilityConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.errors import ConfigError, MalformedUpdate, PeerLost, Replayed, StaleRound
+from hushtune_common.errors import ConfigError, MalformedUpdate, PeerLost, Replayed, StaleRound, TrainerFailed
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import (
@@ -34,6 +34,7 @@ from hushtune_common.messages import (
     Settlement,
     Transmission,
     UpdateKey,
+    UtilityCurve,
     Verdict,
 )
 from hushtune_common.seeding import SeedTree
@@ -45,10 +46,12 @@ from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Merged,
 from hushtune_server.owner.reception import Bounds, UpdateReception
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk
-from tests.fakes import FakeClock
+from tests.fakes import CURVE, FakeClock
 from tests.loopback import manifest_of
 from tests.radio import frame_bytes, qpsk_design, random_update, reader, scenario, transmission
 
+EVERY_ROUND = AllocatorConfig(utility=UtilityConfig(kind="measured", every_round=True))
+ASSUMED = AllocatorConfig()
 RUN = RunId("run-1")
 DESIGN = qpsk_design()
 UPDATE = random_update(6 * DESIGN.payload_bytes)
@@ -74,6 +77,9 @@ class World:
     published: list[EmulatorManifest] = field(default_factory=list[EmulatorManifest])
     taken_up: list[int] = field(default_factory=list[int])
     concluded: list[Conclusion] = field(default_factory=list[Conclusion])
+    worth_now: UtilityCurve | Exception = CURVE
+    told: list[UtilityCurve] = field(default_factory=list[UtilityCurve])
+    order: list[str] = field(default_factory=list[str])
     unreachable: set[ClientId] = field(default_factory=set[ClientId])
     on_air: dict[int, list[Reception | None]] = field(default_factory=dict[int, list[Reception | None]])
     on_record: dict[UpdateKey, Receipt] = field(default_factory=dict[UpdateKey, Receipt])
@@ -132,7 +138,18 @@ class World:
     def take_up(self, manifest: EmulatorManifest, bundle: Path, *, copies: Mapping[ClientId, Copy]) -> None:
         self.taken_up.append(manifest.round_id)
 
+    def worth(self) -> UtilityCurve:
+        self.order.append("measured")
+        if isinstance(self.worth_now, Exception):
+            raise self.worth_now
+        return self.worth_now
+
+    async def tell_worth(self, curve: UtilityCurve) -> None:
+        self.order.append("told")
+        self.told.append(curve)
+
     async def publish(self, round_id: int, renewal: Renewal | None) -> EmulatorManifest:
+        self.order.append("published")
         self.published.append(replace(manifest_of(b"emulator %d" % round_id), round_id=round_id))
         return self.published[-1]
 
@@ -143,6 +160,7 @@ class World:
         return {}
 
     async def conclude(self, conclusion: Conclusion) -> None:
+        self.order.append("concluded")
         self.concluded.append(conclusion)
         self.changed.set()
 
@@ -229,9 +247,10 @@ def live(
     broken: Exception | None = None,
     rounds: int = 2,
     patience: int = 0,
+    allocator: AllocatorConfig = ASSUMED,
 ) -> Owner:
     owner, book = OwnerConfig(patience=patience, min_improvement_nats=0.1), Book()
-    setting = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=rounds), owner=owner)
+    setting = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=rounds, allocator=allocator), owner=owner)
     for event in journal.events():
         book.apply(event.kind, event.body)
     desk = Desk(book, clients=frozenset(ClientId(c.id) for c in setting.clients))
@@ -256,12 +275,14 @@ def live(
 
 
 @asynccontextmanager
-async def stage(folder: Path, *, rounds: int = 2, patience: int = 0) -> AsyncGenerator[tuple[World, Owner]]:
+async def stage(
+    folder: Path, *, rounds: int = 2, patience: int = 0, allocator: AllocatorConfig = ASSUMED
+) -> AsyncGenerator[tuple[World, Owner]]:
     """Set the scene; afterwards nothing may have failed."""
     world = World(folder)
     journal = Journal.open(folder / "journal.sqlite", schema="test-owner")
     worker = ThreadPoolExecutor(max_workers=1)
-    owner = live(world, journal, worker, rounds=rounds, patience=patience)
+    owner = live(world, journal, worker, rounds=rounds, patience=patience, allocator=allocator)
     running = asyncio.create_task(owner.rounds.follow())
     world.open(1)
     try:
@@ -598,6 +619,45 @@ def test_a_round_is_concluded_when_the_next_ones_emulator_is_written_down_and_on
             kinds = [e.kind for e in owner.journal.events()]
             assert kinds.index(CLOSED) < kinds.index(PUBLISHED)
             assert (await owner.verdict("c1")).kept, "verdicts need not wait for the round to be closed"
+
+    asyncio.run(play())
+
+
+def test_the_next_round_is_planned_with_what_updates_are_worth_by_then(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path, allocator=EVERY_ROUND) as (world, _):
+            await play_round(world, 1, "c1")
+            assert world.told == [CURVE]
+            assert world.order == ["published", "measured", "told", "concluded"]
+        async with stage(tmp_path, allocator=EVERY_ROUND) as (world, _):  # killed before the coordinator heard of it
+            world.ask_to_conclude(1, "c1")
+            await world.until(lambda: len(world.concluded) == 1)
+            assert world.order == ["measured", "told", "concluded"]
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("fault", [ConfigError("data.public", "gains nothing"), TrainerFailed("not finite")])
+def test_where_nothing_can_be_measured_any_more_the_run_goes_on_with_what_is_known(tmp_path: Path, fault: Exception) -> None:
+    async def play() -> None:
+        async with stage(tmp_path, allocator=EVERY_ROUND) as (world, _):
+            world.worth_now = fault
+            await play_round(world, 1, "c1")
+            assert (world.told, [c.last for c in world.concluded]) == ([], [False])
+
+    asyncio.run(play())
+
+
+def test_what_is_measured_once_or_for_no_further_round_is_not_measured_again(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            await play_round(world, 1, "c1")
+            assert world.order == ["published", "concluded"]
+        (tmp_path / "other").mkdir()
+        async with stage(tmp_path / "other", rounds=3, patience=1, allocator=EVERY_ROUND) as (world, _):
+            world.losses = [2.0, 2.0]
+            await play_round(world, 1, "c1")
+            assert (world.concluded[0].last, world.order) == (True, ["concluded"])
 
     asyncio.run(play())
 

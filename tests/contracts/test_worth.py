@@ -4,7 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from hushtune_common import logs
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import Scenario, parse
 from hushtune_common.errors import ConfigError
-from hushtune_common.messages import Digest, UtilityCurve
+from hushtune_common.messages import ClientId, Digest, UtilityCurve
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.emulators.engine import Telling, Workplace
 from hushtune_server.owner.emulators.text import PublicText
 from hushtune_server.owner.worth import FILE, planned, worth
+from tests.bench import equal, owner, seated, went_on
 from tests.models import SPEC, some_windows, tiny_bundle, tiny_source
+
+WHO = ("the miller", "a young fox", "my neighbour", "our teacher", "that old sailor")
+WHAT = ("a wooden boat", "the garden wall", "bread and salt", "seven grey stones")
 
 
 def scenario_of(*, share_min: float = 0.4, **changes: dict[str, Any]) -> Scenario:
@@ -75,11 +79,11 @@ def log() -> Iterator[io.StringIO]:
 
 @pytest.mark.slow
 def test_a_restart_brings_the_same_curve_and_computes_nothing(tmp_path: Path, log: io.StringIO) -> None:
-    owner = Owner(tmp_path)
-    first = owner.measure(scenario_of())
-    assert owner.phases
-    assert owner.measure(scenario_of(), life="an empty cache") == first
-    assert owner.phases == []
+    life = Owner(tmp_path)
+    first = life.measure(scenario_of())
+    assert life.phases
+    assert life.measure(scenario_of(), life="an empty cache") == first
+    assert life.phases == []
     told = [e for e in map(json.loads, log.getvalue().splitlines()) if e["event"] == "utility_calibrated"]
     assert [e["reused"] for e in told] == [False, True]
     assert told[0]["points"] == [list(point) for point in first.points]
@@ -88,22 +92,43 @@ def test_a_restart_brings_the_same_curve_and_computes_nothing(tmp_path: Path, lo
 
 
 @pytest.mark.slow
+def test_what_rounds_left_in_the_model_is_measured_anew_and_stays_in_it(tmp_path: Path) -> None:
+    measured = {"allocator": {"share_min": 0.4, "utility": {"kind": "measured", "every_round": True}}, "rounds": 2}
+    training = {"learning_rate": 1e-2, "batch_windows": 4, "epochs": 3}
+    lines = [f"{who} {does} {what}" for who in WHO for does in ("mends", "paints", "hides", "sells") for what in WHAT]
+    at = owner(tmp_path, coordinator=measured, training=training, written={"kind": "blockwise"}, train_windows=16, lines=lines)
+    first = at.bench.worth()
+    at.send("c1", by=0.02)
+    assert at.bench.merge([ClientId("c1")]).kept
+    then = went_on(at, round_id=2)
+    second, held = then.bench.worth(), seated(then)
+    assert second != first
+    assert then.bench.worth() == second
+    assert equal(seated(then), held)
+    # By hand: the same measurement of the second emulator, with a model of its own that holds what the round left.
+    place = replace(at.prepared.place, work=tmp_path / "elsewhere", model=tiny_source().load())
+    place.model.set_adapter(then.shipped.tensors)
+    bundle = tmp_path / "bundle-2.safetensors"
+    assert worth(at.scenario, bundle=bundle, place=place, state_dir=tmp_path / "elsewhere", clock=SystemClock()) == second
+
+
+@pytest.mark.slow
 def test_other_settings_are_measured_anew(tmp_path: Path) -> None:
-    owner = Owner(tmp_path)
-    owner.measure(scenario_of())
-    owner.measure(scenario_of(share_min=0.5))
-    assert any(phase.startswith("share 0.5") for phase in owner.phases)
-    owner.measure(scenario_of(share_min=0.5, codec={"kind": "blockwise", "bits": 7}))
-    assert owner.phases
+    life = Owner(tmp_path)
+    life.measure(scenario_of())
+    life.measure(scenario_of(share_min=0.5))
+    assert any(phase.startswith("share 0.5") for phase in life.phases)
+    life.measure(scenario_of(share_min=0.5, codec={"kind": "blockwise", "bits": 7}))
+    assert life.phases
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"curve": 1}', b"\xff"])
 def test_what_cannot_be_read_back_is_measured_again(tmp_path: Path, damage: bytes) -> None:
-    owner = Owner(tmp_path)
-    first = owner.measure(scenario_of())
+    life = Owner(tmp_path)
+    first = life.measure(scenario_of())
     (tmp_path / FILE).write_bytes(damage)
-    assert owner.measure(scenario_of()) == first
+    assert life.measure(scenario_of()) == first
     assert json.loads((tmp_path / FILE).read_text(encoding="utf-8"))["curve"]["shape"] == first.shape
 
 

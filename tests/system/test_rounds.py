@@ -62,6 +62,10 @@ position = { x_m = -60.0, y_m = 40.0 }
 id = "c2"
 position = { x_m = -80.0, y_m = -40.0 }
 """
+MARKED = ("realign_steps = 1\n", "realign_steps = 1\nfingerprint = {}\n")
+"""Every client gets a copy of its own."""
+MEASURED = ("rounds = 3\n", 'rounds = 3\nallocator = { utility = { kind = "measured", every_round = true } }\n')
+"""What updates are worth is measured before every round."""
 CLIENTS = ("c1", "c2")
 SERVERS = ("coordinator", "air", "owner")
 
@@ -156,9 +160,8 @@ def troupe(tmp_path: Path) -> Iterator[Troupe]:
 @pytest.mark.parametrize("victim", ["owner", "c1"])
 def test_three_rounds_complete_although_a_process_is_killed_in_the_second(troupe: Troupe, victim: str) -> None:
     marked = victim == "owner"
-    if marked:
-        path = troupe.folder / "run.toml"
-        path.write_text(SCENARIO.replace("realign_steps = 1", "realign_steps = 1\nfingerprint = {}"), encoding="utf-8")
+    before, after = MARKED if marked else MEASURED
+    (troupe.folder / "run.toml").write_text(SCENARIO.replace(before, after), encoding="utf-8")
     for name in SERVERS:
         troupe.start(name)
     troupe.wait_for(lambda: bool(troupe.told("owner", "serving_started")))
@@ -179,6 +182,9 @@ def test_three_rounds_complete_although_a_process_is_killed_in_the_second(troupe
     require_counted_once(troupe, left)
     for client in CLIENTS if marked else ():
         require_named(troupe, client)
+    told = [(e["offset"], e["weight"]) for e in troupe.told("coordinator", "utility_told")]
+    assert [(r["utility"]["offset"], r["utility"]["weight"]) for r in records if r["utility"]] == told
+    assert len(set(told)) == (0 if marked else 3)
 
 
 def require_named(troupe: Troupe, client: str) -> None:

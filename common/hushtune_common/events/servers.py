@@ -197,6 +197,21 @@ OWNER_EVENTS: Final = (
         "reason",
         "problem",
     ),
+    event(
+        "utility_unchanged",
+        _O,
+        "What updates are worth could not be measured again; the next round is planned with what is known.",
+        "round_id",
+        "problem",
+    ),
+    event(
+        "utility_refused",
+        _O,
+        "The coordinator no longer wants to know what updates of the round are worth.",
+        "round_id",
+        "reason",
+        "problem",
+    ),
     event("verdicts_left", _O, "Some clients did not fetch their verdict.", "round_id", waited_s="for them"),
 )
 

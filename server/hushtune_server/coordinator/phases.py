@@ -118,6 +118,7 @@ class Round:
     transmit. ``reviewed`` went before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``changed`` have
     another channel than they were assigned for, and ``changes`` counts how often that was so. ``ordered`` is why the
     ``orders``-th new solution is being looked for, and ``answers`` is what was found so far.
+    ``curve`` is what updates were worth when the round was first solved.
     """
 
     opened_at: Second
@@ -135,6 +136,7 @@ class Round:
     ordered: Occasion = NO_OCCASION
     orders: int = 0
     answers: tuple[Answer, ...] = ()
+    curve: UtilityCurve | None = None
 
     def assignment(self, client: ClientId) -> Assignment | None:
         """Return what the client was assigned, if anything."""

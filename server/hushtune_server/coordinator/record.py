@@ -4,10 +4,10 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any, cast
 
-from hushtune_common.messages import Assignment, Completion
+from hushtune_common.messages import Assignment, Completion, UtilityCurve
 from hushtune_common.units import Second
 from hushtune_server.coordinator.events import Solution
-from hushtune_server.coordinator.phases import Answer, Closed, Failed, Rules, State
+from hushtune_server.coordinator.phases import Answer, Closed, Failed, Round, Rules, State
 
 
 def record(state: State, *, rules: Rules) -> dict[str, object] | None:
@@ -37,12 +37,17 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "withdrawn": [] if round_ is None else sorted(round_.withdrawn),
         "needed": rules.needed,
         "allocation": None if solution is None else _allocation(solution),
-        "utility": None if state.curve is None else asdict(state.curve),
+        "utility": None if (curve := _curve(state, round_)) is None else asdict(curve),
         "solutions": [] if round_ is None else [_answer(a, opened_at=round_.opened_at) for a in round_.answers],
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],
         "completions": [] if round_ is None else [_completion(c) for c in round_.completions.values()],
     }
     return cast(dict[str, object], _finite(body))
+
+
+def _curve(state: State, round_: Round | None) -> UtilityCurve | None:
+    """Return what updates were worth when the round was solved; the owner may have told already what they are worth next."""
+    return state.curve if round_ is None or round_.solution is None else round_.curve
 
 
 def _answer(answer: Answer, *, opened_at: Second) -> dict[str, object]:

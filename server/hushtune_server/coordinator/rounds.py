@@ -220,7 +220,8 @@ def _solved(state: State, event: Solved, *, at: Second, rules: Rules) -> State:
     assignments = event.solution.assignments
     held: Mapping[ClientId, float] = {a.client: a.bandwidth for a in assignments if a.protection is not None}
     answered = _noted(state.phase.round, event, at=at)
-    return _assign(replace(state, phase=Assigned(round=replace(answered, solution=event.solution, held=held))), assignments)
+    solved = replace(answered, solution=event.solution, held=held, curve=state.curve)
+    return _assign(replace(state, phase=Assigned(round=solved)), assignments)
 
 
 def _unsolved(state: State, event: SolvingFailed, *, at: Second, rules: Rules) -> State:

@@ -64,6 +64,10 @@ class CoordinatorGateway:
         self._idle_s = response.idle_s or self._idle_s  # the coordinator owns the timeouts
         return RunId(response.run)
 
+    async def tell_worth(self, curve: UtilityCurve) -> None:
+        """Say what updates are worth from now on: whoever is in the run and enters it again changes nothing else."""
+        await self.join(curve=curve)
+
     async def follow(self, phase: Callable[[], str]) -> AsyncGenerator[Directive, None]:
         """Yield directives until the coordinator ends the stream, sending beats; `PeerLost` when it stays away."""
         seen, beats = 0, 0

@@ -16,6 +16,7 @@ from hushtune_common.messages import (
     ReceptionNotice,
     Settlement,
     UpdateKey,
+    UtilityCurve,
 )
 from hushtune_server.owner.book import Copy, Judgement
 from hushtune_server.owner.incoming import Link
@@ -31,6 +32,10 @@ class CoordinatorPort(Protocol):
 
     def follow(self, phase: Callable[[], str]) -> AsyncGenerator[Directive, None]:
         """Yield directives until the coordinator ends the stream, telling it our ``phase``; `PeerLost` if it stays away."""
+        ...
+
+    async def tell_worth(self, curve: UtilityCurve) -> None:
+        """Say what updates are worth from now on; the newest word counts, and the same again has no effect."""
         ...
 
     async def settle(self, settlement: Settlement) -> None:
@@ -100,8 +105,8 @@ class Press(Protocol):
 class Bench(Protocol):
     """Where weights are handled. Blocks while it works, and is used from one thread only.
 
-    Laws: `judge` leaves the model as it was; `merge` changes it only when it keeps the mean, `renew` and `take_up` never; what
-    `renew` writes has the adapter blocks that the model has.
+    Laws: `judge` and `worth` leave the model as it was; `merge` changes it only when it keeps the mean, `renew` and `take_up`
+    never; what `renew` writes has the adapter blocks that the model has.
     """
 
     @property
@@ -119,6 +124,13 @@ class Bench(Protocol):
 
     def renew(self, round_id: int) -> Renewal | None:
         """Write the emulator that a round starts from; nothing when that is the one that updates are judged against now."""
+        ...
+
+    def worth(self) -> UtilityCurve:
+        """Measure what updates are worth with the model as it is and the emulator that they are judged against now.
+
+        `ConfigError` or `TrainerFailed` when that is nothing to plan with.
+        """
         ...
 
     def take_up(self, manifest: EmulatorManifest, bundle: Path, *, copies: Mapping[ClientId, Copy]) -> None:

@@ -15,7 +15,15 @@ from typing import Any, Protocol
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import AbstractionContradicted, OperatingFault, PeerLost, ProtocolFault, StaleRound
+from hushtune_common.errors import (
+    AbstractionContradicted,
+    ConfigError,
+    OperatingFault,
+    PeerLost,
+    ProtocolFault,
+    StaleRound,
+    TrainerFailed,
+)
 from hushtune_common.logs import log_event
 from hushtune_common.messages import (
     ClientId,
@@ -361,8 +369,21 @@ class OwnerRounds:
             log_event(_log, "run_stopped", round_id=round_id, rounds=self._scenario.coordinator.rounds, reason=stopped)
         elif self._book.manifest(self._run, round_id + 1) is None:
             await self._publish(round_id + 1)
+        if not stopped and self._scenario.coordinator.allocator.utility.every_round:
+            await self._tell_worth(round_id + 1)
         conclusion = Conclusion(run=self._run, round_id=round_id, last=bool(stopped), reason=stopped)
         await self._say(lambda: self._coordinator.conclude(conclusion), refused="conclusion_refused", round_id=round_id)
+
+    async def _tell_worth(self, round_id: int) -> None:
+        """Let the coordinator plan a round with what updates are worth by then; with what it knows when that is not to be had."""
+        self._enter(f"measuring what updates of round {round_id} are worth")
+        bench = await self._bench
+        try:
+            curve = await asyncio.get_running_loop().run_in_executor(self._worker, bench.worth)
+        except (ConfigError, TrainerFailed) as fault:
+            log_event(_log, "utility_unchanged", level=logging.WARNING, round_id=round_id, problem=str(fault))
+            return
+        await self._say(lambda: self._coordinator.tell_worth(curve), refused="utility_refused", round_id=round_id)
 
     async def _publish(self, round_id: int) -> None:
         self._enter(f"making the emulator of round {round_id}")

@@ -20,7 +20,7 @@ from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError, ProtocolFault
 from hushtune_common.logs import log_event
-from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey
+from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey, UtilityCurve
 from hushtune_common.model.adapter import insert
 from hushtune_common.model.bundle import bundle_notes, emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
@@ -53,6 +53,7 @@ from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench, Merged, Renewal
 from hushtune_server.owner.versions import AGGREGATE, Version, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
+from hushtune_server.owner.worth import worth
 
 _log = logging.getLogger(__name__)
 
@@ -156,9 +157,9 @@ def _admitted(_bundle: Path) -> None:
 class Workshop:
     """The full model on the bench, with everything that updates are checked against.
 
-    Laws: `judge` leaves the model as it was; a refused update leaves nothing behind but, if it could be read, a copy in
-    quarantine; `merge` changes the model only when it keeps the mean, and done again, as after a restart, gives the same answer;
-    `renew` writes an emulator whose adapter blocks are those that the model has.
+    Laws: `judge` and `worth` leave the model as it was; a refused update leaves nothing behind but, if it could be read, a copy
+    in quarantine; `merge` changes the model only when it keeps the mean, and done again, as after a restart, gives the same
+    answer; `renew` writes an emulator whose adapter blocks are those that the model has.
     """
 
     def __init__(
@@ -189,6 +190,7 @@ class Workshop:
         self._private = private
         self._clock = clock or SystemClock()
         self._admit = admit
+        self._state_dir = state_dir
         self._next = state_dir / "next"
         self._adapters = state_dir / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
@@ -261,6 +263,11 @@ class Workshop:
         self._admit(bundle)
         write_revision(revision, base=self._bundle, result=bundle)
         return Renewal(bundle=bundle, revision=revision)
+
+    def worth(self) -> UtilityCurve:
+        """Measure what updates of the present emulator are worth, as before the first round; blocks for as long."""
+        place = self._prepared.place
+        return worth(self._scenario, bundle=self._bundle, place=place, state_dir=self._state_dir, clock=self._clock)
 
     @property
     def bytes_max(self) -> int:

@@ -101,11 +101,6 @@ def columns(points: Sequence[CurvePoint]) -> tuple[Floats, Floats, Floats]:
     return table[:, 0], table[:, 1], (table[:, 3] - table[:, 2]) / (2.0 * _DEVIATIONS)
 
 
-def point(share: float, value: float, *, deviation: float) -> CurvePoint:
-    """Return a measurement with the 95 % interval of a normal error."""
-    return CurvePoint(share, value, value - _DEVIATIONS * deviation, value + _DEVIATIONS * deviation)
-
-
 def _linear(shares: Floats, values: Floats, shape: Floats, *, precision: Floats) -> tuple[Floats, Floats]:
     """Return the best offset and weight (R,) for shapes (R,)."""
     x = shares[None, :] ** -shape[:, None]  # (R, K)
