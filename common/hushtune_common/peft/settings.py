@@ -87,7 +87,7 @@ class LoraSettings:
             found = msgspec.json.decode(text, type=dict[str, Any])
             _require_plain(found)
             body = msgspec.convert(found, _Body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(SETTINGS_FILE, f"is not the configuration of a LoRA adapter ({error})") from error
         return LoraSettings(
             rank=body.r,

@@ -40,9 +40,9 @@ def read_about(metadata: Iterable[tuple[str, str | bytes]]) -> About:
 def _date(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text or "")
-    except ValueError:
+        return found.astimezone(UTC) if found.tzinfo is not None else None
+    except (ValueError, OverflowError):  # the second for a date that another zone does not have
         return None
-    return found.astimezone(UTC) if found.tzinfo is not None else None
 
 
 def _digest(text: str | None) -> Digest | None:

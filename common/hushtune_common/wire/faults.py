@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -145,8 +146,8 @@ def _packed(message: Any) -> any_pb2.Any:
 def _error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads three methods, which both kinds of call have
-    except ValueError:
-        return None  # code or message of the trailer contradict the call's own: not ours
+    except (ValueError, DecodeError):
+        return None  # code or message of the trailer contradict the call's own, or it is no status at all: not ours
     for detail in [] if status is None else status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
