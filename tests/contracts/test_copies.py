@@ -14,7 +14,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.config import FingerprintConfig, TimingConfig
 from hushtune_common.errors import ConfigError, NotYours
 from hushtune_common.messages import Caller, ClientId, Digest, Role, RunId, UpdateKey
-from hushtune_common.model.bundle import read_bundle
+from hushtune_common.model.bundle import read_bundle, write_bundle
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.revision import apply_revision, revise, write_revision
 from hushtune_common.seeding import SeedTree
@@ -28,7 +28,7 @@ from hushtune_server.owner.copies import Copies, manifest_for
 from hushtune_server.owner.ports import Renewal
 from tests.bench import owner
 from tests.kits import Kits
-from tests.models import ADAPTER, tiny_bundle
+from tests.models import ADAPTER, plan_dropping, tiny_bundle, tiny_source
 
 C1, C2 = ClientId("c1"), ClientId("c2")
 RUN = RunId("run-1")
@@ -89,6 +89,20 @@ def test_copies_differ_from_each_other_and_from_the_emulator_in_frozen_weights_a
         assert not {block_of(n) for n in other} & {*ADAPTER}
         manifest = manifest_for(first.manifest, first.copies[client])
         assert replace(manifest, emulator=first.manifest.emulator) == first.manifest
+
+
+def test_what_tells_a_codec_the_cost_of_errors_is_in_every_copy_as_it_was(tmp_path: Path) -> None:
+    source = tiny_source()
+    rng = np.random.default_rng(1)
+    names = [f"{name}/directions" for name in source.names() if block_of(name) in ADAPTER]
+    beside = {name: rng.standard_normal((8, 64)).astype(np.float32) for name in names}
+    plain = tmp_path / "bundle.safetensors"
+    write_bundle(plain, source=source, plan=plan_dropping(source, 2, 3), sensitivity=beside)
+    _copies(tmp_path).write(tmp_path / "copy", bundle=plain, client=C1)
+    found = read_bundle(tmp_path / "copy").sensitivity
+    assert found is not None
+    assert found.keys() == beside.keys()
+    assert all(np.array_equal(found[name], array) for name, array in beside.items())
 
 
 def test_each_client_may_fetch_its_own_copy_and_nobody_the_emulator_without_a_mark(tmp_path: Path) -> None:

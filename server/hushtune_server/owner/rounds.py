@@ -369,7 +369,8 @@ class OwnerRounds:
             log_event(_log, "run_stopped", round_id=round_id, rounds=self._scenario.coordinator.rounds, reason=stopped)
         elif self._book.manifest(self._run, round_id + 1) is None:
             await self._publish(round_id + 1)
-        if not stopped and self._scenario.coordinator.allocator.utility.every_round:
+        coordinator = self._scenario.coordinator
+        if coordinator.allocator.utility.every_round and not stopped and round_id < coordinator.rounds:
             await self._tell_worth(round_id + 1)
         conclusion = Conclusion(run=self._run, round_id=round_id, last=bool(stopped), reason=stopped)
         await self._say(lambda: self._coordinator.conclude(conclusion), refused="conclusion_refused", round_id=round_id)
