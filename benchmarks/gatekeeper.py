@@ -23,10 +23,10 @@ from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import CodecConfig, GateConfig, TrainingConfig
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.messages import ClientId, TensorSpec
+from hushtune_common.model.rates import reach
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.gatekeeper.company import misfits
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper
-from hushtune_server.owner.gatekeeper.reach import reach
 from hushtune_server.owner.gatekeeper.sketch import Sampler, Sketch
 
 SHAPES: Mapping[str, tuple[int, ...]] = {

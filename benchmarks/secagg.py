@@ -20,9 +20,10 @@ from typing import TypeVar
 import numpy as np
 
 from hushtune_common.adapter import AdapterState
+from hushtune_common.aggregation import digits_for
 from hushtune_common.messages import ClientId, RunId, TensorSpec
 from hushtune_common.secagg.aggregator import Aggregator, AggregatorState
-from hushtune_common.secagg.grid import Grid, Words, digits_for, grid_of
+from hushtune_common.secagg.grid import Grid, Words, grid_of
 from hushtune_common.secagg.member import Member, MemberState
 from hushtune_common.secagg.messages import Roster, Terms, Upload, upload_bytes
 from hushtune_common.secagg.relay import Relay, RelayState

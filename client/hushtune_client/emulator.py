@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hushtune_client.telemetry import PathSize
-from hushtune_common.codec.pipeline import codec_id
 from hushtune_common.config import Scenario
 from hushtune_common.errors import DigestMismatch, LimitExceeded, MalformedUpdate, ScenarioMismatch
 from hushtune_common.messages import Digest, EmulatorManifest
 from hushtune_common.model.bundle import Bundle, read_bundle
+from hushtune_common.secagg.layout import payload_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ def require_acceptable(manifest: EmulatorManifest, *, scenario: Scenario, round_
         raise LimitExceeded(
             f"the emulator has {manifest.size_bytes} bytes, limits.emulator_bytes_max is {size_max}; nothing was downloaded"
         )
-    ours = codec_id(scenario.codec)
+    ours = payload_id(scenario, manifest.adapter)
     if manifest.codec != ours:
         raise ScenarioMismatch(f"the owner decodes {manifest.codec}, this scenario encodes {ours}; use the same scenario file")
 

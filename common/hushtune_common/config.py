@@ -6,13 +6,14 @@ Units are in the names. Unknown keys, wrong types and impossible ranges raise ``
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
+from hushtune_common.aggregation import AggregationOptions, MeanConfig, SecureConfig, require_possible
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Digest
 from hushtune_common.methods import METHOD_DEFAULT, AblationOptions, MethodOptions, can_align, method_of
@@ -145,6 +146,7 @@ class OwnerConfig(Section, frozen=True):
     so many steps more, stand-ins that are only fitted are fitted again. 0 sends the new adapter blocks alone."""
     emulator: MethodOptions = AblationOptions()
     gate: GateConfig = GateConfig()
+    aggregation: AggregationOptions = MeanConfig()
     exposure: ExposureConfig = ExposureConfig()
     fingerprint: FingerprintConfig | None = None
     """Give every client of a run a marked copy of its own; without, all get the same emulator."""
@@ -481,7 +483,9 @@ def with_clients(scenario: Scenario, count: int) -> Scenario:
     taken = {c.id for c in known}
     free = (name for n in itertools.count(1) if (name := f"c{n}") not in taken)
     extra = [_rotated(known[k % len(known)], quarters=k // len(known), id=next(free)) for k in range(len(known), count)]
-    return msgspec.structs.replace(scenario, clients=(*known, *extra)[:count])
+    resized = msgspec.structs.replace(scenario, clients=(*known, *extra)[:count])
+    _check_aggregation(resized)
+    return resized
 
 
 def to_toml_tree(scenario: Scenario) -> dict[str, object]:
@@ -513,6 +517,7 @@ def _check_meaning(scenario: Scenario) -> None:
     if len(set(scenario.secrecy.protections)) < len(scenario.secrecy.protections):
         raise ConfigError("secrecy.protections", "names a protection twice")
     _check_rounds(scenario)
+    _check_aggregation(scenario)
     for index, move in enumerate(scenario.air.moves):
         where = f"air.moves[{index}]"
         if move.client not in ids:
@@ -544,6 +549,56 @@ def _check_rounds(scenario: Scenario) -> None:
             "owner.realign_steps",
             f"method {method_of(owner.emulator)!r} trains and fits nothing that could be aligned anew; take distill or linear",
         )
+
+
+def _check_aggregation(scenario: Scenario) -> None:
+    options, clients = scenario.owner.aggregation, len(scenario.clients)
+    if not isinstance(options, SecureConfig):
+        return
+    require_possible(options, clients=clients, needed=_needed(scenario), weight_max=weight_max(scenario))
+    useless = _without_use(scenario)
+    if useless is not None:
+        raise ConfigError(useless, "does nothing when owner.aggregation.kind is secure; leave it out, or take kind mean")
+    if scenario.training.lora is not None:
+        raise ConfigError(
+            "training.lora", "its products have no bound that everybody knows, which owner.aggregation.kind = secure needs"
+        )
+
+
+def weight_max(scenario: Scenario) -> int:
+    """Return the most that the weights of a round's updates add up to, with secure aggregation."""
+    options, clients = scenario.owner.aggregation, len(scenario.clients)
+    by_windows = isinstance(options, SecureConfig) and options.weights == "windows"
+    return clients * (scenario.data.train_windows if by_windows else 1)
+
+
+def _needed(scenario: Scenario) -> int:
+    """Return with how few clients a round may close."""
+    stragglers, clients = scenario.coordinator.stragglers, len(scenario.clients)
+    match stragglers.kind:
+        case "quorum":
+            return max(1, ceil(stragglers.share * clients - 1e-9))
+        case "everyone":
+            return clients
+        case "deadline":
+            return 1
+
+
+def _without_use(scenario: Scenario) -> str | None:
+    """Return a setting that was changed and that nothing looks at when updates are only added."""
+    gate, allocator = scenario.owner.gate, scenario.coordinator.allocator
+    judging = ("history_norm_max", "round_norm_max", "direction_min", "quarantine_count_max", "quarantine_bytes_max")
+    for name in judging:
+        if getattr(gate, name) != getattr(GateConfig(), name):
+            return f"owner.gate.{name}"
+    if scenario.codec != CodecConfig():
+        return "codec"
+    if allocator.utility.kind == "measured":
+        return "coordinator.allocator.utility.kind"
+    for name in ("share_min", "levels"):
+        if getattr(allocator, name) != getattr(AllocatorConfig(), name):
+            return f"coordinator.allocator.{name}"
+    return None
 
 
 def _with_method(tree: Mapping[str, Any]) -> Mapping[str, Any]:

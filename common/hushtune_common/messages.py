@@ -680,6 +680,14 @@ class DirectiveKind(StrEnum):
     DRAIN = "drain"
     CONCLUDE = "conclude"
     """To the owner alone: no more is accepted in this round; average, publish what the next one starts from, and say so."""
+    SUM = "sum"
+    """A word of secure aggregation."""
+
+
+class SumWord:
+    """What the coordinator carries between the roles of secure aggregation; ``secagg.messages`` has the kinds."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -693,6 +701,7 @@ class Directive:
     accepted: tuple[ClientId, ...] = ()
     failed_reason: str = ""
     last: bool = False
+    sum: SumWord | None = None
 
 
 SENDING_PHASES: Final = frozenset({"coding a frame", "uploading", "on air"})

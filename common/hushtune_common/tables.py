@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from hushtune_common.aggregation import KINDS
 from hushtune_common.errors import ConfigError
 from hushtune_common.methods import METHOD_DEFAULT, OPTIONS, MethodOptions
 from hushtune_common.schema import Section
@@ -67,11 +68,19 @@ def _method_section(tree: Mapping[str, Any], *, where: str) -> type[Section]:
     return OPTIONS[method]
 
 
+def _kind_section(tree: Mapping[str, Any], *, where: str) -> type[Section]:
+    kind = str(tree.get("kind", ""))
+    if kind not in KINDS:
+        problem = f"no kind {kind!r}" if kind else "has to be named"
+        raise ConfigError(f"{where}.kind", f"{problem}; use {' or '.join(KINDS)}")
+    return KINDS[kind]
+
+
 def check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) -> None:
     """Raise `ConfigError` at the first key, at any depth, that the tables below ``section`` do not have."""
     fields = {f.name: f.type for f in msgspec.structs.fields(section)}
     if section.__struct_config__.tag is not None:
-        fields["method"] = str
+        fields[str(section.__struct_config__.tag_field)] = str
     for key, value in tree.items():
         where = f"{path}.{key}" if path else key
         if key not in fields:
@@ -82,8 +91,13 @@ def check_keys(tree: Mapping[str, Any], section: type[Section], *, path: str) ->
         if inner is None:
             continue
         if isinstance(value, Mapping):
-            if inner.__struct_config__.tag is not None:
-                inner = _method_section(cast(Mapping[str, Any], value), where=where)
+            match inner.__struct_config__.tag_field:
+                case "method":
+                    inner = _method_section(cast(Mapping[str, Any], value), where=where)
+                case "kind":
+                    inner = _kind_section(cast(Mapping[str, Any], value), where=where)
+                case _:
+                    pass
             check_keys(cast(Mapping[str, Any], value), inner, path=where)
         elif isinstance(value, list):
             for index, item in enumerate(cast(list[Any], value)):

@@ -17,6 +17,7 @@ from hushtune_common.config import GateConfig, LoraConfig, TrainingConfig
 from hushtune_common.errors import ConfigError, LimitExceeded
 from hushtune_common.messages import ClientId, Digest, RunId, TensorSpec, UpdateKey
 from hushtune_common.model.finetune import BETAS, rate_share
+from hushtune_common.model.rates import reach
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.book import Judgement
 from hushtune_server.owner.gatekeeper.canary import TEXTS_MAX, Canaries, Prompt, Prompts, prompts
@@ -27,7 +28,6 @@ from hushtune_server.owner.gatekeeper.gate import Gatekeeper
 from hushtune_server.owner.gatekeeper.history import unprecedented
 from hushtune_server.owner.gatekeeper.measure import changes
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine, quarantined
-from hushtune_server.owner.gatekeeper.reach import reach
 from hushtune_server.owner.gatekeeper.sketch import Sampler, Sketch
 from hushtune_server.owner.gatekeeper.tensors import outstanding
 from hushtune_server.owner.plugin import Trial

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState
+from hushtune_common.aggregation import DIGITS, REACH_MAX, digits_for, radix
 from hushtune_common.errors import BudgetTooSmall, MalformedUpdate
 from hushtune_common.messages import TensorSpec
-from hushtune_common.secagg.grid import DIGITS, REACH_MAX, Grid, TensorGrid, clips_of, digits_for, digits_within, grid_of, radix
+from hushtune_common.secagg.grid import Grid, TensorGrid, clips_of, digits_within, grid_of
 from hushtune_common.secagg.messages import Terms, upload_bytes
 from tests.secagg import terms_for
 

@@ -24,12 +24,12 @@ from hushtune_common.model.governor import Governor, Unpaced
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.lora import Lora, attached
 from hushtune_common.model.proximal import LowRankPull, Pull, WholePull
+from hushtune_common.model.rates import BETAS, rate_share
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
 
-__all__ = ["Governor", "Progress", "Unpaced", "accumulate", "batch_order", "finetune", "rate_share"]
+__all__ = ["BETAS", "Governor", "Progress", "Unpaced", "accumulate", "batch_order", "finetune", "rate_share"]
 
-BETAS = (0.9, 0.95)
 CLIP_NORM = 1.0
 PASS_TOKENS: Mapping[str, int] = {"fp32": 128, "bf16": 256}
 """Tokens that pass through the model at once on a CPU, by precision: fewer take less memory, and much fewer take longer."""
@@ -222,17 +222,6 @@ def batch_order(count: int, *, config: TrainingConfig, seeds: SeedTree) -> Seque
     steps = ceil(count / config.batch_windows)
     epochs = [seeds.child("order", str(epoch)).generator().permutation(count) for epoch in range(config.epochs)]
     return [part for order in epochs for part in np.array_split(order, steps)]
-
-
-def rate_share(step: int, *, steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of ``step`` (from 1) as a share of the top one.
-
-    Linear warm-up that reaches 1 after its share of the steps, then linear decay that reaches the final share in the last step.
-    """
-    warmup = max(1, round(config.warmup_share * steps))
-    if step <= warmup:
-        return step / warmup
-    return 1.0 + (config.final_share - 1.0) * (step - warmup) / (steps - warmup)
 
 
 def _require_trainable(windows: NDArray[np.int64], *, vocabulary: int) -> None:

@@ -1,5 +1,6 @@
 """Which rosters and which survivors does nobody who is careful work with?"""
 
+from hushtune_common.aggregation import withstood
 from hushtune_common.errors import LimitExceeded, QuorumMissed, UntrustedSigner
 from hushtune_common.messages import ClientId
 from hushtune_common.secagg.graph import Graph
@@ -7,13 +8,8 @@ from hushtune_common.secagg.messages import Roster, Terms, Verify
 
 
 def colluders_max(terms: Terms, *, members: int) -> int:
-    """Return how many of so many members may collude with coordinator and owner, whoever they are.
-
-    The lesser of two: nobody's two secrets open (2 t > holders + colluders, as Bonawitz et al. 2017 ask for), and two of a quorum
-    of survivors are honest. On a ring the survivors have to hold together as well, which is looked at when they are known.
-    """
-    holders = members if terms.degree == 0 else min(terms.degree + 1, members)
-    return min(2 * terms.threshold(holders) - holders - 1, terms.threshold(members) - 2)
+    """Return how many of so many members may collude with coordinator and owner, whoever they are."""
+    return withstood(members, share=terms.share, degree=terms.degree)
 
 
 def require_roster(roster: Roster, *, terms: Terms, verify: Verify) -> None:

@@ -20,16 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, Float32
+from hushtune_common.aggregation import DIGITS, radix, reach
 from hushtune_common.errors import BudgetTooSmall, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 from hushtune_common.secagg.messages import joined
 
 Words = NDArray[np.uint64]
 """A payload, masked or not, or a sum of them."""
-DIGITS: Final = range(2, 17)
-"""Digits per word: 64 / 16 = 4 to 64 / 2 = 32 bits per number."""
-REACH_MAX: Final = 2**22
-"""Beyond this a code is no longer exact in the float32 arithmetic that finds it."""
 _STRETCH: Final = 1 << 15
 
 
@@ -189,31 +186,6 @@ class Grid:
                 out[first : first + size] = shipped[first : first + size] + change
             if left.any():
                 raise MalformedUpdate(f"{tensor.name}: the sum has digits beyond the last")
-
-
-def radix(digits: int) -> int:
-    """Return the largest base in which every number of so many digits is below 2^64."""
-    base = round(2.0 ** (64 / digits)) + 1
-    while base**digits > 2**64:
-        base -= 1
-    return base
-
-
-def reach(digits: int, *, weight_max: int) -> int:
-    """Return the largest code z with which so many digits in a word never overflow; 0 when there is none."""
-    return min(REACH_MAX, (radix(digits) - 1) // weight_max // 2)
-
-
-def digits_for(bits: int, *, weight_max: int) -> int:
-    """Return the most digits per word that leave each sender ``bits`` bits: codes from -(2^(bits-1) - 1) to 2^(bits-1) - 1.
-
-    ``ValueError`` when there are none.
-    """
-    wanted = 2 ** (bits - 1) - 1
-    found = [digits for digits in DIGITS if reach(digits, weight_max=weight_max) >= wanted >= 1]
-    if not found:
-        raise ValueError(f"no word holds two numbers of {bits} bits under weights up to {weight_max}")
-    return max(found)
 
 
 def digits_within(budget_bytes: int, *, schema: Sequence[TensorSpec], weight_max: int) -> int:

@@ -14,11 +14,11 @@ Whatever is signed or derived names the terms, hence run and round, so nothing o
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import floor
 from typing import Final
 
+from hushtune_common.aggregation import threshold
 from hushtune_common.errors import MalformedUpdate
-from hushtune_common.messages import ClientId, Digest, RunId, require_name
+from hushtune_common.messages import ClientId, Digest, RunId, SumWord, require_name
 from hushtune_common.secagg.shamir import SHARE_BYTES
 
 KEY_BYTES: Final = 32
@@ -72,7 +72,7 @@ class Terms:
 
     def threshold(self, count: int) -> int:
         """Return the least number that is more than ``share`` of ``count``."""
-        return floor(self.share * count) + 1
+        return threshold(count, share=self.share)
 
     @property
     def digest(self) -> Digest:
@@ -113,7 +113,7 @@ class Advertisement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Roster:
+class Roster(SumWord):
     """Who takes part, by rising name."""
 
     advertisements: tuple[Advertisement, ...]
@@ -155,7 +155,7 @@ class Deal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(SumWord):
     """Who has dealt, and the parcels that are the receiver's."""
 
     roster: Digest
@@ -195,7 +195,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survivors:
+class Survivors(SumWord):
     """Whose uploads the aggregator is going to add, and no others."""
 
     view: Digest
@@ -230,7 +230,7 @@ class Vow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vows:
+class Vows(SumWord):
     """The survivors once more, and who stands to them."""
 
     survivors: Survivors

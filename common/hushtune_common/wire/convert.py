@@ -5,16 +5,18 @@
 
 from hushtune_common import messages as ours
 from hushtune_common.errors import MalformedUpdate
+from hushtune_common.secagg.messages import Advertisement
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
 from hushtune_common.wire import fields
+from hushtune_common.wire.convert_sums import advertisement_from_wire, advertisement_to_wire, word_from_wire, word_to_wire
 from hushtune_common.wire.v1 import air_pb2, coordinator_pb2, owner_pb2
 
 PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
-PROTOCOL_MINOR = 2
+PROTOCOL_MINOR = 3
 """The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs. 2: an
 assignment grants bytes in place of bits per weight, the owner may bring a measured utility; every round has an emulator, and the
-owner says whether another round follows."""
+owner says whether another round follows. 3: secure aggregation."""
 PROTOCOL_MINOR_MIN = 2
 """Who speaks less could not read what it is granted."""
 
@@ -38,6 +40,7 @@ _DIRECTIVE_KINDS = {
     ours.DirectiveKind.ROUND_CLOSED: coordinator_pb2.DIRECTIVE_KIND_ROUND_CLOSED,
     ours.DirectiveKind.DRAIN: coordinator_pb2.DIRECTIVE_KIND_DRAIN,
     ours.DirectiveKind.CONCLUDE: coordinator_pb2.DIRECTIVE_KIND_CONCLUDE,
+    ours.DirectiveKind.SUM: coordinator_pb2.DIRECTIVE_KIND_SUM,
 }
 _TAP_MODELS = {
     ours.TapModel.FIXED: coordinator_pb2.TAP_MODEL_FIXED,
@@ -142,8 +145,8 @@ def verdict_from_wire(pb: owner_pb2.GetVerdictResponse, *, client: ours.ClientId
     )
 
 
-def report_to_wire(value: ours.ClientReport) -> coordinator_pb2.ReportRequest:
-    """Encode a report; the client is the caller, so it does not travel."""
+def report_to_wire(value: ours.ClientReport, *, advertisement: Advertisement | None = None) -> coordinator_pb2.ReportRequest:
+    """Encode a report, and the keys for a sum; the client is the caller, so it does not travel."""
     return coordinator_pb2.ReportRequest(
         round_id=value.round_id,
         gain_main=value.gain_main,
@@ -156,6 +159,7 @@ def report_to_wire(value: ours.ClientReport) -> coordinator_pb2.ReportRequest:
         train_flops=value.train_flops,
         energy_w_per_flops3=value.energy_w_per_flops3,
         sounded_at_s=value.sounded_at,
+        advertisement=None if advertisement is None else advertisement_to_wire(advertisement),
     )
 
 
@@ -176,6 +180,13 @@ def report_from_wire(pb: coordinator_pb2.ReportRequest, *, caller: ours.Caller) 
             energy_w_per_flops3=fields.finite("energy_w_per_flops3", pb.energy_w_per_flops3),
             sounded_at=Second(fields.not_negative("sounded_at_s", pb.sounded_at_s)),
         )
+
+
+def keys_from_wire(pb: coordinator_pb2.ReportRequest, *, caller: ours.Caller) -> Advertisement | None:
+    """Decode the keys for a sum that came with the report of ``caller``, none where there are none."""
+    if not pb.HasField("advertisement"):
+        return None
+    return advertisement_from_wire(pb.advertisement, field="advertisement", member=caller.name)
 
 
 def curve_to_wire(value: ours.UtilityCurve) -> coordinator_pb2.UtilityCurve:
@@ -373,14 +384,17 @@ def directive_to_wire(value: ours.Directive) -> coordinator_pb2.FollowResponse:
         accepted=value.accepted,
         failed_reason=value.failed_reason,
         last=value.last,
+        sum=None if value.sum is None else word_to_wire(value.sum),
     )
 
 
 def directive_from_wire(pb: coordinator_pb2.FollowResponse) -> ours.Directive:
-    """Decode a directive; one of kind ``ASSIGNED`` has an assignment, no other has."""
+    """Decode a directive; one of kind ``ASSIGNED`` has an assignment, one of kind ``SUM`` a word, no other has."""
     kind = fields.member("kind", pb.kind, _DIRECTIVE_KINDS)
     if (kind is ours.DirectiveKind.ASSIGNED) != pb.HasField("assignment"):
         raise MalformedUpdate(f"assignment: is {'absent' if kind is ours.DirectiveKind.ASSIGNED else 'present'} in {kind}")
+    if (kind is ours.DirectiveKind.SUM) != pb.HasField("sum"):
+        raise MalformedUpdate(f"sum: is {'absent' if kind is ours.DirectiveKind.SUM else 'present'} in {kind}")
     fields.bounded("accepted", pb.accepted, _CLIENTS_MAX)
     return ours.Directive(
         seq=fields.count("seq", pb.seq, least=1),
@@ -390,6 +404,7 @@ def directive_from_wire(pb: coordinator_pb2.FollowResponse) -> ours.Directive:
         accepted=tuple(fields.client_id(f"accepted[{index}]", name) for index, name in enumerate(pb.accepted)),
         failed_reason=fields.text("failed_reason", pb.failed_reason),
         last=pb.last,
+        sum=word_from_wire(pb.sum) if pb.HasField("sum") else None,
     )
 
 

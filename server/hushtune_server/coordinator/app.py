@@ -23,12 +23,13 @@ from hushtune_server.coordinator.allocators.allocator import Allocation, Allocat
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
 from hushtune_server.coordinator.allocators.optimised import METHODS, Method, Optimised
 from hushtune_server.coordinator.events import OWNER, ChannelChanged, Died, Event, Solution, Solved, from_body
-from hushtune_server.coordinator.phases import Closed, Failed, Rules, State
+from hushtune_server.coordinator.phases import Closed, Failed, Gathering, Rules, State
 from hushtune_server.coordinator.ports import Solver
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, believed
 from hushtune_server.coordinator.record import record
 from hushtune_server.coordinator.rounds import fold
 from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Desk, register_coordinator
+from hushtune_server.coordinator.sums import Sum, told
 
 _log = logging.getLogger(__name__)
 _SCHEMA = "coordinator/1"
@@ -223,6 +224,7 @@ class Witness:
             _log_channel(event)
         if isinstance(event, Solved):
             _log_solution(event)
+        _log_sum(_sum_of(before), _sum_of(after), round_id=after.round_id)
         if (after.name, after.round_id) == (before.name, before.round_id):
             return
         log_event(_log, "phase_changed", phase=_DOING[after.name], round_id=after.round_id)
@@ -253,6 +255,18 @@ def _log_death(event: Died) -> None:
         log_event(_log, "owner_died", level=logging.WARNING, silent_s=silent_s)
     else:
         log_event(_log, "client_died", level=logging.WARNING, client=event.member, silent_s=silent_s)
+
+
+def _sum_of(state: State) -> Sum | None:
+    return None if isinstance(state.phase, Gathering) or state.phase.round is None else state.phase.round.sum
+
+
+def _log_sum(before: Sum | None, after: Sum | None, *, round_id: int) -> None:
+    """Say which stage of a sum was closed, with what."""
+    if after is None or before is None or after.stage is before.stage:
+        return
+    for name, fields in told(after):
+        log_event(_log, name, round_id=round_id, **fields)
 
 
 def _log_curve(curve: UtilityCurve) -> None:

@@ -13,6 +13,8 @@ import msgspec
 
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Assignment, Channel, ClientId, ClientReport, Completion, Settlement, UtilityCurve
+from hushtune_common.secagg.messages import Advertisement, Deal, Survivors, Vow
+from hushtune_common.secagg.terms import Layout
 from hushtune_common.units import Second
 
 Member = NewType("Member", str)
@@ -49,11 +51,12 @@ class Solution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A member entered the run, or came back; the owner may bring what it measured updates to be worth."""
+    """A member entered the run, or came back; the owner may bring what updates are worth by its measurement, and their layout."""
 
     at: Second
     member: Member
     curve: UtilityCurve | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +79,11 @@ class Died:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported:
-    """A client told what its device can do."""
+    """A client told what its device can do, and its keys where updates are only added."""
 
     at: Second
     report: ClientReport
+    advertisement: Advertisement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,33 @@ class Sending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dealt:
+    """A client dealt shares of its secrets of a round to its neighbours."""
+
+    at: Second
+    round_id: int
+    deal: Deal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """The owner named those whose payloads it is going to add."""
+
+    at: Second
+    round_id: int
+    survivors: Survivors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vowed:
+    """A client vowed to open shares for these survivors alone."""
+
+    at: Second
+    round_id: int
+    vow: Vow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     """A client is through with its part of a round, with or without an upload."""
 
@@ -155,7 +186,21 @@ class Ticked:
 
 
 Event = (
-    Joined | Left | Died | Reported | ChannelChanged | Solved | SolvingFailed | Sending | Completed | Settled | Concluded | Ticked
+    Joined
+    | Left
+    | Died
+    | Reported
+    | ChannelChanged
+    | Solved
+    | SolvingFailed
+    | Dealt
+    | Sending
+    | Completed
+    | Settled
+    | Announced
+    | Vowed
+    | Concluded
+    | Ticked
 )
 
 _KINDS: Mapping[str, type[Event]] = {
@@ -166,9 +211,12 @@ _KINDS: Mapping[str, type[Event]] = {
     "channel_changed": ChannelChanged,
     "solved": Solved,
     "solving_failed": SolvingFailed,
+    "dealt": Dealt,
     "sending": Sending,
     "completed": Completed,
     "settled": Settled,
+    "announced": Announced,
+    "vowed": Vowed,
     "concluded": Concluded,
     "ticked": Ticked,
 }

@@ -10,9 +10,11 @@ from typing import Final
 
 from hushtune_common.config import Scenario
 from hushtune_common.messages import Assignment, ClientId, ClientReport, Completion, Directive, GateDecision, RunId, UtilityCurve
+from hushtune_common.secagg.terms import Layout
 from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.events import OWNER, Member, Solution
 from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
+from hushtune_server.coordinator.sums import Sum, SumRules
 
 _START = Second(0.0)
 CHANGES_MAX: Final = 256
@@ -26,7 +28,8 @@ class Rules:
     ``report_s`` bounds the wait for reports, ``start_wait_s`` the wait for latecomers once a quorum and the owner are there,
     both from the round's time; ``tick_s`` is how much run time may pass without an event; ``band`` is what all clients share, and
     given only if it is shared out again when somebody goes, or has another channel, in the middle of a round. ``measured`` says
-    that no round opens before the owner has told what updates are worth.
+    that no round opens before the owner has told what updates are worth. With ``sums`` updates are only added: no round opens
+    before the owner has told the numbers' layout, and no round ends before the owner has concluded it.
     """
 
     run: RunId
@@ -39,6 +42,7 @@ class Rules:
     tick_s: Second
     band: Hertz | None = None
     measured: bool = False
+    sums: SumRules | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -62,6 +66,7 @@ class Rules:
             tick_s=Second(timing.round_s / 20),
             band=Hertz(scenario.air.bandwidth_hz) if allocator.reallocate else None,
             measured=allocator.utility.kind == "measured",
+            sums=SumRules.of(scenario, run=run),
         )
 
     @property
@@ -118,7 +123,7 @@ class Round:
     transmit. ``reviewed`` went before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``changed`` have
     another channel than they were assigned for, and ``changes`` counts how often that was so. ``ordered`` is why the
     ``orders``-th new solution is being looked for, and ``answers`` is what was found so far.
-    ``curve`` is what updates were worth when the round was first solved.
+    ``curve`` is what updates were worth when the round was first solved. ``sum`` is there where updates are only added.
     """
 
     opened_at: Second
@@ -137,6 +142,7 @@ class Round:
     orders: int = 0
     answers: tuple[Answer, ...] = ()
     curve: UtilityCurve | None = None
+    sum: Sum | None = None
 
     def assignment(self, client: ClientId) -> Assignment | None:
         """Return what the client was assigned, if anything."""
@@ -197,7 +203,8 @@ class Settling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concluding:
-    """Nothing more is accepted; the owner averages and says whether the run goes on. Skipped in a last round, which ends it."""
+    """Nothing more is accepted; the owner averages and says whether the run goes on. A last round skips it where updates are
+    judged one by one; where they are only added, this is when survivors stand to each other and shares are opened."""
 
     round: Round
     since: Second
@@ -263,7 +270,8 @@ Effect = Post | Solve
 class State:
     """A run at one moment: the phase of round ``round_id``, who takes part, and what has been posted.
 
-    ``at`` is the run time of the last event that changed anything; ``curve`` the owner's newest word on what updates are worth.
+    ``at`` is the run time of the last event that changed anything; ``curve`` the owner's newest word on what updates are worth,
+    ``layout`` its first on how numbers are laid out to be added.
     """
 
     phase: Phase = Gathering()
@@ -273,6 +281,7 @@ class State:
     next_seq: int = 1
     outbox: tuple[Post, ...] = ()
     curve: UtilityCurve | None = None
+    layout: Layout | None = None
 
     @property
     def name(self) -> str:

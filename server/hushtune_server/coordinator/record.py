@@ -8,6 +8,7 @@ from hushtune_common.messages import Assignment, Completion, UtilityCurve
 from hushtune_common.units import Second
 from hushtune_server.coordinator.events import Solution
 from hushtune_server.coordinator.phases import Answer, Closed, Failed, Round, Rules, State
+from hushtune_server.coordinator.sums import summary
 
 
 def record(state: State, *, rules: Rules) -> dict[str, object] | None:
@@ -37,6 +38,7 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "withdrawn": [] if round_ is None else sorted(round_.withdrawn),
         "needed": rules.needed,
         "allocation": None if solution is None else _allocation(solution),
+        "sum": None if round_ is None or round_.sum is None else summary(round_.sum),
         "utility": None if (curve := _curve(state, round_)) is None else asdict(curve),
         "solutions": [] if round_ is None else [_answer(a, opened_at=round_.opened_at) for a in round_.answers],
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],

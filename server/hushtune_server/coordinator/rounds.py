@@ -5,6 +5,7 @@
     Gathering --owner and all clients, or a quorum and a wait--> Open --all reported, or deadline with quorum--> Solving
     Solving --solved--> Assigned --first completion or judgement--> Settling --straggler policy--> Concluding, or the last: Closed
     Concluding --the owner has averaged and, unless it wants no further round, published--> Closed --> Gathering ...
+    where updates are only added: every round concludes, the last one as well
     any but Closed --quorum out of reach, round_s over, owner gone, infeasible--> Failed
 
 Laws: late, repeated, stale and foreign events return the very same state and no effects; the fold of the events that changed
@@ -18,13 +19,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import assert_never
 
-from hushtune_common.messages import Assignment, ClientId, Directive, DirectiveKind
+from hushtune_common.errors import QuorumMissed
+from hushtune_common.messages import Assignment, ClientId, DirectiveKind
+from hushtune_common.secagg.relay import RelayState
 from hushtune_common.units import Second
+from hushtune_server.coordinator.adding import deals_closed, met, on_sum, vows_closed
 from hushtune_server.coordinator.events import (
     OWNER,
+    Announced,
     ChannelChanged,
     Completed,
     Concluded,
+    Dealt,
     Died,
     Event,
     Joined,
@@ -36,7 +42,9 @@ from hushtune_server.coordinator.events import (
     Solved,
     SolvingFailed,
     Ticked,
+    Vowed,
 )
+from hushtune_server.coordinator.outbox import post
 from hushtune_server.coordinator.phases import (
     Answer,
     Assigned,
@@ -47,7 +55,6 @@ from hushtune_server.coordinator.phases import (
     Gathering,
     Open,
     Phase,
-    Post,
     Roster,
     Round,
     Rules,
@@ -60,6 +67,7 @@ from hushtune_server.coordinator.phases import (
 )
 from hushtune_server.coordinator.reallocation import free_band, given_up_on, reconsidered, shared_again, shifted, waiting
 from hushtune_server.coordinator.stragglers import Close, Fail, RoundView, Wait
+from hushtune_server.coordinator.sums import Sum
 
 Step = tuple[State, tuple[Effect, ...]]
 
@@ -141,7 +149,7 @@ def _asked(state: State) -> tuple[int, int] | None:
 def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
     match event:
         case Joined():
-            return _told_worth(_joined(state, event.member, at=at, rules=rules), event)
+            return _told_layout(_told_worth(_joined(state, event.member, at=at, rules=rules), event), event)
         case Left():
             return _gone(state, event.member, reason=f"left: {event.reason}")
         case Died():
@@ -156,12 +164,14 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
             return _unsolved(state, event, at=at, rules=rules)
         case Sending():
             return _sending(state, event)
+        case Dealt() | Vowed() | Announced():
+            return on_sum(state, event, at=at)
         case Completed():
             return _completed(state, event, rules=rules)
         case Settled():
             return _settled(state, event, at=at, rules=rules)
         case Concluded():
-            return _concluded(state, event, at=at)
+            return _concluded(state, event, at=at, rules=rules)
         case Ticked():
             return state
         case _:
@@ -185,6 +195,13 @@ def _told_worth(state: State, event: Joined) -> State:
     return replace(state, curve=event.curve)
 
 
+def _told_layout(state: State, event: Joined) -> State:
+    """Return the state with the owner's word on how numbers are laid out; the first counts, for the whole run."""
+    if event.member != OWNER or event.layout is None or state.layout is not None:
+        return state
+    return replace(state, layout=event.layout)
+
+
 def _gone(state: State, member: Member, *, reason: str) -> State:
     if not state.roster.alive(member):
         return state
@@ -197,7 +214,12 @@ def _reported(state: State, event: Reported, *, rules: Rules) -> State:
         return state
     if report.client in phase.round.reports or report.client not in rules.clients:
         return state
-    return replace(state, phase=Open(round=replace(phase.round, reports={**phase.round.reports, report.client: report})))
+    round_ = replace(phase.round, reports={**phase.round.reports, report.client: report})
+    if round_.sum is not None:
+        if event.advertisement is None or event.advertisement.member != report.client:
+            return state
+        round_ = replace(round_, sum=round_.sum.advertised(event.advertisement))
+    return replace(state, phase=Open(round=round_))
 
 
 def _channel_changed(state: State, event: ChannelChanged, *, rules: Rules) -> State:
@@ -221,7 +243,11 @@ def _solved(state: State, event: Solved, *, at: Second, rules: Rules) -> State:
     held: Mapping[ClientId, float] = {a.client: a.bandwidth for a in assignments if a.protection is not None}
     answered = _noted(state.phase.round, event, at=at)
     solved = replace(answered, solution=event.solution, held=held, curve=state.curve)
-    return _assign(replace(state, phase=Assigned(round=solved)), assignments)
+    assigned = _assign(replace(state, phase=Assigned(round=solved)), assignments)
+    try:
+        return met(assigned, at=at, rules=rules)
+    except QuorumMissed as missed:
+        return _fail(assigned, str(missed), at=at, rules=rules)
 
 
 def _unsolved(state: State, event: SolvingFailed, *, at: Second, rules: Rules) -> State:
@@ -259,7 +285,7 @@ def _told_anew(state: State, phase: Assigned | Settling, round_: Round) -> State
 
 def _assign(state: State, assignments: Iterable[Assignment]) -> State:
     for assignment in assignments:
-        state = _post(state, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
+        state = post(state, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
     return state
 
 
@@ -314,11 +340,12 @@ def _with_round(state: State, round_: Round) -> State:
             return replace(state, phase=Settling(round=round_))
 
 
-def _concluded(state: State, event: Concluded, *, at: Second) -> State:
+def _concluded(state: State, event: Concluded, *, at: Second, rules: Rules) -> State:
     phase = state.phase
     if not isinstance(phase, Concluding) or event.round_id != state.round_id:
         return state
-    return _close(state, phase, at=at, last=event.last, stopped=event.reason if event.last else "")
+    last = event.last or state.round_id >= rules.rounds
+    return _close(state, phase, at=at, last=last, stopped=event.reason if event.last else "")
 
 
 # --- moving on: what follows from the facts and the time --------------------------------------------------------------
@@ -341,10 +368,14 @@ def _move_on(state: State, *, at: Second, ticked: bool, rules: Rules) -> State:
             round_ = reconsidered(phase.round, state.roster, rules=rules)
             if round_ is not phase.round:
                 state = replace(state, phase=replace(phase, round=round_))
-            return _settle(state, round_, at=at, rules=rules)
+            try:
+                state = deals_closed(state, at=at, rules=rules)
+            except QuorumMissed as missed:
+                return _fail(state, str(missed), at=at, rules=rules)
+            return _settle(state, _round_of(state.phase) or round_, at=at, rules=rules)
         case Concluding():
             if at - phase.since < rules.round_s:
-                return state
+                return vows_closed(state, at=at, rules=rules)
             return _fail(state, f"the owner did not conclude the round within {rules.round_s:g} s", at=at, rules=rules)
         case Closed():
             # The next tick, not the closing event, begins the next round: the end of this one can be seen and recorded.
@@ -363,12 +394,13 @@ def _gather(state: State, phase: Gathering, *, at: Second, rules: Rules) -> Stat
     if since is None:
         return state
     present = sorted(roster.joined_at[Member(c)] for c in rules.clients if roster.alive(c))
-    if roster.alive(OWNER) and len(present) >= rules.needed and (state.curve is not None or not rules.measured):
+    told = (state.curve is not None or not rules.measured) and (state.layout is not None or rules.sums is None)
+    if roster.alive(OWNER) and len(present) >= rules.needed and told:
         # Who never came is waited for once, before the first round; who has gone is welcome back, but not waited for.
         expected = state.round_id == 1 and any(c not in roster.joined_at for c in rules.clients)
         ready_at = max(since, roster.joined_at[OWNER], present[rules.needed - 1])
         if not expected or at >= ready_at + rules.start_wait_s:
-            return _open(state, at=at)
+            return _open(state, at=at, rules=rules)
     if at - since < rules.round_s:
         return state
     if roster.alive(OWNER) and rules.measured and state.curve is None:
@@ -378,11 +410,14 @@ def _gather(state: State, phase: Gathering, *, at: Second, rules: Rules) -> Stat
     return _fail(state, reason, at=at, rules=rules)
 
 
-def _open(state: State, *, at: Second) -> State:
+def _open(state: State, *, at: Second, rules: Rules) -> State:
     kept = tuple(
         p for p in state.outbox if p.directive.kind is DirectiveKind.ROUND_CLOSED and p.directive.round_id == state.round_id - 1
     )
-    return _post(replace(state, phase=Open(round=Round(opened_at=at)), outbox=kept), DirectiveKind.ROUND_OPENED)
+    begun = None
+    if rules.sums is not None and state.layout is not None:
+        begun = Sum(terms=rules.sums.terms(state.layout, round_id=state.round_id), relay=RelayState(), since=at)
+    return post(replace(state, phase=Open(round=Round(opened_at=at, sum=begun)), outbox=kept), DirectiveKind.ROUND_OPENED)
 
 
 def _collect(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
@@ -419,47 +454,28 @@ def _settle(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
 
 
 def _conclude(state: State, round_: Round, accepted: frozenset[ClientId], *, at: Second, rules: Rules) -> State:
-    """Accept no more. A last round is closed at once; before any other one goes on, the owner has to be through with this."""
+    """Accept no more. Before the run goes on, the owner has to be through with this round.
+
+    A last round is closed at once, but where updates are only added: then nothing is known of the sum yet.
+    """
     in_order = tuple(c for c in rules.clients if c in accepted)
     missing = {c: _why_missing(c, round_, state.roster) for c in rules.clients if c not in accepted}
     concluding = Concluding(round=round_, since=at, accepted=in_order, missing=missing)
-    if state.round_id >= rules.rounds:
+    if state.round_id >= rules.rounds and round_.sum is None:
         return _close(state, concluding, at=at, last=True)
-    return _post(replace(state, phase=concluding), DirectiveKind.CONCLUDE, to=OWNER, accepted=in_order)
+    return post(replace(state, phase=concluding), DirectiveKind.CONCLUDE, to=OWNER, accepted=in_order)
 
 
 def _close(state: State, phase: Concluding, *, at: Second, last: bool, stopped: str = "") -> State:
     closed = Closed(round=phase.round, closed_at=at, accepted=phase.accepted, missing=phase.missing, last=last, stopped=stopped)
-    return _post(replace(state, phase=closed), DirectiveKind.ROUND_CLOSED, accepted=phase.accepted, last=last)
+    return post(replace(state, phase=closed), DirectiveKind.ROUND_CLOSED, accepted=phase.accepted, last=last)
 
 
 def _fail(state: State, reason: str, *, at: Second, rules: Rules) -> State:
     round_ = _round_of(state.phase)
     missing: Mapping[ClientId, str] = {c: _why_missing(c, round_, state.roster) for c in rules.clients}
     failed = replace(state, phase=Failed(round=round_, failed_at=at, reason=reason, missing=missing))
-    return _post(failed, DirectiveKind.ROUND_CLOSED, failed_reason=reason, last=True)
-
-
-def _post(
-    state: State,
-    kind: DirectiveKind,
-    *,
-    to: Member | None = None,
-    assignment: Assignment | None = None,
-    accepted: tuple[ClientId, ...] = (),
-    failed_reason: str = "",
-    last: bool = False,
-) -> State:
-    directive = Directive(
-        seq=state.next_seq,
-        kind=kind,
-        round_id=state.round_id,
-        assignment=assignment,
-        accepted=accepted,
-        failed_reason=failed_reason,
-        last=last,
-    )
-    return replace(state, next_seq=state.next_seq + 1, outbox=(*state.outbox, Post(to=to, directive=directive)))
+    return post(failed, DirectiveKind.ROUND_CLOSED, failed_reason=reason, last=True)
 
 
 def _round_of(phase: Phase) -> Round | None:

@@ -19,6 +19,7 @@ from hushtune_common.errors import (
     MalformedUpdate,
     NotYours,
     PeerLost,
+    Replayed,
     ScenarioMismatch,
     StaleRound,
     VersionMismatch,
@@ -38,17 +39,22 @@ from hushtune_common.messages import (
     Settlement,
     UtilityCurve,
 )
+from hushtune_common.secagg.messages import Advertisement, Deal, Survivors, Vow
+from hushtune_common.secagg.terms import Layout
 from hushtune_common.units import Second
-from hushtune_common.wire import convert
+from hushtune_common.wire import convert, convert_sums
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_common.wire.v1 import coordinator_pb2_grpc
+from hushtune_server.coordinator.adding import sum_after
 from hushtune_server.coordinator.events import (
     OWNER,
+    Announced,
     ChannelChanged,
     Completed,
     Concluded,
+    Dealt,
     Died,
     Event,
     Joined,
@@ -61,6 +67,7 @@ from hushtune_server.coordinator.events import (
     Solved,
     SolvingFailed,
     Ticked,
+    Vowed,
     kind_of,
     to_body,
 )
@@ -122,16 +129,51 @@ class Desk:
 
     # --- what members say ---------------------------------------------------------------------------------------------
 
-    async def join(self, member: Member, *, curve: UtilityCurve | None = None) -> None:
-        """Let a member in, or back in; the owner's ``curve`` is what it measured updates to be worth."""
-        await self._commit(lambda at: Joined(at=at, member=member, curve=curve))
+    async def join(self, member: Member, *, curve: UtilityCurve | None = None, layout: Layout | None = None) -> None:
+        """Let a member in, or back in; the owner's ``curve`` is what it measured updates to be worth.
+
+        Its ``layout`` is that of the numbers to be added; ``Replayed`` for another one than before.
+        """
+        if layout is not None and self.state.layout not in {None, layout}:
+            raise Replayed("sum_layout: another one than the owner told before in this run; go on with the state that it had")
+        await self._commit(lambda at: Joined(at=at, member=member, curve=curve, layout=layout))
         self._liveness = self._liveness.heard(member, self.now())
 
-    async def report(self, report: ClientReport) -> None:
-        """Take a client's report; ``StaleRound`` when it is not for the round in progress."""
+    async def report(self, report: ClientReport, *, advertisement: Advertisement | None = None) -> None:
+        """Take a client's report; ``StaleRound`` when it is not for the round in progress.
+
+        With secure aggregation it brings keys: `MalformedUpdate` where it does not, ``Replayed`` for others than before.
+        """
         if report.round_id != self.state.round_id or isinstance(self.state.phase, Gathering):
             raise StaleRound(f"round {report.round_id} takes no reports; round {self.state.round_id} is {self.state.name}")
-        await self._commit(lambda at: Reported(at=at, report=report))
+        if (advertisement is None) != (self.rules.sums is None):
+            problem = "are missing" if advertisement is None else "came"
+            raise MalformedUpdate(f"advertisement: keys for a sum {problem}, owner.aggregation.kind says otherwise")
+        known = None if self.state.phase.round is None else self.state.phase.round.sum
+        if advertisement is not None and known is not None:
+            known.advertised(advertisement)
+        await self._commit(lambda at: Reported(at=at, report=report, advertisement=advertisement))
+
+    async def deal(self, round_id: int, deal: Deal) -> None:
+        """Take a client's parcels; late and repeated ones change nothing. What contradicts earlier word is refused."""
+        await self._take_word(lambda at: Dealt(at=at, round_id=round_id, deal=deal))
+
+    async def announce(self, run: str, round_id: int, survivors: Survivors) -> None:
+        """Take the owner's word on the survivors, as `deal`."""
+        self._is_current(round_id, run=run)
+        await self._take_word(lambda at: Announced(at=at, round_id=round_id, survivors=survivors))
+
+    async def vow(self, round_id: int, vow: Vow) -> None:
+        """Take a client's vow, as `deal`."""
+        await self._take_word(lambda at: Vowed(at=at, round_id=round_id, vow=vow))
+
+    async def _take_word(self, make: Callable[[Second], Dealt | Announced | Vowed]) -> None:
+        word = make(self.now())
+        if self.rules.sums is None or word.round_id > self.state.round_id:
+            raise StaleRound(f"round {word.round_id} adds nothing up, or has not begun")
+        if word.round_id == self.state.round_id:
+            sum_after(self.state.phase, word, at=word.at)  # raises before anything is remembered
+        await self._commit(make)
 
     async def change_channel(self, client: ClientId, round_id: int, channel: Channel) -> None:
         """Take a client's word on its new channel; ``StaleRound`` as above, ``LimitExceeded`` when it changes all the time.
@@ -382,7 +424,7 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
             raise VersionMismatch(f"the caller speaks protocol {spoken}, at least minor {convert.PROTOCOL_MINOR_MIN} is needed")
         if request.scenario_digest != self._digest.value:
             raise ScenarioMismatch(f"this run is of scenario {self._digest.short}; start both ends with the same file and --set")
-        await self._desk.join(member, curve=self._curve(request, member))
+        await self._desk.join(member, curve=self._curve(request, member), layout=self._layout(request, member))
         timing, minor = self._scenario.timing, min(request.protocol_minor, convert.PROTOCOL_MINOR)
         waits = {"connect_s": timing.connect_s, "idle_s": timing.idle_s, "round_s": timing.round_s}
         return pb.JoinResponse(run=self._desk.rules.run, protocol_minor=minor, **waits)
@@ -399,8 +441,25 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
     async def Report(self, request: pb.ReportRequest, context: Context) -> pb.ReportResponse:
         """Take the caller's report."""
         caller = self._client(context)
-        await self._desk.report(convert.report_from_wire(request, caller=caller))
+        report = convert.report_from_wire(request, caller=caller)
+        await self._desk.report(report, advertisement=convert.keys_from_wire(request, caller=caller))
         return pb.ReportResponse()
+
+    async def Deal(self, request: pb.DealRequest, context: Context) -> pb.DealResponse:
+        """Take the caller's parcels for its neighbours."""
+        await self._desk.deal(*convert_sums.deal_from_wire(request, caller=self._client(context).name))
+        return pb.DealResponse()
+
+    async def Announce(self, request: pb.AnnounceRequest, context: Context) -> pb.AnnounceResponse:
+        """Take the owner's word on whose payloads it is going to add."""
+        caller_of(context, Role.OWNER)
+        await self._desk.announce(*convert_sums.announcement_from_wire(request))
+        return pb.AnnounceResponse()
+
+    async def Vow(self, request: pb.VowRequest, context: Context) -> pb.VowResponse:
+        """Take the caller's vow."""
+        await self._desk.vow(*convert_sums.vow_from_wire(request, caller=self._client(context).name))
+        return pb.VowResponse()
 
     async def ReportChannel(self, request: pb.ReportChannelRequest, context: Context) -> pb.ReportChannelResponse:
         """Take the caller's new channel."""
@@ -461,6 +520,16 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         if allocator.utility.kind != "measured":
             return None
         return convert.curve_from_wire(request.curve)
+
+    def _layout(self, request: pb.JoinRequest, member: Member) -> Layout | None:
+        """Return how the owner lays numbers out; nothing where updates are judged one by one."""
+        if not request.HasField("sum_layout"):
+            if member == OWNER and self._desk.rules.sums is not None:
+                raise MalformedUpdate("sum_layout: owner.aggregation.kind is secure, and the owner brings none")
+            return None
+        if member != OWNER:
+            raise NotYours(f"{member} brings a layout; only the owner has one")
+        return None if self._desk.rules.sums is None else convert_sums.layout_from_wire(request.sum_layout)
 
     def _client(self, context: Context) -> Caller:
         caller = caller_of(context, Role.CLIENT)

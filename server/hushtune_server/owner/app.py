@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from hushtune_common.clock import Clock
-from hushtune_common.codec.pipeline import codec_id
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Caller, ClientId, Listener, Role, RunId, UtilityCurve
+from hushtune_common.model.bundle import read_bundle
+from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
@@ -187,7 +188,7 @@ class OwnerProcess:
         prepared = await self._in_worker(partial(_load, self._options, bundle, self._seeds.child("plan"), self._clock))
         await self._in_worker(partial(self._admit, bundle, base=prepared.source.weights))
         self._curve = await self._in_worker(partial(self._worth, bundle, prepared))
-        codec = codec_id(self._scenario.codec)
+        codec = payload_id(self._scenario, read_bundle(bundle).schema)
         published = await self._catalog.publish(bundle, sealing_key=private.public.to_bytes(), codec=codec)
         alike = prepared.fidelity
         log_event(
@@ -225,7 +226,6 @@ class OwnerProcess:
 
     def _admit(self, bundle: Path, *, base: "Weights") -> None:
         """Enter the release in the ledger, in the worker thread, before anybody can fetch it; refuse one that shows too much."""
-        from hushtune_common.model.bundle import read_bundle
         from hushtune_server.owner.ledger import LEDGER, admit, release_of
 
         release = release_of(

@@ -26,6 +26,7 @@ from hushtune_common.model.bundle import bundle_notes, emulator_tensors, read_bu
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
+from hushtune_common.model.rates import reach
 from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.seeding import SeedTree
@@ -45,7 +46,6 @@ from hushtune_server.owner.gatekeeper.finding import Finding, told
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper
 from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
-from hushtune_server.owner.gatekeeper.reach import reach
 from hushtune_server.owner.gatekeeper.sketch import Sampler
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from hushtune_common.wire.v1 import sums_pb2 as _sums_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,6 +33,8 @@ class _DirectiveKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Directi
     DIRECTIVE_KIND_DRAIN: _DirectiveKind.ValueType  # 4
     DIRECTIVE_KIND_CONCLUDE: _DirectiveKind.ValueType  # 5
     """To the owner alone: nothing more is accepted in this round."""
+    DIRECTIVE_KIND_SUM: _DirectiveKind.ValueType  # 6
+    """A word of secure aggregation, see FollowResponse.sum."""
 
 class DirectiveKind(_DirectiveKind, metaclass=_DirectiveKindEnumTypeWrapper): ...
 
@@ -42,6 +45,8 @@ DIRECTIVE_KIND_ROUND_CLOSED: DirectiveKind.ValueType  # 3
 DIRECTIVE_KIND_DRAIN: DirectiveKind.ValueType  # 4
 DIRECTIVE_KIND_CONCLUDE: DirectiveKind.ValueType  # 5
 """To the owner alone: nothing more is accepted in this round."""
+DIRECTIVE_KIND_SUM: DirectiveKind.ValueType  # 6
+"""A word of secure aggregation, see FollowResponse.sum."""
 Global___DirectiveKind: _TypeAlias = DirectiveKind  # noqa: Y015
 
 class _TapModel:
@@ -111,12 +116,17 @@ class JoinRequest(_message.Message):
     PROTOCOL_MINOR_FIELD_NUMBER: _builtins.int
     SCENARIO_DIGEST_FIELD_NUMBER: _builtins.int
     CURVE_FIELD_NUMBER: _builtins.int
+    SUM_LAYOUT_FIELD_NUMBER: _builtins.int
     protocol_major: _builtins.int
     protocol_minor: _builtins.int
     scenario_digest: _builtins.bytes
     @_builtins.property
     def curve(self) -> Global___UtilityCurve:
         """From the owner, where it measured what updates are worth."""
+
+    @_builtins.property
+    def sum_layout(self) -> _sums_pb2.SumLayout:
+        """From the owner, with secure aggregation."""
 
     def __init__(
         self,
@@ -125,10 +135,11 @@ class JoinRequest(_message.Message):
         protocol_minor: _builtins.int = ...,
         scenario_digest: _builtins.bytes = ...,
         curve: Global___UtilityCurve | None = ...,
+        sum_layout: _sums_pb2.SumLayout | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "sum_layout", b"sum_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "scenario_digest", b"scenario_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["curve", b"curve", "protocol_major", b"protocol_major", "protocol_minor", b"protocol_minor", "scenario_digest", b"scenario_digest", "sum_layout", b"sum_layout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +276,7 @@ class FollowResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     FAILED_REASON_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     kind: Global___DirectiveKind.ValueType
     round_id: _builtins.int
@@ -274,6 +286,8 @@ class FollowResponse(_message.Message):
     def assignment(self) -> Global___Assignment: ...
     @_builtins.property
     def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def sum(self) -> _sums_pb2.SumWord: ...
     def __init__(
         self,
         *,
@@ -284,10 +298,11 @@ class FollowResponse(_message.Message):
         accepted: _abc.Iterable[_builtins.str] | None = ...,
         failed_reason: _builtins.str = ...,
         last: _builtins.bool = ...,
+        sum: _sums_pb2.SumWord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "sum", b"sum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "assignment", b"assignment", "failed_reason", b"failed_reason", "kind", b"kind", "last", b"last", "round_id", b"round_id", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "assignment", b"assignment", "failed_reason", b"failed_reason", "kind", b"kind", "last", b"last", "round_id", b"round_id", "seq", b"seq", "sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -537,6 +552,7 @@ class ReportRequest(_message.Message):
     TRAIN_FLOPS_FIELD_NUMBER: _builtins.int
     ENERGY_W_PER_FLOPS3_FIELD_NUMBER: _builtins.int
     SOUNDED_AT_S_FIELD_NUMBER: _builtins.int
+    ADVERTISEMENT_FIELD_NUMBER: _builtins.int
     round_id: _builtins.int
     gain_main: _builtins.float
     gain_tap: _builtins.float
@@ -549,6 +565,10 @@ class ReportRequest(_message.Message):
     energy_w_per_flops3: _builtins.float
     sounded_at_s: _builtins.float
     """When the gains were measured, in the air's time."""
+    @_builtins.property
+    def advertisement(self) -> _sums_pb2.Advertisement:
+        """With secure aggregation; its member is the caller."""
+
     def __init__(
         self,
         *,
@@ -563,10 +583,11 @@ class ReportRequest(_message.Message):
         train_flops: _builtins.float = ...,
         energy_w_per_flops3: _builtins.float = ...,
         sounded_at_s: _builtins.float = ...,
+        advertisement: _sums_pb2.Advertisement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advertisement", b"advertisement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "energy_w_per_flops3", b"energy_w_per_flops3", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "sounded_at_s", b"sounded_at_s", "train_flops", b"train_flops", "update_bits", b"update_bits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertisement", b"advertisement", "clock_max_flops", b"clock_max_flops", "energy_max_j", b"energy_max_j", "energy_w_per_flops3", b"energy_w_per_flops3", "gain_main", b"gain_main", "gain_tap", b"gain_tap", "power_max_w", b"power_max_w", "round_id", b"round_id", "sample_count", b"sample_count", "sounded_at_s", b"sounded_at_s", "train_flops", b"train_flops", "update_bits", b"update_bits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -731,6 +752,125 @@ class SettleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SettleResponse: _TypeAlias = SettleResponse  # noqa: Y015
+
+@_typing.final
+class DealRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    ROSTER_DIGEST_FIELD_NUMBER: _builtins.int
+    PARCELS_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.int
+    roster_digest: _builtins.bytes
+    @_builtins.property
+    def parcels(self) -> _containers.RepeatedCompositeFieldContainer[_sums_pb2.Named]: ...
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.int = ...,
+        roster_digest: _builtins.bytes = ...,
+        parcels: _abc.Iterable[_sums_pb2.Named] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parcels", b"parcels", "roster_digest", b"roster_digest", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealRequest: _TypeAlias = DealRequest  # noqa: Y015
+
+@_typing.final
+class DealResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DealResponse: _TypeAlias = DealResponse  # noqa: Y015
+
+@_typing.final
+class AnnounceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    round_id: _builtins.int
+    @_builtins.property
+    def survivors(self) -> _sums_pb2.SumSurvivors: ...
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        round_id: _builtins.int = ...,
+        survivors: _sums_pb2.SumSurvivors | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["survivors", b"survivors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round_id", b"round_id", "run", b"run", "survivors", b"survivors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceRequest: _TypeAlias = AnnounceRequest  # noqa: Y015
+
+@_typing.final
+class AnnounceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnnounceResponse: _TypeAlias = AnnounceResponse  # noqa: Y015
+
+@_typing.final
+class VowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_ID_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    round_id: _builtins.int
+    proof: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        round_id: _builtins.int = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof", "round_id", b"round_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VowRequest: _TypeAlias = VowRequest  # noqa: Y015
+
+@_typing.final
+class VowResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VowResponse: _TypeAlias = VowResponse  # noqa: Y015
 
 @_typing.final
 class ConcludeRequest(_message.Message):

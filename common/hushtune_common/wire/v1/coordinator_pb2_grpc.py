@@ -64,6 +64,21 @@ class CoordinatorStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.FromString,
                 _registered_method=True)
+        self.Deal = channel.unary_unary(
+                '/hushtune.v1.Coordinator/Deal',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealResponse.FromString,
+                _registered_method=True)
+        self.Announce = channel.unary_unary(
+                '/hushtune.v1.Coordinator/Announce',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceResponse.FromString,
+                _registered_method=True)
+        self.Vow = channel.unary_unary(
+                '/hushtune.v1.Coordinator/Vow',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowResponse.FromString,
+                _registered_method=True)
         self.Conclude = channel.unary_unary(
                 '/hushtune.v1.Coordinator/Conclude',
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ConcludeRequest.SerializeToString,
@@ -122,8 +137,29 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Deal(self, request, context):
+        """Secure aggregation: a client's sealed parcels for its neighbours.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Announce(self, request, context):
+        """Secure aggregation: the owner names those whose payloads it is going to add.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Vow(self, request, context):
+        """Secure aggregation: a client opens shares for these survivors and for no others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Conclude(self, request, context):
-        """The owner is through with a round that is not the last by number.
+        """The owner is through with a round that is not the last by number, or whose updates were only added.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +209,21 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Settle,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.SerializeToString,
+            ),
+            'Deal': grpc.unary_unary_rpc_method_handler(
+                    servicer.Deal,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealResponse.SerializeToString,
+            ),
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceResponse.SerializeToString,
+            ),
+            'Vow': grpc.unary_unary_rpc_method_handler(
+                    servicer.Vow,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowResponse.SerializeToString,
             ),
             'Conclude': grpc.unary_unary_rpc_method_handler(
                     servicer.Conclude,
@@ -352,6 +403,87 @@ class Coordinator:
             '/hushtune.v1.Coordinator/Settle',
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.SettleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Deal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/Deal',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.DealResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Announce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/Announce',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AnnounceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Vow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/Vow',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.VowResponse.FromString,
             options,
             channel_credentials,
             insecure,

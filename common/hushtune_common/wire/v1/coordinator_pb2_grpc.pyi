@@ -39,8 +39,14 @@ class CoordinatorStub:
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]
     Settle: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]
+    Deal: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DealRequest, _coordinator_pb2.DealResponse]
+    """Secure aggregation: a client's sealed parcels for its neighbours."""
+    Announce: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.AnnounceRequest, _coordinator_pb2.AnnounceResponse]
+    """Secure aggregation: the owner names those whose payloads it is going to add."""
+    Vow: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.VowRequest, _coordinator_pb2.VowResponse]
+    """Secure aggregation: a client opens shares for these survivors and for no others."""
     Conclude: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ConcludeRequest, _coordinator_pb2.ConcludeResponse]
-    """The owner is through with a round that is not the last by number."""
+    """The owner is through with a round that is not the last by number, or whose updates were only added."""
     Leave: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]
     GetRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]
 
@@ -55,8 +61,14 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
     Complete: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]  # type: ignore[assignment]
     Settle: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]  # type: ignore[assignment]
+    Deal: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DealRequest, _coordinator_pb2.DealResponse]  # type: ignore[assignment]
+    """Secure aggregation: a client's sealed parcels for its neighbours."""
+    Announce: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AnnounceRequest, _coordinator_pb2.AnnounceResponse]  # type: ignore[assignment]
+    """Secure aggregation: the owner names those whose payloads it is going to add."""
+    Vow: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.VowRequest, _coordinator_pb2.VowResponse]  # type: ignore[assignment]
+    """Secure aggregation: a client opens shares for these survivors and for no others."""
     Conclude: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ConcludeRequest, _coordinator_pb2.ConcludeResponse]  # type: ignore[assignment]
-    """The owner is through with a round that is not the last by number."""
+    """The owner is through with a round that is not the last by number, or whose updates were only added."""
     Leave: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LeaveRequest, _coordinator_pb2.LeaveResponse]  # type: ignore[assignment]
     GetRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetRunRequest, _coordinator_pb2.GetRunResponse]  # type: ignore[assignment]
 
@@ -106,12 +118,36 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_coordinator_pb2.SettleResponse, _abc.Awaitable[_coordinator_pb2.SettleResponse]]: ...
 
     @_abc_1.abstractmethod
+    def Deal(
+        self,
+        request: _coordinator_pb2.DealRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.DealResponse, _abc.Awaitable[_coordinator_pb2.DealResponse]]:
+        """Secure aggregation: a client's sealed parcels for its neighbours."""
+
+    @_abc_1.abstractmethod
+    def Announce(
+        self,
+        request: _coordinator_pb2.AnnounceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.AnnounceResponse, _abc.Awaitable[_coordinator_pb2.AnnounceResponse]]:
+        """Secure aggregation: the owner names those whose payloads it is going to add."""
+
+    @_abc_1.abstractmethod
+    def Vow(
+        self,
+        request: _coordinator_pb2.VowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.VowResponse, _abc.Awaitable[_coordinator_pb2.VowResponse]]:
+        """Secure aggregation: a client opens shares for these survivors and for no others."""
+
+    @_abc_1.abstractmethod
     def Conclude(
         self,
         request: _coordinator_pb2.ConcludeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ConcludeResponse, _abc.Awaitable[_coordinator_pb2.ConcludeResponse]]:
-        """The owner is through with a round that is not the last by number."""
+        """The owner is through with a round that is not the last by number, or whose updates were only added."""
 
     @_abc_1.abstractmethod
     def Leave(

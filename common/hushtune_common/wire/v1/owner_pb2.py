@@ -22,27 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hushtune_common.wire.v1 import sums_pb2 as hushtune__common_dot_wire_dot_v1_dot_sums__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hushtune_common/wire/v1/owner.proto\x12\x0bhushtune.v1\"L\n\x12GetManifestRequest\x12\x17\n\x0fscenario_digest\x18\x01 \x01(\x0c\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x05\"G\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x62lock\x18\x04 \x01(\x05\"\x8f\x02\n\x13GetManifestResponse\x12\x17\n\x0f\x65mulator_digest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x04 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\x0c\x12(\n\x07\x61\x64\x61pter\x18\x06 \x03(\x0b\x32\x17.hushtune.v1.TensorSpec\x12\x13\n\x0bsealing_key\x18\x07 \x01(\x0c\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x10\n\x08round_id\x18\t \x01(\x05\x12\'\n\x08revision\x18\n \x01(\x0b\x32\x15.hushtune.v1.Revision\"\\\n\x08Revision\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\x0c\x12\x12\n\nbase_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62lob_digest\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"2\n\x11GetVerdictRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\"\x92\x01\n\x12GetVerdictResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0c\n\x04kept\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score2\xa8\x01\n\x05Owner\x12P\n\x0bGetManifest\x12\x1f.hushtune.v1.GetManifestRequest\x1a .hushtune.v1.GetManifestResponse\x12M\n\nGetVerdict\x12\x1e.hushtune.v1.GetVerdictRequest\x1a\x1f.hushtune.v1.GetVerdictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#hushtune_common/wire/v1/owner.proto\x12\x0bhushtune.v1\x1a\"hushtune_common/wire/v1/sums.proto\"L\n\x12GetManifestRequest\x12\x17\n\x0fscenario_digest\x18\x01 \x01(\x0c\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x10\n\x08round_id\x18\x03 \x01(\x05\"G\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x62lock\x18\x04 \x01(\x05\"\x8f\x02\n\x13GetManifestResponse\x12\x17\n\x0f\x65mulator_digest\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\x0c\x12\x13\n\x0bplan_digest\x18\x04 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\x0c\x12(\n\x07\x61\x64\x61pter\x18\x06 \x03(\x0b\x32\x17.hushtune.v1.TensorSpec\x12\x13\n\x0bsealing_key\x18\x07 \x01(\x0c\x12\r\n\x05\x63odec\x18\x08 \x01(\t\x12\x10\n\x08round_id\x18\t \x01(\x05\x12\'\n\x08revision\x18\n \x01(\x0b\x32\x15.hushtune.v1.Revision\"\\\n\x08Revision\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\x0c\x12\x12\n\nbase_bytes\x18\x02 \x01(\x03\x12\x13\n\x0b\x62lob_digest\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\"2\n\x11GetVerdictRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\"\x92\x01\n\x12GetVerdictResponse\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x08\x12\x0c\n\x04kept\x18\x05 \x01(\x08\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"\x8b\x01\n\x0bOpenRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x10\n\x08round_id\x18\x02 \x01(\x05\x12\x18\n\x10survivors_digest\x18\x03 \x01(\x0c\x12!\n\x05seeds\x18\x04 \x03(\x0b\x32\x12.hushtune.v1.Named\x12 \n\x04keys\x18\x05 \x03(\x0b\x32\x12.hushtune.v1.Named\"\x0e\n\x0cOpenResponse2\xe5\x01\n\x05Owner\x12P\n\x0bGetManifest\x12\x1f.hushtune.v1.GetManifestRequest\x1a .hushtune.v1.GetManifestResponse\x12M\n\nGetVerdict\x12\x1e.hushtune.v1.GetVerdictRequest\x1a\x1f.hushtune.v1.GetVerdictResponse\x12;\n\x04Open\x12\x18.hushtune.v1.OpenRequest\x1a\x19.hushtune.v1.OpenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hushtune_common.wire.v1.owner_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETMANIFESTREQUEST']._serialized_start=52
-  _globals['_GETMANIFESTREQUEST']._serialized_end=128
-  _globals['_TENSORSPEC']._serialized_start=130
-  _globals['_TENSORSPEC']._serialized_end=201
-  _globals['_GETMANIFESTRESPONSE']._serialized_start=204
-  _globals['_GETMANIFESTRESPONSE']._serialized_end=475
-  _globals['_REVISION']._serialized_start=477
-  _globals['_REVISION']._serialized_end=569
-  _globals['_GETVERDICTREQUEST']._serialized_start=571
-  _globals['_GETVERDICTREQUEST']._serialized_end=621
-  _globals['_GETVERDICTRESPONSE']._serialized_start=624
-  _globals['_GETVERDICTRESPONSE']._serialized_end=770
-  _globals['_OWNER']._serialized_start=773
-  _globals['_OWNER']._serialized_end=941
+  _globals['_GETMANIFESTREQUEST']._serialized_start=88
+  _globals['_GETMANIFESTREQUEST']._serialized_end=164
+  _globals['_TENSORSPEC']._serialized_start=166
+  _globals['_TENSORSPEC']._serialized_end=237
+  _globals['_GETMANIFESTRESPONSE']._serialized_start=240
+  _globals['_GETMANIFESTRESPONSE']._serialized_end=511
+  _globals['_REVISION']._serialized_start=513
+  _globals['_REVISION']._serialized_end=605
+  _globals['_GETVERDICTREQUEST']._serialized_start=607
+  _globals['_GETVERDICTREQUEST']._serialized_end=657
+  _globals['_GETVERDICTRESPONSE']._serialized_start=660
+  _globals['_GETVERDICTRESPONSE']._serialized_end=806
+  _globals['_OPENREQUEST']._serialized_start=809
+  _globals['_OPENREQUEST']._serialized_end=948
+  _globals['_OPENRESPONSE']._serialized_start=950
+  _globals['_OPENRESPONSE']._serialized_end=964
+  _globals['_OWNER']._serialized_start=967
+  _globals['_OWNER']._serialized_end=1196
 # @@protoc_insertion_point(module_scope)

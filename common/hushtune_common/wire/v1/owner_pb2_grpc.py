@@ -44,6 +44,11 @@ class OwnerStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictResponse.FromString,
                 _registered_method=True)
+        self.Open = channel.unary_unary(
+                '/hushtune.v1.Owner/Open',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenResponse.FromString,
+                _registered_method=True)
 
 
 class OwnerServicer:
@@ -63,6 +68,13 @@ class OwnerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Open(self, request, context):
+        """Secure aggregation: the caller's shares of the survivors' seeds, and of the mask keys of those that dropped out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OwnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_OwnerServicer_to_server(servicer, server):
                     servicer.GetVerdict,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictResponse.SerializeToString,
+            ),
+            'Open': grpc.unary_unary_rpc_method_handler(
+                    servicer.Open,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Owner:
             '/hushtune.v1.Owner/GetVerdict',
             hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_owner__pb2.GetVerdictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Open(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Owner/Open',
+            hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_owner__pb2.OpenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class OwnerStub:
     """Waits up to the request's deadline for the emulator of the round."""
     GetVerdict: _grpc.UnaryUnaryMultiCallable[_owner_pb2.GetVerdictRequest, _owner_pb2.GetVerdictResponse]
     """Waits up to the request's deadline for a verdict of the caller's update."""
+    Open: _grpc.UnaryUnaryMultiCallable[_owner_pb2.OpenRequest, _owner_pb2.OpenResponse]
+    """Secure aggregation: the caller's shares of the survivors' seeds, and of the mask keys of those that dropped out."""
 
 @_typing.type_check_only
 class OwnerAsyncStub(OwnerStub):
@@ -43,6 +45,8 @@ class OwnerAsyncStub(OwnerStub):
     """Waits up to the request's deadline for the emulator of the round."""
     GetVerdict: _aio.UnaryUnaryMultiCallable[_owner_pb2.GetVerdictRequest, _owner_pb2.GetVerdictResponse]  # type: ignore[assignment]
     """Waits up to the request's deadline for a verdict of the caller's update."""
+    Open: _aio.UnaryUnaryMultiCallable[_owner_pb2.OpenRequest, _owner_pb2.OpenResponse]  # type: ignore[assignment]
+    """Secure aggregation: the caller's shares of the survivors' seeds, and of the mask keys of those that dropped out."""
 
 class OwnerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +64,13 @@ class OwnerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_owner_pb2.GetVerdictResponse, _abc.Awaitable[_owner_pb2.GetVerdictResponse]]:
         """Waits up to the request's deadline for a verdict of the caller's update."""
+
+    @_abc_1.abstractmethod
+    def Open(
+        self,
+        request: _owner_pb2.OpenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_owner_pb2.OpenResponse, _abc.Awaitable[_owner_pb2.OpenResponse]]:
+        """Secure aggregation: the caller's shares of the survivors' seeds, and of the mask keys of those that dropped out."""
 
 def add_OwnerServicer_to_server(servicer: OwnerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import ceil, inf, isfinite
 
-from hushtune_common.config import AirConfig, AllocatorConfig, CodecConfig, OwnerConfig, Scenario, SecrecyConfig
+from hushtune_common.aggregation import SecureConfig
+from hushtune_common.config import AirConfig, AllocatorConfig, OwnerConfig, Scenario, SecrecyConfig
 from hushtune_common.errors import SecrecyUnavailable
 from hushtune_common.link import secrecy as link
 from hushtune_common.link import wiretap
@@ -113,7 +114,7 @@ class AllocationProblem:
             air=scenario.air,
             secrecy=scenario.secrecy,
             round_s=round_s,
-            share_codec=_share_codec(scenario.codec),
+            share_codec=_share_codec(scenario),
             curve=curve if scenario.coordinator.allocator.utility.kind == "measured" else None,
             allocator=scenario.coordinator.allocator,
             owner=scenario.owner,
@@ -301,9 +302,12 @@ class AllocationProblem:
         return [*found, airtime / self.round_s - 1.0, abs(assignment.budget_bytes / granted - 1.0)]
 
 
-def _share_codec(codec: CodecConfig) -> float:
-    """Return the least share that the codec is sure to fit: of blockwise integers, the narrowest with their scales; of noise, the
-    coarsest grid."""
+def _share_codec(scenario: Scenario) -> float:
+    """Return the least share that updates are sure to fit: of blockwise integers, the narrowest with their scales; of noise, the
+    coarsest grid. Updates that are only added have one size."""
+    if isinstance(scenario.owner.aggregation, SecureConfig):
+        return 1.0
+    codec = scenario.codec
     match codec.kind:
         case "rate_distortion":
             return 0.0
