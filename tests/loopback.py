@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from hushtune_client.ports import (
     Welcome,
 )
 from hushtune_common.config import TimingConfig
-from hushtune_common.errors import DigestMismatch, MalformedUpdate, Replayed, ScenarioMismatch, StaleRound
+from hushtune_common.errors import DigestMismatch, MalformedUpdate, NotYours, Replayed, ScenarioMismatch, StaleRound
 from hushtune_common.link.frame import FrameReader, checksums
 from hushtune_common.link.modular import BlockCode
 from hushtune_common.messages import (
@@ -43,7 +44,10 @@ from hushtune_common.messages import (
     UpdateKey,
     Verdict,
 )
+from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, PowerRatio, Second, Watt
+
+Word = TypeVar("Word", Advertisement, Deal, Vow, Opening)
 
 RUN = RunId("run-1")
 CLIENT = ClientId("c1")
@@ -199,6 +203,10 @@ class World:
         default_factory=dict[UpdateKey, tuple[Transmission, FrameOutcome]]
     )
     left: list[str] = field(default_factory=list[str])
+    advertisements: dict[tuple[ClientId, int], Advertisement] = field(default_factory=dict[tuple[ClientId, int], Advertisement])
+    deals: dict[tuple[ClientId, int], Deal] = field(default_factory=dict[tuple[ClientId, int], Deal])
+    vows: dict[tuple[ClientId, int], Vow] = field(default_factory=dict[tuple[ClientId, int], Vow])
+    openings: dict[tuple[ClientId, int], Opening] = field(default_factory=dict[tuple[ClientId, int], Opening])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def ring(self) -> None:
@@ -264,10 +272,12 @@ class World:
         """Return what the air says."""
         return self.sounding or Sounding(gain_main=PowerRatio(GAIN * round_id), at=Second(0.0))
 
-    def report(self, report: ClientReport) -> None:
-        """Take a report once."""
+    def report(self, report: ClientReport, *, advertisement: Advertisement | None = None) -> None:
+        """Take a report once, and keys."""
         if report.round_id not in self.open_rounds:
             raise StaleRound(f"round {report.round_id} is not open")
+        if advertisement is not None:
+            self.said(self.advertisements, (advertisement.member, report.round_id), advertisement)
         if self.reports.setdefault((report.client, report.round_id), report) != report:
             raise Replayed("another report for the same round")
         self.ring()
@@ -277,6 +287,26 @@ class World:
         if (client, round_id, channel) not in self.channels:
             self.channels.append((client, round_id, channel))
         self.ring()
+
+    def said(self, among: dict[tuple[ClientId, int], Word], key: tuple[ClientId, int], word: Word) -> None:
+        """Take a word on a sum once."""
+        if among.setdefault(key, word) != word:
+            raise Replayed("another word on the same sum")
+        self.ring()
+
+    def dealt(self, round_id: int, deal: Deal) -> None:
+        """Take parcels once."""
+        self.said(self.deals, (deal.dealer, round_id), deal)
+
+    def vowed(self, round_id: int, vow: Vow) -> None:
+        """Take a vow once."""
+        self.said(self.vows, (vow.member, round_id), vow)
+
+    def opened(self, client: ClientId, round_id: int, opening: Opening) -> None:
+        """Take shares once."""
+        if opening.member != client:
+            raise NotYours("shares of somebody else")
+        self.said(self.openings, (client, round_id), opening)
 
     def complete(self, completion: Completion) -> None:
         """Take a completion once."""
@@ -344,6 +374,9 @@ class LoopbackOwner:
     async def verdict(self, run: RunId, round_id: int) -> Verdict:
         return await self._world.verdict(run, round_id, self._client)
 
+    async def open(self, run: RunId, round_id: int, opening: Opening) -> None:
+        self._world.opened(self._client, round_id, opening)
+
 
 class LoopbackCoordinator:
     """The coordinator in process."""
@@ -365,8 +398,14 @@ class LoopbackCoordinator:
                     break
                 self._world.heard(beat())
 
-    async def report(self, report: ClientReport) -> None:
-        self._world.report(report)
+    async def report(self, report: ClientReport, *, advertisement: Advertisement | None = None) -> None:
+        self._world.report(report, advertisement=advertisement)
+
+    async def deal(self, round_id: int, deal: Deal) -> None:
+        self._world.dealt(round_id, deal)
+
+    async def vow(self, round_id: int, vow: Vow) -> None:
+        self._world.vowed(round_id, vow)
 
     async def report_channel(self, round_id: int, channel: Channel) -> None:
         self._world.change_channel(CLIENT, round_id, channel)

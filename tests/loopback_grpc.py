@@ -16,7 +16,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.messages import ClientId, Digest, Role, RunId
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
-from hushtune_common.wire import convert, endpoint
+from hushtune_common.wire import convert, convert_sums, endpoint
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.transfer import BlobsService, register_blobs
 from hushtune_common.wire.v1 import (
@@ -45,6 +45,11 @@ class _Owner(owner_pb2_grpc.OwnerServicer):
     async def GetVerdict(self, request: owner_pb2.GetVerdictRequest, context: Any) -> owner_pb2.GetVerdictResponse:
         client = ClientId(caller_of(context).name)
         return convert.verdict_to_wire(await self._world.verdict(RunId(request.run), request.round_id, client))
+
+    async def Open(self, request: owner_pb2.OpenRequest, context: Any) -> owner_pb2.OpenResponse:
+        client = ClientId(caller_of(context).name)
+        self._world.opened(client, request.round_id, convert_sums.opening_from_wire(request, caller=client))
+        return owner_pb2.OpenResponse()
 
 
 class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
@@ -75,7 +80,9 @@ class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
             listening.stop()
 
     async def Report(self, request: coordinator_pb2.ReportRequest, context: Any) -> coordinator_pb2.ReportResponse:
-        self._world.report(convert.report_from_wire(request, caller=caller_of(context)))
+        caller = caller_of(context)
+        keys = convert.keys_from_wire(request, caller=caller)
+        self._world.report(convert.report_from_wire(request, caller=caller), advertisement=keys)
         return coordinator_pb2.ReportResponse()
 
     async def ReportChannel(
@@ -83,6 +90,14 @@ class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
     ) -> coordinator_pb2.ReportChannelResponse:
         self._world.change_channel(ClientId(caller_of(context).name), *convert.new_channel_from_wire(request))
         return coordinator_pb2.ReportChannelResponse()
+
+    async def Deal(self, request: coordinator_pb2.DealRequest, context: Any) -> coordinator_pb2.DealResponse:
+        self._world.dealt(*convert_sums.deal_from_wire(request, caller=caller_of(context).name))
+        return coordinator_pb2.DealResponse()
+
+    async def Vow(self, request: coordinator_pb2.VowRequest, context: Any) -> coordinator_pb2.VowResponse:
+        self._world.vowed(*convert_sums.vow_from_wire(request, caller=caller_of(context).name))
+        return coordinator_pb2.VowResponse()
 
     async def Complete(self, request: coordinator_pb2.CompleteRequest, context: Any) -> coordinator_pb2.CompleteResponse:
         self._world.complete(convert.completion_from_wire(request, caller=caller_of(context)))

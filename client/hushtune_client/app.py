@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +17,26 @@ from hushtune_client.own_training import OwnTraining, require_allowed
 from hushtune_client.phases import (
     Abandon,
     AskVerdict,
+    Assigned,
     Closed,
     Command,
     Completed,
     Conclude,
+    Drained,
     Event,
     Finished,
     FrameAnswered,
     Measure,
+    Reported,
     Retune,
+    RoundClosed,
     RoundFailed,
+    RoundOpened,
     Send,
     Stop,
     Train,
+    Training,
+    Uploading,
     VerdictReached,
     Watch,
 )
@@ -38,7 +45,9 @@ from hushtune_client.private import own_records
 from hushtune_client.progress import Status
 from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState
+from hushtune_client.sums import Sums
 from hushtune_client.trainer import Trainer
+from hushtune_common.aggregation import SecureConfig, resolved
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.errors import (
@@ -53,6 +62,7 @@ from hushtune_common.errors import (
 )
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
+from hushtune_common.secagg.identity import Identity, Verifier
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.wire.bell import Bell
@@ -141,6 +151,7 @@ class _Life:
                 turn=asyncio.Lock(),
                 bell=Bell(),
             )
+            sums = self._sums(kit, ports=ports, state=state)
             duties = Duties(
                 scenario=scenario,
                 device=device,
@@ -155,8 +166,29 @@ class _Life:
                 sounder=sounder,
                 emit=conductor.emit,
                 own=options.own,
+                sums=sums,
             )
-            self.code = await conductor.conduct(duties)
+            self.code = await conductor.conduct(duties, sums=sums)
+
+    def _sums(self, kit: Kit, *, ports: Ports, state: ClientState) -> Sums | None:
+        """Return this client's part in sums, none where the owner judges updates one by one."""
+        scenario = self._options.scenario
+        options = scenario.owner.aggregation
+        log_event(_logger, "aggregation_resolved", **resolved(options, clients=len(scenario.clients)))
+        if not isinstance(options, SecureConfig):
+            return None
+        return Sums(
+            scenario=scenario,
+            client=ClientId(self._options.client_id),
+            ports=ports,
+            state=state,
+            clock=self._clock,
+            sign=Identity(certificate=kit.certificate, key=kit.key).sign,
+            verify=Verifier(authority=kit.ca, clock=self._clock).verify,
+            bell=Bell(),
+            within=_within,
+            aside=asyncio.to_thread,
+        )
 
     def _read_records(self) -> tuple[str, ...]:
         options = self._options
@@ -208,11 +240,12 @@ class Conductor:
         self._spoiled: dict[int, HushtuneError] = {}
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._duties: Performer | None = None
+        self._sums: Sums | None = None
         self._ending = False
 
-    async def conduct(self, duties: Performer) -> int:
+    async def conduct(self, duties: Performer, *, sums: Sums | None = None) -> int:
         """Join, take part in every round, leave; return the exit code. Raises what makes taking part impossible."""
-        self._duties = duties
+        self._duties, self._sums = duties, sums
         welcome = await self._coordinator.join()
         restarted = self._state.restarted
         await self._state.join(welcome.run)
@@ -222,6 +255,8 @@ class Conductor:
         try:
             for command in rounds.resume(self._state.current):
                 self._begin(command)
+            if sums is not None and (round_id := _open_round(self._state)) is not None:
+                self._spawn(sums.say(round_id))
             self._spawn(self._follow())
             await self._over
         except asyncio.CancelledError:
@@ -250,11 +285,38 @@ class Conductor:
         try:
             async for directive in self._coordinator.follow(self._beat):
                 _narrate(directive)
+                refused = await self._heard(directive)
                 await self._take(_event_of(directive, client=self._state.terms.client), seq=directive.seq)
+                if refused is not None:
+                    await self._quit_sum(directive.round_id, refused)
+                elif self._sums is not None and directive.kind is DirectiveKind.SUM:
+                    self._spawn(self._sums.say(directive.round_id))
         except PeerLost:
             # After the last round the coordinator may go first; a verdict that is under way still counts.
             if not (isinstance(self._state.current, Closed) and self._state.current.last):
                 raise
+
+    async def _heard(self, directive: Directive) -> HushtuneError | None:
+        """Take in a word on a round's sum, on disk before its number is seen; return why this client does not work with it."""
+        if directive.kind is not DirectiveKind.SUM or directive.seq <= self._state.last_seen_seq:
+            return None
+        if self._sums is None or directive.sum is None:
+            raise MalformedUpdate(f"directive {directive.seq} is on a sum, and owner.aggregation.kind of this scenario is mean")
+        try:
+            await self._sums.hear(directive.round_id, directive.sum)
+        except HushtuneError as error:
+            return error
+        return None
+
+    async def _quit_sum(self, round_id: int, error: HushtuneError) -> None:
+        """End this client's part in a round whose sum it does not work with; an update that is out is beyond that."""
+        if _open_round(self._state) != round_id or isinstance(self._state.current, Completed):
+            fields = {"round_id": round_id, "reason": error.reason, "problem": str(error)}
+            log_event(_logger, "sum_refused", level=logging.WARNING, **fields)
+            return
+        self._spoil(round_id, error, duty="sum")
+        await self._take(RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}"))
+        await self._abandon(round_id)
 
     def _beat(self) -> Beat:
         return Beat(last_seen_seq=self._state.last_seen_seq, phase=self._status.phase, progress=self._status.progress)
@@ -265,6 +327,8 @@ class Conductor:
             after = self._state.current
             if isinstance(event, FrameAnswered) and commands and isinstance(after, Completed) and not after.completion.uploaded:
                 self._spoil(event.round_id, ChannelOutage(after.completion.reason), duty="send")
+            if isinstance(event, RoundOpened | RoundClosed | Drained):
+                self._state.forget_sums()
             for command in commands:
                 self._begin(command)
 
@@ -356,6 +420,17 @@ class Conductor:
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._ending and not self._over.done():
             self._over.set_exception(error)
+
+
+def _open_round(state: ClientState) -> int | None:
+    """Return the round that is not over for this client, one whose update is out included."""
+    current = state.current
+    return current.round_id if isinstance(current, Reported | Assigned | Training | Uploading | Completed) else None
+
+
+async def _within(seconds: float, work: Awaitable[None]) -> None:
+    async with asyncio.timeout(seconds):
+        await work
 
 
 def _throttle(scenario: Scenario) -> Throttle:

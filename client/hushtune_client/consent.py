@@ -52,6 +52,12 @@ def require_granted(assignment: Assignment, *, schema: Sequence[TensorSpec], cod
         )
 
 
+def require_sum_granted(assignment: Assignment, *, size: int) -> None:
+    """Raise `MalformedUpdate` unless the bytes granted are those of a masked payload: there is no smaller one."""
+    if assignment.protection is not None and assignment.budget_bytes != size:
+        raise MalformedUpdate(f"budget_bytes: {assignment.budget_bytes} were granted, a masked payload has {size}")
+
+
 def tap_model(scenario: Scenario) -> TapModel:
     """Return what a design has to assume of the tap's channel."""
     return TapModel.FIXED if scenario.air.fading == "none" else TapModel(scenario.secrecy.fading_design)

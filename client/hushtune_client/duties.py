@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from threading import Event as Flag
 
 from hushtune_client import feedback, telemetry, uplink
-from hushtune_client.consent import require_granted, require_protected
+from hushtune_client.consent import require_granted, require_protected, require_sum_granted
 from hushtune_client.emulator import Emulator
 from hushtune_client.material import Aside, Material, Supply
 from hushtune_client.own_training import OwnTraining, write_result
@@ -29,15 +29,18 @@ from hushtune_client.ports import Ports
 from hushtune_client.progress import Status, TransferLog
 from hushtune_client.sounding import Sounder
 from hushtune_client.state import ClientState, RoundFiles, digest_of, seen_through
+from hushtune_client.sums import Sums
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
-from hushtune_common.codec.pipeline import make_codec
+from hushtune_common.codec.pipeline import budget_bytes, make_codec
 from hushtune_common.config import ClientConfig, Scenario
 from hushtune_common.errors import DigestMismatch, MalformedUpdate, SecrecyUnavailable, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, ClientId, Completion, TensorSpec, Transmission, UpdateKey
 from hushtune_common.noise import Statement
+from hushtune_common.secagg.layout import grid_for, layout_of
+from hushtune_common.secagg.messages import Advertisement, upload_bytes
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Joule, Second
 
@@ -63,11 +66,14 @@ class Duties:
         sounder: Sounder,
         emit: Callable[[Event], None],
         own: OwnTraining | None = None,
+        sums: Sums | None = None,
     ) -> None:
         """Take everything; ``emit`` receives events that happen in the middle of a command.
 
-        With ``own`` nothing is trained here: a round returns what the client trained elsewhere.
+        With ``own`` nothing is trained here: a round returns what the client trained elsewhere. With ``sums`` what it returns is
+        only added to the others' updates.
         """
+        self._sums = sums
         self._own = own
         self._scenario = scenario
         self._device = device
@@ -114,18 +120,18 @@ class Duties:
         material = await self._supply.fresh(round_id)
         self._status.enter("reporting")
         channel = await self._sounder.measure(round_id)
-        manifest = material.emulator.manifest
+        advertisement = await self._advertisement(material.emulator)
         report = telemetry.device_report(
             self._device,
             round_id=round_id,
             gain_main=channel.gain_main,
             gain_tap=channel.gain_tap,
             sample_count=material.window_count,
-            expected_bits=telemetry.update_bits(manifest.adapter, codec=self._scenario.codec),
+            expected_bits=telemetry.sealed_bits(self._payload_bytes(material.emulator)),
             train_flops=telemetry.training_flops(material.emulator.path_size, tokens=self._tokens(material)),
         )
         report = report.on(channel)
-        await self._ports.coordinator.report(report)
+        await self._ports.coordinator.report(report, advertisement=advertisement)
         log_event(
             _logger,
             "device_reported",
@@ -136,6 +142,21 @@ class Duties:
             update_bits=report.update_bits,
         )
         self._status.enter("waiting for an assignment")
+
+    async def _advertisement(self, emulator: Emulator) -> Advertisement | None:
+        """Return the keys for the sum of a round, written down; none where updates are judged one by one."""
+        sums, manifest = self._sums, emulator.manifest
+        if sums is None:
+            return None
+        layout = layout_of(grid_for(self._scenario, manifest.adapter))
+        return await self._aside(lambda: sums.begin(manifest.round_id, layout))
+
+    def _payload_bytes(self, emulator: Emulator) -> int:
+        """Return the most bytes of what is sealed; all of it has as many where updates are only added."""
+        manifest = emulator.manifest
+        if self._sums is None:
+            return budget_bytes(manifest.adapter, config=self._scenario.codec)
+        return upload_bytes(self._sums.terms(manifest.round_id, layout_of(grid_for(self._scenario, manifest.adapter))))
 
     def _tokens(self, material: Material) -> int:
         """Return how many tokens one round's training passes through the emulator."""
@@ -156,10 +177,12 @@ class Duties:
         else:
             await self._bring(self._own, emulator, files, round_id)
             wall, energy = Second(0.0), Joule(0.0)  # of this round; nobody here knows what the training took
+        if self._sums is not None:
+            await self._sums.delivered(round_id)
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = await self._sounder.settled(self._newest(assignment))
         await self._require_consent(assignment, emulator)
-        sealed, residual = await self._seal(emulator, files, assignment=assignment)
+        sealed, residual = await self._seal(material, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links, residual=residual)
         return UpdateSealed(
             round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=wall, energy=energy, assignment=assignment
@@ -203,7 +226,10 @@ class Duties:
     async def _require_consent(self, assignment: Assignment, emulator: Emulator) -> None:
         """Refuse what cannot be sent, or is not protected or sized as the scenario says; what comes later in a round as well."""
         uplink.require_sendable(assignment)
-        require_granted(assignment, schema=emulator.manifest.adapter, codec=self._scenario.codec)
+        if self._sums is None:
+            require_granted(assignment, schema=emulator.manifest.adapter, codec=self._scenario.codec)
+        else:
+            require_sum_granted(assignment, size=self._payload_bytes(emulator))
         await self._require_protected(assignment)
 
     async def _require_protected(self, assignment: Assignment) -> None:
@@ -247,12 +273,12 @@ class Duties:
             await self._state.keep_verdict(await self._ports.owner.verdict(self._state.terms.run, round_id))
 
     async def _seal(
-        self, emulator: Emulator, files: RoundFiles, *, assignment: Assignment
+        self, material: Material, files: RoundFiles, *, assignment: Assignment
     ) -> tuple[uplink.Sealed, AdapterState | None]:
         """Return the sealed update, and what its decoder does not get back where a later round can make up for it."""
         self._status.enter("encoding and sealing")
-        round_id = assignment.round_id
-        sealed, residual = await self._aside(lambda: self._sealed(emulator, files, assignment))
+        round_id, emulator = assignment.round_id, material.emulator
+        sealed, residual = await self._aside(lambda: self._sealed(material, files, assignment))
         trained = await self._aside(lambda: digest_of(files.adapter))
         log_event(
             _logger,
@@ -280,25 +306,47 @@ class Duties:
         )
         return sealed, residual
 
-    def _sealed(self, emulator: Emulator, files: RoundFiles, assignment: Assignment) -> tuple[uplink.Sealed, AdapterState | None]:
-        schema, round_id = emulator.manifest.adapter, assignment.round_id
+    def _sealed(self, material: Material, files: RoundFiles, assignment: Assignment) -> tuple[uplink.Sealed, AdapterState | None]:
+        manifest, round_id = material.emulator.manifest, assignment.round_id
         try:
-            trained = load_adapter(files.adapter, schema)
+            trained = load_adapter(files.adapter, manifest.adapter)
         except MalformedUpdate as error:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
-        wanted = feedback.corrected(trained, self._owed(round_id, schema))
-        shipped = AdapterState(emulator.bundle.adapter_numpy())
-        codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.bundle.sensitivity)
+        wanted = feedback.corrected(trained, self._owed(round_id, manifest.adapter))
+        payload, read = self._payload(wanted, material, assignment)
         up = uplink.Uplink(
-            manifest=emulator.manifest,
-            codec=codec,
+            manifest=manifest,
             update_bytes_max=self._scenario.limits.update_bytes_max,
             randomness=self._framer.randomness,
         )
-        sealed = up.seal(wanted, key=self._key(round_id, attempt=1), assignment=assignment)
+        sealed = up.seal(payload, bytes_raw=wanted.bytes_raw, key=self._key(round_id, attempt=1), assignment=assignment)
         if not self._feeds_back or round_id == self._scenario.coordinator.rounds:
             return sealed, None
-        return sealed, feedback.left_over(wanted, codec.decode(sealed.encoded, schema))
+        return sealed, feedback.left_over(wanted, read())
+
+    def _payload(
+        self, wanted: AdapterState, material: Material, assignment: Assignment
+    ) -> tuple[bytes, Callable[[], AdapterState]]:
+        """Return what is sealed, and what of ``wanted`` its receiver can make of it, alone or in a sum."""
+        bundle, schema = material.emulator.bundle, material.emulator.manifest.adapter
+        shipped = AdapterState(bundle.adapter_numpy())
+        if self._sums is None:
+            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=bundle.sensitivity)
+            encoded = codec.encode(wanted, budget_bytes=assignment.budget_bytes)
+            return encoded, lambda: codec.decode(encoded, schema)
+        started, grid = self._clock.monotonic(), grid_for(self._scenario, schema)
+        added = grid.encode(wanted, shipped=shipped, weight=self._sums.weight(material.window_count))
+        upload = self._sums.masked(assignment.round_id, added.words).to_bytes()
+        log_event(
+            _logger,
+            "payload_masked",
+            round_id=assignment.round_id,
+            bytes_payload=len(upload),
+            clipped=added.clipped,
+            step_max=max(grid.step(tensor) for tensor in grid.tensors),
+            seconds=round(self._clock.monotonic() - started, 4),
+        )
+        return upload, lambda: grid.decode(added.words, shipped=shipped).state
 
     @property
     def _feeds_back(self) -> bool:

@@ -43,10 +43,11 @@ from hushtune_common.messages import (
     require_name,
 )
 from hushtune_common.model.revision import apply_revision
+from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
 from hushtune_common.seeding import NoiseRng, SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.units import PowerRatio, Second
-from hushtune_common.wire import convert, transfer
+from hushtune_common.wire import convert, convert_sums, transfer
 from hushtune_common.wire.endpoint import Kit, connect, ready
 from hushtune_common.wire.faults import translated
 from hushtune_common.wire.streams import reconnected, resumed
@@ -199,6 +200,11 @@ class OwnerGateway:
         response = await self._awaited(self._stub.GetVerdict, request, of=f"verdict on round {round_id}")
         return convert.verdict_from_wire(response, client=self._client)
 
+    async def open(self, run: RunId, round_id: int, opening: Opening) -> None:
+        """Give out shares for the sum of a round."""
+        request = convert_sums.opening_to_wire(opening, run=run, round_id=round_id)
+        await self._manners.persist(lambda: self._stub.Open(request, timeout=self._manners.timing.idle_s), of="open")
+
     async def _awaited(self, call: Callable[..., Awaitable[_T]], request: object, *, of: str) -> _T:
         timing = self._manners.timing
         for _ in range(ceil(timing.round_s / timing.idle_s)):
@@ -262,9 +268,9 @@ class CoordinatorGateway:
             yield convert.directive_from_wire(response)
             taken.set()  # the consumer has come back, so it has dealt with the directive and the next beat acknowledges it
 
-    async def report(self, report: ClientReport) -> None:
+    async def report(self, report: ClientReport, *, advertisement: Advertisement | None = None) -> None:
         """Tell what this device can do."""
-        request = convert.report_to_wire(report)
+        request = convert.report_to_wire(report, advertisement=advertisement)
         await self._manners.persist(lambda: self._stub.Report(request, timeout=self._timing.idle_s), of="report")
 
     async def report_channel(self, round_id: int, channel: Channel) -> None:
@@ -272,6 +278,16 @@ class CoordinatorGateway:
         request = convert.new_channel_to_wire(channel, round_id=round_id)
         timeout = self._timing.idle_s
         await self._manners.persist(lambda: self._stub.ReportChannel(request, timeout=timeout), of="report-channel")
+
+    async def deal(self, round_id: int, deal: Deal) -> None:
+        """Hand over the parcels for this client's neighbours."""
+        request = convert_sums.deal_to_wire(deal, round_id=round_id)
+        await self._manners.persist(lambda: self._stub.Deal(request, timeout=self._timing.idle_s), of="deal")
+
+    async def vow(self, round_id: int, vow: Vow) -> None:
+        """Hand over a vow."""
+        request = convert_sums.vow_to_wire(vow, round_id=round_id)
+        await self._manners.persist(lambda: self._stub.Vow(request, timeout=self._timing.idle_s), of="vow")
 
     async def complete(self, completion: Completion) -> None:
         """Say how this client's part of the round ended."""

@@ -215,6 +215,13 @@ class VerdictReached:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SumHeard:
+    """A word on the sum of a round was taken in; what follows from it is written down elsewhere."""
+
+    round_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
     """The coordinator is going away."""
 
@@ -229,6 +236,7 @@ Event = (
     | RoundFailed
     | RoundClosed
     | VerdictReached
+    | SumHeard
     | Drained
 )
 

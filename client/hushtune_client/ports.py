@@ -22,6 +22,7 @@ from hushtune_common.messages import (
     UpdateKey,
     Verdict,
 )
+from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
 from hushtune_common.units import PowerRatio, Second
 
 Progress = Callable[[int, int], None]
@@ -70,7 +71,8 @@ class OwnerPort(Protocol):
 
     Laws: ``manifest`` waits until the owner has the emulator of that round and never returns another round's; ``fetch`` returns
     a file whose SHA-256 is the manifest's emulator digest or raises ``DigestMismatch``; fetching twice gives the same content;
-    ``verdict`` waits until the owner has judged and always returns the caller's own verdict.
+    ``verdict`` waits until the owner has judged and always returns the caller's own verdict; repeating ``open`` with the same
+    value has no second effect.
     """
 
     async def manifest(self, run: RunId, round_id: int) -> EmulatorManifest:
@@ -91,13 +93,17 @@ class OwnerPort(Protocol):
         """Wait for the owner's judgement of this client's update; ``DeadlineExceeded`` after the round's time."""
         ...
 
+    async def open(self, run: RunId, round_id: int, opening: Opening) -> None:
+        """Give out shares for the sum of a round; ``MalformedUpdate`` for shares that are not this client's to open."""
+        ...
+
 
 class CoordinatorPort(Protocol):
     """The coordinator.
 
     Laws: ``follow`` yields directives in rising ``seq``, each above the ``last_seen_seq`` of the beat that opened the stream,
-    and misses none across reconnects; repeating ``report``, ``report_channel`` or ``complete`` with the same value has no second
-    effect.
+    and misses none across reconnects; repeating ``report``, ``report_channel``, ``deal``, ``vow`` or ``complete`` with the same
+    value has no second effect.
     """
 
     async def join(self) -> Welcome:
@@ -108,8 +114,16 @@ class CoordinatorPort(Protocol):
         """Yield directives while sending ``beat()`` every sixth of ``idle_s``; ``PeerLost`` when reconnecting is hopeless."""
         ...
 
-    async def report(self, report: ClientReport) -> None:
-        """Tell what this device can do; ``StaleRound`` when the round no longer gathers reports."""
+    async def report(self, report: ClientReport, *, advertisement: Advertisement | None = None) -> None:
+        """Tell what this device can do, and the keys for a sum; ``StaleRound`` when the round no longer gathers reports."""
+        ...
+
+    async def deal(self, round_id: int, deal: Deal) -> None:
+        """Hand over the parcels for this client's neighbours in the sum of a round."""
+        ...
+
+    async def vow(self, round_id: int, vow: Vow) -> None:
+        """Hand over the vow to open shares for the survivors of a round alone."""
         ...
 
     async def report_channel(self, round_id: int, channel: Channel) -> None:

@@ -45,6 +45,7 @@ from hushtune_client.phases import (
     Send,
     State,
     Stop,
+    SumHeard,
     Tally,
     Terms,
     Train,
@@ -90,6 +91,8 @@ def event_of(directive: Directive, *, client: ClientId) -> Event:
             )
         case DirectiveKind.DRAIN:
             return Drained()
+        case DirectiveKind.SUM:
+            return SumHeard(round_id=directive.round_id)
         case DirectiveKind.CONCLUDE:
             raise ValueError(f"directive {directive.seq} is for the owner, not for {client}")
 
@@ -118,6 +121,8 @@ def advance(state: State, event: Event, *, terms: Terms) -> Step:
         case VerdictReached():
             if isinstance(state, Closed) and state.round_id == event.round_id:
                 return _after(state.round_id, last=state.last)
+            return state, ()
+        case SumHeard():
             return state, ()
         case Drained():
             return _drained(state)

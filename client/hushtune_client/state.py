@@ -42,6 +42,7 @@ _EVENTS: dict[str, type[Any]] = {
         phases.RoundFailed,
         phases.RoundClosed,
         phases.VerdictReached,
+        phases.SumHeard,
         phases.Drained,
     )
 }
@@ -72,6 +73,11 @@ class RoundFiles:
     def secret(self) -> Path:
         """The secret that the seal needs, when a key part brings it to the owner."""
         return self.directory / "secret.bin"
+
+    @property
+    def sum_state(self) -> Path:
+        """What is known of the round's sum, the member's secrets among it."""
+        return self.directory / "sum.bin"
 
     def link_seed(self, part: Part) -> Path:
         """Public seed and dither of a part, with their tag."""
@@ -290,12 +296,21 @@ class ClientState:
     def forget_private(self, round_id: int) -> None:
         """Delete what nobody needs once a round is over: windows, unsealed adapter, secret (private), frames (large).
 
-        The sealed update and its public seeds stay.
+        The sealed update and its public seeds stay, and what is known of the round's sum: shares are opened after the upload.
         """
         files = self.files(round_id)
         for path in (files.windows, files.adapter, files.secret):
             path.unlink(missing_ok=True)
         files.forget_frames()
+
+    def forget_sums(self) -> None:
+        """Delete the secrets of sums, of every round but one whose sum may still have to be opened."""
+        state = self.current
+        open_ = isinstance(state, phases.Reported | phases.Assigned | phases.Training | phases.Uploading | phases.Completed)
+        kept = state.round_id if open_ else None
+        for path in (self._directory / "rounds").glob("*/sum.bin*"):
+            if int(path.parent.name) != kept:
+                path.unlink(missing_ok=True)
 
     def forget_ended(self) -> None:
         """Delete what `forget_private` does, of every round but one that goes on: an earlier life may have ended too soon.
@@ -310,6 +325,7 @@ class ClientState:
         for directory in (self._directory / "rounds").glob("*"):
             if (round_id := int(directory.name)) != kept:
                 self.forget_private(round_id)
+        self.forget_sums()
 
     async def _append(self, kind: str, body: Mapping[str, object]) -> None:
         entry = await self._journal.append(kind, body)

@@ -85,9 +85,14 @@ def transmit_energy(*, power: Watt, airtime: Second) -> Joule:
     return Joule(power * airtime)
 
 
+def sealed_bits(payload_bytes: int) -> int:
+    """Return the size in bits of a sealed update of so many bytes; it never exceeds this, whatever the data are."""
+    return 8 * (payload_bytes + envelope.OVERHEAD_MAX)
+
+
 def update_bits(schema: Sequence[TensorSpec], *, codec: CodecConfig) -> int:
-    """Return the size in bits of a sealed update with all bytes granted; it never exceeds this, whatever the data are."""
-    return 8 * (budget_bytes(schema, config=codec) + envelope.OVERHEAD_MAX)
+    """Return the size in bits of a sealed update with all bytes of its codec granted."""
+    return sealed_bits(budget_bytes(schema, config=codec))
 
 
 def device_report(

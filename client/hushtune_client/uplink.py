@@ -8,8 +8,6 @@ from threading import Event as Flag
 from typing import Literal
 
 from hushtune_client.state import write_durably
-from hushtune_common.adapter import AdapterState
-from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.config import Scenario
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPublicKey, LinkKey
@@ -87,22 +85,20 @@ class Uplink:
     """Seals updates to the owner."""
 
     manifest: EmulatorManifest
-    codec: AdapterCodec
     update_bytes_max: int
     randomness: LinkRandomness
 
-    def seal(self, state: AdapterState, *, key: UpdateKey, assignment: Assignment) -> Sealed:
-        """Encode ``state``, seal it to the owner's key, then draw and authenticate what is public about its transmission.
+    def seal(self, payload: bytes, *, bytes_raw: int, key: UpdateKey, assignment: Assignment) -> Sealed:
+        """Seal a payload to the owner's key, then draw and authenticate what is public about its transmission.
 
-        ``key`` must be of attempt 1, since attempts count transmissions. Raises `BudgetTooSmall` when no encoding is as short as
-        granted, `LimitExceeded` when the sealed update is larger than the scenario allows.
+        The payload is an encoded adapter of ``bytes_raw``, or its words under masks. ``key`` must be of attempt 1, since attempts
+        count transmissions. Raises `LimitExceeded` when the sealed update is larger than the scenario allows.
         """
         if key.attempt != 1:
             raise ValueError(f"an update is sealed once, as attempt 1, got {key.attempt}")
-        encoded = self.codec.encode(state, budget_bytes=assignment.budget_bytes)
         secret = OsRandomness().draw(envelope.SECRET_BYTES) if assignment.protection is Protection.KEY else b""
         sealing = envelope.seal(
-            encoded,
+            payload,
             recipient=HybridPublicKey.from_bytes(self.manifest.sealing_key),
             key=key,
             emulator=self.manifest.emulator,
@@ -114,7 +110,7 @@ class Uplink:
             raise LimitExceeded(f"the sealed update has {len(data)} bytes, limits.update_bytes_max is {self.update_bytes_max}")
         # Only now, with the messages fixed: the leakage bound says nothing of a message that depends on the dither.
         links = {part: self._announce(sealing.link_key, key, part, assignment.design_of(part)) for part in assignment.parts}
-        return Sealed(bytes_raw=state.bytes_raw, encoded=encoded, data=data, secret=secret, links=links)
+        return Sealed(bytes_raw=bytes_raw, encoded=payload, data=data, secret=secret, links=links)
 
     def _announce(self, link_key: LinkKey, key: UpdateKey, part: Part, design: SecrecyDesign) -> LinkSeed:
         toeplitz, dither = draw_public(design, randomness=self.randomness.public(key, part))

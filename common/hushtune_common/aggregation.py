@@ -5,7 +5,7 @@ Settings, and the arithmetic of thresholds and bits by which they are judged bef
 
 from collections.abc import Mapping
 from math import floor
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
@@ -122,3 +122,17 @@ def require_possible(options: SecureConfig, *, clients: int, needed: int, weight
         raise ConfigError(
             "owner.aggregation.bits", f"a sum of weights up to {weight_max} leaves {room} bits per number, not {options.bits}"
         )
+
+
+def resolved(options: AggregationOptions, *, clients: int) -> dict[str, Any]:
+    """Return what people are told at the start: which way updates become one, and what the owner cannot check that way."""
+    if not isinstance(options, SecureConfig):
+        return {"kind": "mean"}
+    return {
+        "kind": "secure",
+        "share": options.share,
+        "colluders": options.colluders,
+        "needed": threshold(clients, share=options.share),
+        "clients": clients,
+        "checks_lost": "every check of one client's update",
+    }

@@ -203,7 +203,7 @@ notices = st.builds(
 directives = st.builds(
     ours.Directive,
     seq=bigs,
-    kind=st.sampled_from([kind for kind in ours.DirectiveKind if kind is not ours.DirectiveKind.ASSIGNED]),
+    kind=st.sampled_from([k for k in ours.DirectiveKind if k not in {ours.DirectiveKind.ASSIGNED, ours.DirectiveKind.SUM}]),
     round_id=counts,
     accepted=st.lists(names, max_size=3).map(tuple),
     failed_reason=texts,
@@ -403,6 +403,18 @@ def test_an_assignment_comes_with_its_directive_and_no_other():
     message.kind = coordinator_pb2.DIRECTIVE_KIND_DRAIN
     message.assignment.client = "c1"
     with pytest.raises(MalformedUpdate, match="assignment: is present"):
+        convert.directive_from_wire(message)
+
+
+def test_a_word_on_a_sum_comes_with_its_directive_and_no_other():
+    message = good("directive")
+    message.kind = coordinator_pb2.DIRECTIVE_KIND_SUM
+    message.ClearField("sum")
+    with pytest.raises(MalformedUpdate, match="sum: is absent"):
+        convert.directive_from_wire(message)
+    message.kind = coordinator_pb2.DIRECTIVE_KIND_DRAIN
+    message.sum.survivors.view = bytes(32)
+    with pytest.raises(MalformedUpdate, match="sum: is present"):
         convert.directive_from_wire(message)
 
 

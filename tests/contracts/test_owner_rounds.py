@@ -37,6 +37,7 @@ from hushtune_common.messages import (
     UtilityCurve,
     Verdict,
 )
+from hushtune_common.secagg.messages import Survivors
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Second
@@ -76,6 +77,7 @@ class World:
     renewed: list[int] = field(default_factory=list[int])
     published: list[EmulatorManifest] = field(default_factory=list[EmulatorManifest])
     taken_up: list[int] = field(default_factory=list[int])
+    announced: list[Survivors] = field(default_factory=list[Survivors])
     concluded: list[Conclusion] = field(default_factory=list[Conclusion])
     worth_now: UtilityCurve | Exception = CURVE
     told: list[UtilityCurve] = field(default_factory=list[UtilityCurve])
@@ -159,6 +161,10 @@ class World:
     def copies(self, manifest: EmulatorManifest) -> Mapping[ClientId, Copy]:
         return {}
 
+    async def announce(self, run: RunId, round_id: int, survivors: Survivors) -> None:
+        self.announced.append(survivors)
+        self.changed.set()
+
     async def conclude(self, conclusion: Conclusion) -> None:
         self.order.append("concluded")
         self.concluded.append(conclusion)
@@ -190,9 +196,9 @@ class World:
         reception = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, soft=soft)
         sent = transmission(blob, DESIGN, part=part, client=client, attempt=attempt)
         sent = replace(sent, key=replace(sent.key, round_id=round_id))
-        self.announce([None if junk else reception], sent, acknowledged=acknowledged)
+        self.broadcast([None if junk else reception], sent, acknowledged=acknowledged)
 
-    def announce(self, chunks: Sequence[Reception | None], sent: Transmission, *, acknowledged: bool = False) -> None:
+    def broadcast(self, chunks: Sequence[Reception | None], sent: Transmission, *, acknowledged: bool = False) -> None:
         """Tell the owner of a transmission of which it will hear these chunks."""
         shown = next((chunk for chunk in chunks if chunk is not None), None)
         notice = ReceptionNotice(
@@ -501,7 +507,7 @@ def test_a_hybrid_transmission_that_contradicts_the_tables_is_refused_and_everyo
 
     async def play() -> None:
         async with stage(tmp_path) as (world, owner):
-            world.announce([lost], transmission(blob, DESIGN))
+            world.broadcast([lost], transmission(blob, DESIGN))
             await world.until(lambda: len(world.settled) == 1 and len(world.acknowledged) == 1)
             assert not world.settled[0].accepted
             assert (await owner.verdict("c1")).reason.startswith("ABSTRACTION_CONTRADICTED: 40 of 40")

@@ -62,12 +62,16 @@ MANIFEST = EmulatorManifest(
 )
 OS = LinkRandomness(kind="os", seeds=SEEDS)
 SEEDED = LinkRandomness(kind="seeded", seeds=SEEDS)
-UPLINK = Uplink(manifest=MANIFEST, codec=CODEC, update_bytes_max=1 << 20, randomness=OS)
+UPLINK = Uplink(manifest=MANIFEST, update_bytes_max=1 << 20, randomness=OS)
 FRAMER = Framer(fidelity=Fidelity.BIT_EXACT, share=0.25, threads=1, frame_bytes_max=1 << 30, randomness=OS, seeds=SEEDS)
 
 
-def sealed(protection: Protection = Protection.PAYLOAD, randomness: LinkRandomness = OS) -> Sealed:
-    return replace(UPLINK, randomness=randomness).seal(TRAINED, key=KEY, assignment=assignment_of(protection=protection))
+def sealed(
+    protection: Protection = Protection.PAYLOAD, randomness: LinkRandomness = OS, *, budget_bytes: int = 1_000_000
+) -> Sealed:
+    assignment = assignment_of(protection=protection, budget_bytes=budget_bytes)
+    encoded = CODEC.encode(TRAINED, budget_bytes=assignment.budget_bytes)
+    return replace(UPLINK, randomness=randomness).seal(encoded, bytes_raw=TRAINED.bytes_raw, key=KEY, assignment=assignment)
 
 
 def framed(
@@ -149,12 +153,12 @@ def test_neither_secret_nor_sealed_bytes_show_in_text() -> None:
 
 def test_an_update_above_the_scenarios_limit_is_not_sent() -> None:
     with pytest.raises(LimitExceeded, match="update_bytes_max"):
-        replace(UPLINK, update_bytes_max=1000).seal(TRAINED, key=KEY, assignment=assignment_of())
+        replace(UPLINK, update_bytes_max=1000).seal(bytes(2000), bytes_raw=1, key=KEY, assignment=assignment_of())
 
 
 def test_an_update_is_sealed_once_and_not_per_attempt() -> None:
     with pytest.raises(ValueError, match="sealed once"):
-        UPLINK.seal(TRAINED, key=replace(KEY, attempt=2), assignment=assignment_of())
+        UPLINK.seal(b"encoded", bytes_raw=1, key=replace(KEY, attempt=2), assignment=assignment_of())
 
 
 def test_a_design_that_no_coding_point_carries_is_refused_before_the_work() -> None:
@@ -168,14 +172,14 @@ def test_a_design_that_no_coding_point_carries_is_refused_before_the_work() -> N
 @pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
 def test_the_update_has_no_more_bytes_than_it_was_granted(share: float) -> None:
     budget = int(share * CODEC.bytes_max)
-    update = UPLINK.seal(TRAINED, key=KEY, assignment=assignment_of(budget_bytes=budget))
+    update = sealed(budget_bytes=budget)
     assert 0.5 * budget < update.bytes_encoded <= budget
     assert len(update.data) <= budget + envelope.OVERHEAD_MAX
 
 
 def test_an_update_that_no_encoding_makes_so_short_is_not_sent() -> None:
     with pytest.raises(BudgetTooSmall, match="10 are granted"):
-        UPLINK.seal(TRAINED, key=KEY, assignment=assignment_of(budget_bytes=10))
+        sealed(budget_bytes=10)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
+from hushtune_common.aggregation import resolved
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.crypto.keys import HybridPrivateKey
@@ -20,6 +21,7 @@ from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Caller, ClientId, Listener, Role, RunId, UtilityCurve
 from hushtune_common.model.bundle import read_bundle
+from hushtune_common.secagg.identity import Verifier
 from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
@@ -35,6 +37,8 @@ from hushtune_server.owner.copies import Copies
 from hushtune_server.owner.gateway import AirGateway, CoordinatorGateway
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk, OwnerService, register_owner
+from hushtune_server.owner.sums import FOLDER as SUMS
+from hushtune_server.owner.sums import SumTable
 from hushtune_server.owner.versions import FOLDER as VERSIONS
 
 if TYPE_CHECKING:  # torch is imported in the worker thread, so that signals are heard from the first second on
@@ -71,6 +75,7 @@ async def serve(options: OwnerOptions, *, clock: Clock, seeds: SeedTree) -> int:
     """
     scenario = options.scenario
     log_event(_log, "scenario_resolved", scenario=scenario.name, digest=scenario.digest, seed=scenario.seed)
+    log_event(_log, "aggregation_resolved", **resolved(scenario.owner.aggregation, clients=len(scenario.clients)))
     kit = endpoint.Kit.load(options.kit)
     options.state_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal.open(options.state_dir / "journal.sqlite", schema=f"owner/{scenario.digest.hex}")
@@ -107,6 +112,7 @@ class OwnerProcess:
         self._clock = clock
         self._seeds = seeds
         self._curve: UtilityCurve | None = None
+        self._sums: SumTable | None = None
         size_max = options.scenario.limits.emulator_bytes_max
         copies = Copies.of(options.scenario, state_dir=options.state_dir)
         self._store = BlobStore(options.state_dir / "blobs", quota_bytes=_emulators_max(options.scenario) * size_max)
@@ -136,7 +142,15 @@ class OwnerProcess:
         prepared: "Prepared | None",
         private: HybridPrivateKey,
     ) -> None:
+        self._sums = SumTable.of(
+            self._scenario,
+            self._catalog.newest.manifest.adapter,
+            folder=self._options.state_dir / SUMS,
+            verify=Verifier(authority=self._kit.ca, clock=self._clock).verify,
+            clock=self._clock,
+        )
         service = OwnerService(self._scenario, desk=self._desk)
+        service.sums = self._sums
         server = await endpoint.serve(
             [register_owner(service), register_blobs(self._blobs)],
             names=_SERVICES,
@@ -264,6 +278,7 @@ class OwnerProcess:
             accepted=accepted,
             admit=partial(self._admit, base=prepared.source.weights),
             clock=self._clock,
+            sums=self._sums,
         )
 
     async def _take_part(
@@ -278,8 +293,10 @@ class OwnerProcess:
         log_event(_log, "phase_changed", phase="connecting")
         for role, address in ((Role.COORDINATOR, self._options.coordinator), (Role.AIR, self._options.air)):
             await endpoint.ready(channels[role], address=address, role=role, timing=timing, kit=self._kit)
-        run = await coordinator.join(curve=self._curve)
+        run = await coordinator.join(curve=self._curve, layout=None if self._sums is None else self._sums.layout)
         log_event(_log, "run_joined", run=run)
+        if self._sums is not None:
+            self._sums.enter(run)
         await self._enter_published(run)
         service.run = run
         rounds = OwnerRounds(
@@ -296,6 +313,7 @@ class OwnerProcess:
             air=AirGateway(channels[Role.AIR], listener, timing=timing),
             clock=clock,
             seeds=self._seeds,
+            sums=self._sums,
         )
         await rounds.follow()
 

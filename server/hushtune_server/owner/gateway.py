@@ -10,8 +10,10 @@ from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.errors import VersionMismatch
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import Beat, Conclusion, Directive, Receipt, ReceptionNotice, RunId, Settlement, UtilityCurve
+from hushtune_common.secagg.messages import Survivors
+from hushtune_common.secagg.terms import Layout
 from hushtune_common.seeding import SeedTree
-from hushtune_common.wire import convert, faults
+from hushtune_common.wire import convert, convert_sums, faults
 from hushtune_common.wire.listening import AirListener
 from hushtune_common.wire.streams import reconnected, resumed
 from hushtune_common.wire.v1 import air_pb2_grpc, coordinator_pb2_grpc
@@ -44,8 +46,8 @@ class CoordinatorGateway:
             response: pb.GetRunResponse = await self._stub.GetRun(pb.GetRunRequest(), timeout=self._timing.idle_s)
         return RunId(response.run)
 
-    async def join(self, *, curve: UtilityCurve | None = None) -> RunId:
-        """Enter the run with what updates are worth, where that was measured.
+    async def join(self, *, curve: UtilityCurve | None = None, layout: Layout | None = None) -> RunId:
+        """Enter the run with what updates are worth, where that was measured, and how their numbers are laid out to be added.
 
         `ScenarioMismatch` or `VersionMismatch` when this process does not belong there, `MalformedUpdate` for a curve that nobody
         can plan with.
@@ -55,6 +57,7 @@ class CoordinatorGateway:
             protocol_minor=convert.PROTOCOL_MINOR,
             scenario_digest=self._scenario.digest.value,
             curve=None if curve is None else convert.curve_to_wire(curve),
+            sum_layout=None if layout is None else convert_sums.layout_to_wire(layout),
         )
         with faults.translated():
             response: pb.JoinResponse = await self._stub.Join(request, timeout=self._timing.idle_s)
@@ -100,6 +103,12 @@ class CoordinatorGateway:
         """Say whether an update was accepted, and nothing else about it."""
         with faults.translated():
             await self._stub.Settle(convert.settlement_to_wire(settlement), timeout=self._timing.idle_s)
+
+    async def announce(self, run: RunId, round_id: int, survivors: Survivors) -> None:
+        """Name those whose payloads are going to be added."""
+        request = convert_sums.announcement_to_wire(survivors, run=run, round_id=round_id)
+        with faults.translated():
+            await self._stub.Announce(request, timeout=self._timing.idle_s)
 
     async def conclude(self, conclusion: Conclusion) -> None:
         """Say that a round is dealt with, and whether another one shall follow."""

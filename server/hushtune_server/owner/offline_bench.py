@@ -22,6 +22,7 @@ from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.release.acceptance import lineage_of, require_same
 from hushtune_common.release.container import payload_of
 from hushtune_common.release.statement import Lineage, ReleaseStatement
+from hushtune_common.model.rates import reach
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
@@ -30,7 +31,6 @@ from hushtune_server.owner.gatekeeper.finding import Finding, told
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper
 from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
-from hushtune_server.owner.gatekeeper.reach import reach
 from hushtune_server.owner.gatekeeper.sketch import Sampler
 from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.releases import Telling

@@ -14,10 +14,12 @@ from hushtune_common.messages import (
     Part,
     Receipt,
     ReceptionNotice,
+    RunId,
     Settlement,
     UpdateKey,
     UtilityCurve,
 )
+from hushtune_common.secagg.messages import Survivors
 from hushtune_server.owner.book import Copy, Judgement
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.plugin import Trial
@@ -26,8 +28,8 @@ from hushtune_server.owner.plugin import Trial
 class CoordinatorPort(Protocol):
     """The coordinator.
 
-    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling or concluding twice has no second
-    effect.
+    Laws: directives come in rising ``seq`` and none is missed across reconnects; settling, announcing or concluding twice has no
+    second effect.
     """
 
     def follow(self, phase: Callable[[], str]) -> AsyncGenerator[Directive, None]:
@@ -40,6 +42,10 @@ class CoordinatorPort(Protocol):
 
     async def settle(self, settlement: Settlement) -> None:
         """Say whether an update was accepted, and nothing else about it."""
+        ...
+
+    async def announce(self, run: RunId, round_id: int, survivors: Survivors) -> None:
+        """Name those whose payloads are going to be added."""
         ...
 
     async def conclude(self, conclusion: Conclusion) -> None:

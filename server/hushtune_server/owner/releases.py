@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.clock import Clock
 from hushtune_common.codec.pipeline import codec_id
 from hushtune_common.config import Scenario
@@ -98,6 +99,8 @@ def export_release(order: Export, *, clock: Clock, telling: Telling) -> Containe
     What it shows of the model is entered in the owner's ledger before the file appears. Raises `ConfigError` naming the option,
     `MalformedUpdate` for a file that is no emulator, `ExposureExceeded` for one that shows too much.
     """
+    if isinstance(order.scenario.owner.aggregation, SecureConfig):
+        raise ConfigError("owner.aggregation.kind", "secure needs everybody at the same time; a return by file takes kind mean")
     by = signatory(order.kit, clock=clock)
     order.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = order.emulator or _published(order.state)

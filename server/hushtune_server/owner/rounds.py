@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import asdict, replace
@@ -18,9 +18,12 @@ from hushtune_common.config import Scenario
 from hushtune_common.errors import (
     AbstractionContradicted,
     ConfigError,
+    MalformedUpdate,
     OperatingFault,
     PeerLost,
     ProtocolFault,
+    QuorumMissed,
+    Refusal,
     StaleRound,
     TrainerFailed,
 )
@@ -37,6 +40,7 @@ from hushtune_common.messages import (
     Settlement,
     UpdateKey,
 )
+from hushtune_common.secagg.terms import opening_s
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, refusal, to_body
@@ -44,6 +48,7 @@ from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Press
 from hushtune_server.owner.reception import Bounds, UpdateReception
 from hushtune_server.owner.stopping import why_stop
+from hushtune_server.owner.sums import SumTable
 
 _log = logging.getLogger(__name__)
 _FAREWELL_S = 15.0
@@ -60,6 +65,10 @@ class VerdictDesk(Protocol):
 
     def ring(self) -> None:
         """Say that the book has changed."""
+        ...
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until ``holds``, looked at after every `ring`."""
         ...
 
     async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
@@ -92,11 +101,13 @@ class OwnerRounds:
         air: AirPort,
         clock: Clock,
         seeds: SeedTree,
+        sums: SumTable | None = None,
     ) -> None:
         """Take part in ``run``, with updates on their way in the folder ``incoming``.
 
-        The ``bench`` is made and used in the one thread of ``worker``.
+        The ``bench`` is made and used in the one thread of ``worker``. With ``sums`` it adds what it does not look at.
         """
+        self._sums = sums
         self._scenario = scenario
         self._run = run
         self._book = book
@@ -140,6 +151,8 @@ class OwnerRounds:
                     case DirectiveKind.ROUND_OPENED:
                         await self._begin(directive.round_id)
                         self._enter(f"waiting for updates of round {directive.round_id}")
+                    case DirectiveKind.SUM:
+                        await self._hear_sum(directive)
                     case DirectiveKind.CONCLUDE:
                         await self._close(directive)
                         await self._go_on(directive.round_id)
@@ -159,6 +172,27 @@ class OwnerRounds:
             self._round_id = max(self._round_id, round_id)
             self._opened.notify_all()
 
+    async def _hear_sum(self, directive: Directive) -> None:
+        """Take a word on a round's sum; one that cannot be worked with is logged, and the round's updates are not heard."""
+        if self._sums is None or directive.sum is None:
+            raise MalformedUpdate(f"directive {directive.seq} is on a sum, and owner.aggregation.kind of this scenario is mean")
+        if self._book.closing(self._run, directive.round_id) is not None:
+            return
+        try:
+            await asyncio.to_thread(self._sums.hear, directive.round_id, directive.sum)
+        except (ProtocolFault, Refusal) as fault:
+            fields = {"round_id": directive.round_id, "reason": fault.reason, "problem": str(fault)}
+            log_event(_log, "sum_refused", level=logging.ERROR, **fields)
+        async with self._opened:
+            self._opened.notify_all()
+
+    def _may_judge(self, round_id: int) -> bool:
+        """Whether updates of a round can be judged: it has begun, and where they are only added, it is known who has dealt."""
+        if self._round_id < round_id:
+            return False
+        over = self._round_id > round_id or self._book.closing(self._run, round_id) is not None
+        return over or self._sums is None or self._sums.ready(round_id)
+
     async def _listen(self, group: asyncio.TaskGroup) -> None:
         async with aclosing(self._air.notices()) as notices:
             async for notice in notices:
@@ -173,7 +207,7 @@ class OwnerRounds:
         slot = (key.round_id, key.client)
         # An update ahead of its round would take the place of the client's adapter that this round is going to average.
         async with self._opened:
-            await self._opened.wait_for(lambda: self._round_id >= key.round_id)
+            await self._opened.wait_for(lambda: self._may_judge(key.round_id))
         try:
             async with self._locks[slot]:
                 if self._book.closing(self._run, key.round_id) is not None:
@@ -284,7 +318,8 @@ class OwnerRounds:
         self._forget(slot)
         if judgement.accepted:
             log_event(_log, "update_accepted", **_about(key), digest=judgement.digest)
-            _log_evaluation(judgement, client=key.client, round_id=key.round_id)
+            if self._sums is None:
+                _log_evaluation(judgement, client=key.client, round_id=key.round_id)
         else:
             why = {"reason": judgement.reason, "digest": judgement.digest}
             log_event(_log, "update_refused", level=logging.WARNING, **_about(key), **why)
@@ -327,12 +362,16 @@ class OwnerRounds:
             log_event(_log, decision, round_id=closing.round_id, clients=list(closing.merged), reason=closing.reason)
         for slot in [s for s in self._updates if s[0] == directive.round_id and not self._locks[s].locked()]:
             self._forget(slot)
+        if self._sums is not None:
+            await asyncio.to_thread(self._sums.forget, directive.round_id)
+            async with self._opened:
+                self._opened.notify_all()
         self._desk.ring()
 
     async def _conclude(self, directive: Directive) -> Closing:
         """Average what the round accepted, keep it or not, and decide whether another round is wanted."""
         closing = await self._averaged(directive)
-        if directive.kind is not DirectiveKind.CONCLUDE:
+        if directive.kind is not DirectiveKind.CONCLUDE or directive.round_id >= self._scenario.coordinator.rounds:
             return closing  # the last one by number, or a failed one: nothing is left to decide
         owner, past = self._scenario.owner, self._book.closings_of(self._run)
         stopped = why_stop([*past, closing], patience=owner.patience, improvement_nats=owner.min_improvement_nats)
@@ -345,9 +384,19 @@ class OwnerRounds:
             return closing(merged=(), kept=False, reason=f"the round failed: {directive.failed_reason}")
         if not candidates:
             return closing(merged=(), kept=False, reason="no update was left to average")
-        self._enter(f"averaging {len(candidates)} adapters")
-        bench = await self._bench
-        merged = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, candidates)
+        try:
+            if self._sums is not None:
+                candidates = await self._opened_by(self._sums, directive.round_id, candidates)
+            self._enter(f"averaging {len(candidates)} adapters")
+            bench = await self._bench
+            merged = await asyncio.get_running_loop().run_in_executor(self._worker, bench.merge, candidates)
+        except (ProtocolFault, QuorumMissed) as fault:
+            if self._sums is None:
+                raise
+            log_event(
+                _log, "sum_failed", level=logging.ERROR, round_id=directive.round_id, reason=fault.reason, problem=str(fault)
+            )
+            return closing(merged=(), kept=False, reason=f"the sum could not be had: {fault.reason}: {fault}")
         _log_evaluation(merged, client="aggregate", round_id=directive.round_id)
         for client, reason in merged.left_out.items():
             log_event(_log, "update_left_out", level=logging.WARNING, round_id=directive.round_id, client=client, reason=reason)
@@ -361,13 +410,32 @@ class OwnerRounds:
             perplexity_after=after if isfinite(after) else None,
         )
 
+    async def _opened_by(self, sums: SumTable, round_id: int, candidates: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        """Name the survivors and wait until enough of them have opened their shares, or the time for that is up."""
+        survivors = await asyncio.to_thread(partial(sums.close, round_id, among=candidates))
+        dropped = list(sums.dropped(round_id))
+        log_event(_log, "sum_survivors_named", round_id=round_id, survivors=list(survivors.members), dropped=dropped)
+        self._enter(f"waiting for shares of round {round_id}")
+        announce = partial(self._coordinator.announce, self._run, round_id, survivors)
+        await self._say(announce, refused="survivors_refused", round_id=round_id)
+        waits = {
+            asyncio.ensure_future(self._desk.until(lambda: not sums.lacking(round_id))),
+            asyncio.ensure_future(self._clock.sleep(opening_s(self._scenario.timing))),
+        }
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return survivors.members
+
     async def _go_on(self, round_id: int) -> None:
         """Have the next round's emulator on offer, or none if no round is wanted, and let the coordinator go on."""
         closing = self._book.closing(self._run, round_id)
         stopped = "" if closing is None else closing.stopped
         if stopped:
             log_event(_log, "run_stopped", round_id=round_id, rounds=self._scenario.coordinator.rounds, reason=stopped)
-        elif self._book.manifest(self._run, round_id + 1) is None:
+        elif round_id < self._scenario.coordinator.rounds and self._book.manifest(self._run, round_id + 1) is None:
             await self._publish(round_id + 1)
         coordinator = self._scenario.coordinator
         if coordinator.allocator.utility.every_round and not stopped and round_id < coordinator.rounds:

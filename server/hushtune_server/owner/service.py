@@ -10,13 +10,14 @@ import grpc
 from hushtune_common.config import Scenario
 from hushtune_common.errors import DeadlineExceeded, NotYours, PeerLost, ScenarioMismatch, StaleRound
 from hushtune_common.messages import Caller, ClientId, EmulatorManifest, Role, RunId, Verdict
-from hushtune_common.wire import convert
+from hushtune_common.wire import convert, convert_sums
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import owner_pb2 as pb
 from hushtune_common.wire.v1 import owner_pb2_grpc
 from hushtune_server.owner.book import Book
 from hushtune_server.owner.copies import manifest_for
+from hushtune_server.owner.sums import SumTable
 
 Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -76,6 +77,11 @@ class Desk:
             raise DeadlineExceeded(f"not yet: {waited_for}; ask again") from error
         return found
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until ``holds``, looked at whenever the bell rings."""
+        while not holds():
+            await self._bell.wait()
+
     async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
         """Wait until each of ``clients`` has its verdict; return false when ``within_s`` was not enough."""
         wanted = {(run, round_id, client) for client in clients}
@@ -96,6 +102,7 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         self._scenario = scenario
         self._desk = desk
         self.run: RunId | None = None
+        self.sums: SumTable | None = None
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
         """Wait for the emulator of a round, for clients of the same scenario."""
@@ -112,6 +119,17 @@ class OwnerService(owner_pb2_grpc.OwnerServicer):
         run = self._require_ours(request.run, request.round_id)
         verdict = await self._desk.verdict(run, request.round_id, client, within_s=self._patience(context))
         return convert.verdict_to_wire(verdict)
+
+    async def Open(self, request: pb.OpenRequest, context: Context) -> pb.OpenResponse:
+        """Take the caller's shares for the sum of a round; whose they are, the certificate says."""
+        client = self._desk.client(caller_of(context))
+        self._require_ours(request.run, request.round_id)
+        if self.sums is None:
+            raise StaleRound("nothing is opened here: owner.aggregation.kind is mean")
+        opening = convert_sums.opening_from_wire(request, caller=client)
+        await asyncio.to_thread(self.sums.open, request.round_id, opening)
+        self._desk.ring()
+        return pb.OpenResponse()
 
     def _require_ours(self, run: str, round_id: int) -> RunId:
         if self.run is None:

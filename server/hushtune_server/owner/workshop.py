@@ -22,13 +22,14 @@ from hushtune_common.errors import ConfigError, ProtocolFault
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey, UtilityCurve
 from hushtune_common.model.adapter import insert
-from hushtune_common.model.bundle import bundle_notes, emulator_tensors, read_bundle, write_bundle
+from hushtune_common.model.bundle import Bundle, bundle_notes, emulator_tensors, read_bundle, write_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.rates import reach
 from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.model.sources import ModelSource, open_source
+from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.book import Copy, Judgement, refusal
@@ -48,10 +49,11 @@ from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
 from hushtune_server.owner.gatekeeper.sketch import Sampler
 from hushtune_server.owner.incoming import Link
-from hushtune_server.owner.intake import Intake
+from hushtune_server.owner.intake import Intake, Seals
 from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench, Merged, Renewal
-from hushtune_server.owner.versions import AGGREGATE, Version, Versions
+from hushtune_server.owner.sums import SumIntake, SumTable
+from hushtune_server.owner.versions import AGGREGATE, About, Version, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
 from hushtune_server.owner.worth import worth
 
@@ -175,8 +177,11 @@ class Workshop:
         admit: Callable[[Path], None] = _admitted,
         clock: Clock | None = None,
         copies: Mapping[ClientId, Copy] = NO_COPIES,
+        sums: SumTable | None = None,
     ) -> None:
         """Set up the bench; ``accepted`` are the updates of an earlier life of this process, ``copies`` as for `take_up`.
+
+        With ``sums`` updates are only added there, and what is judged is their mean.
 
         ``admit`` enters an emulator in the owner's ledger before anybody can have it, or refuses that. The current version is put
         into the model, if there is one. `ConfigError` when another process has the versions, or the current one is damaged or
@@ -191,6 +196,7 @@ class Workshop:
         self._clock = clock or SystemClock()
         self._admit = admit
         self._state_dir = state_dir
+        self._sums = sums
         self._next = state_dir / "next"
         self._adapters = state_dir / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
@@ -220,19 +226,16 @@ class Workshop:
         gate, training, data = self._scenario.owner.gate, self._scenario.training, self._scenario.data
         emulator = read_bundle(bundle)
         shipped = AdapterState(emulator.adapter_numpy())
-        self._intake = Intake(
-            manifest=manifest,
-            private=self._private,
-            codec=make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.sensitivity),
-            accepted=accepted,
-            # Adapter blocks carry no mark, so whatever is in them decodes alike for everybody.
-            emulators={client: copy.emulator for client, copy in copies.items()},
-        )
+        # Adapter blocks carry no mark, so whatever is in them decodes alike for everybody.
+        emulators = {client: copy.emulator for client, copy in copies.items()}
+        self._shipped = shipped
+        self._intake = self._made_intake(manifest, emulator, accepted=accepted, emulators=emulators)
         # What encoding took off the updates of earlier rounds may come on top of what this one's training moves.
         furthest = manifest.round_id * reach(training, windows=data.train_windows)
         sampler = Sampler(shipped, rng=SeedTree(secrets.randbits(120)).generator())
+        self._gatekeeper = Gatekeeper(gate, shipped=shipped, reach=furthest, sampler=sampler)
         self._desk = Desk(
-            Gatekeeper(gate, shipped=shipped, reach=furthest, sampler=sampler),
+            self._gatekeeper,
             schema=self._schema,
             base=manifest.base,
             versions=self._versions,
@@ -243,6 +246,28 @@ class Workshop:
         self._manifest, self._bundle = manifest, bundle
         if self._alignment is not None and self._middle is not None:
             self._alignment.keep(self._middle, of=manifest.emulator)
+
+    def _made_intake(
+        self,
+        manifest: EmulatorManifest,
+        emulator: Bundle,
+        *,
+        accepted: Mapping[UpdateKey, Digest],
+        emulators: Mapping[ClientId, Digest],
+    ) -> Intake | SumIntake:
+        if self._sums is None:
+            shipped = AdapterState(emulator.adapter_numpy())
+            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.sensitivity)
+            return Intake(manifest=manifest, private=self._private, codec=codec, accepted=accepted, emulators=emulators)
+        seals = Seals(
+            manifest=manifest,
+            private=self._private,
+            payload_id=payload_id(self._scenario, manifest.adapter),
+            payload_bytes_max=self._sums.payload_bytes,
+            accepted=accepted,
+            emulators=emulators,
+        )
+        return SumIntake(seals, self._sums)
 
     def renew(self, round_id: int) -> Renewal | None:
         """Write the emulator that a round starts from, and the way to it from the present one; none when the seat did not change.
@@ -275,7 +300,9 @@ class Workshop:
         return self._intake.bytes_max
 
     def judge(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes) -> Judgement:
-        """Check a whole sealed update, screen its adapter, try it in the model, and store it."""
+        """Check a whole sealed update, screen its adapter, try it in the model, and store it; or have it counted unseen."""
+        if isinstance(self._intake, SumIntake):
+            return self._intake.judge(blob, key=key, links=links, secret=secret)
         digest = Digest.of(blob)
         screen = partial(self._desk.screen, key=key, digest=digest)
         try:
@@ -308,8 +335,11 @@ class Workshop:
     def merge(self, clients: Sequence[ClientId]) -> Merged:
         """Average the last adapters of ``clients``, each counting the same, and keep the mean in the model or roll back.
 
-        Those that do not go with the others of their round are left out.
+        Those that do not go with the others of their round are left out. Where updates are only added, the sum of those of
+        ``clients`` is taken from the table: raises what `SumTable.mean` does.
         """
+        if self._sums is not None:
+            return self._merge_sum(self._sums, clients)
         given = {client: self._last(client) for client in clients}
         before = self._merged_before(given)
         if before is not None:
@@ -330,6 +360,20 @@ class Workshop:
             version=version.id,
         )
         return _merged(trial, clients=parts, left_out={client: finding.text for client, finding in misfits.items()})
+
+    def _merge_sum(self, sums: SumTable, clients: Sequence[ClientId]) -> Merged:
+        """Screen the mean of updates that nobody has seen, and keep it in the model or roll back."""
+        run, round_id = sums.run, self._manifest.round_id
+        before = self._versions.latest(AGGREGATE)
+        known = before is not None and (before.about.run, before.about.round_id) == (run, round_id)
+        if before is not None and known and (not before.about.kept or before == self._versions.current):
+            return _merged(_remembered(before.about), clients=clients, left_out={})
+        state = sums.mean(round_id, shipped=self._shipped).state
+        findings = self._gatekeeper.screen(state, client=ClientId(AGGREGATE), others={}, earlier=()).findings
+        trial = replace(self._plugin.try_in(state), kept=False, reason=told(findings)) if findings else self._keep(state)
+        version = self._desk.summed(state, run=run, round_id=round_id, trial=trial)
+        self._versions.copy(version, self._path(AGGREGATE))
+        return _merged(trial, clients=clients, left_out={})
 
     def _seat_current(self, *, base: Digest) -> None:
         version = self._versions.current
@@ -367,9 +411,7 @@ class Workshop:
         by_id = {v.id: client for client, v in given.items()}
         if version is None or not {*version.about.parents} <= {*by_id} or (version.about.kept and version != now):
             return None
-        about, parts = version.about, [by_id[parent] for parent in version.about.parents]
-        before, after = (inf if loss is None else loss for loss in (about.loss_before, about.loss_after))
-        trial = Trial(loss_before=before, loss_after=after, kept=about.kept, reason=about.reason)
+        trial, parts = _remembered(version.about), [by_id[parent] for parent in version.about.parents]
         left_out = {client: "left out when it was averaged" for client in given if client not in parts}
         return _merged(trial, clients=parts, left_out=left_out)
 
@@ -385,6 +427,12 @@ def _shipped(scenario: Scenario, request: EmulatorRequest) -> Plan | None:
             raise
         advice = "recompute it with: hushtune emulator plan SCENARIO --out PLAN"
         raise ConfigError(error.field, f"{error.problem}; {advice}") from error
+
+
+def _remembered(about: About) -> Trial:
+    """Return what was found out about a version when it was made."""
+    before, after = (inf if loss is None else loss for loss in (about.loss_before, about.loss_after))
+    return Trial(loss_before=before, loss_after=after, kept=about.kept, reason=about.reason)
 
 
 def _merged(trial: Trial, *, clients: Iterable[ClientId], left_out: Mapping[ClientId, str]) -> Merged:

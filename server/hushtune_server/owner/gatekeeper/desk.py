@@ -10,7 +10,7 @@ from math import isfinite
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import Clock
 from hushtune_common.errors import LimitExceeded
-from hushtune_common.messages import ClientId, Digest, TensorSpec, UpdateKey
+from hushtune_common.messages import ClientId, Digest, RunId, TensorSpec, UpdateKey
 from hushtune_server.owner.gatekeeper.finding import Finding, told
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper, Screening
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
@@ -98,6 +98,25 @@ class Desk:
             who=AGGREGATE,
             base=self._base,
             parents=tuple(version.id for version in parts.values()),
+            kept=trial.kept,
+            reason=trial.reason,
+            loss_before=_finite(trial.loss_before),
+            loss_after=_finite(trial.loss_after),
+        )
+        version = self._versions.add(state, about)
+        if trial.kept:
+            self._versions.promote(version)
+        return version
+
+    def summed(self, state: AdapterState, *, run: RunId, round_id: int, trial: Trial) -> Version:
+        """Store a mean of updates that nobody has seen; it sits in the model from now on when the ``trial`` kept it."""
+        current = self._versions.current
+        about = About(
+            run=run,
+            round_id=round_id,
+            who=AGGREGATE,
+            base=self._base,
+            parents=() if current is None else (current.id,),
             kept=trial.kept,
             reason=trial.reason,
             loss_before=_finite(trial.loss_before),
