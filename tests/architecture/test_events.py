@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hushtune_common import logs
+from hushtune_common.aggregation import SecureConfig, resolved
 from hushtune_common.events.catalogue import EVENTS, objection
 from hushtune_common.messages import Gate
 from hushtune_server.owner.reception import Decoding
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CALLS = calls()
 
 GIVEN_AS_A_WHOLE: Mapping[str, frozenset[str]] = {
+    "aggregation_resolved": frozenset(resolved(SecureConfig(), clients=3)),
     "gate_decided": frozenset(f.name for f in dataclasses.fields(Gate)),
     "reception_decoded": frozenset(f.name for f in dataclasses.fields(Decoding)),
     "adapter_imported": frozenset({"matrices", "ranks", "whole_tensors", "indices"}),

@@ -14,8 +14,10 @@ from hushtune_client.gateway import CoordinatorGateway, Manners
 from hushtune_client.progress import Status
 from hushtune_client.rehearsal.duties import LightDuties, Waits
 from hushtune_client.state import ClientState
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
+from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, Role
 from hushtune_common.seeding import SeedTree
@@ -44,6 +46,8 @@ class RehearsalOptions:
 
 async def run(options: RehearsalOptions, *, clock: Clock, seeds: SeedTree) -> int:
     """Take part until the run is over; 0 when every client got there. Raises the error of the first one that did not."""
+    if isinstance(options.scenario.owner.aggregation, SecureConfig):
+        raise ConfigError("owner.aggregation.kind", "a rehearsal has no updates that could be added; take kind mean for it")
     with stop_signal() as stop:
         return 0 if await run_until(stop, _rehearse(options, clock=clock, seeds=seeds)) else 130
 

@@ -9,12 +9,14 @@ from hushtune_common.events.client import CLIENT_EVENTS
 from hushtune_common.events.event import Event
 from hushtune_common.events.servers import AIR_EVENTS, COORDINATOR_EVENTS, EAVESDROPPER_EVENTS, OWNER_EVENTS
 from hushtune_common.events.shared import CERTIFICATE_EVENTS, REFEREE_EVENTS, SHARED_EVENTS
+from hushtune_common.events.sums import SUM_EVENTS
 
 GROUPS: Final[Mapping[str, tuple[Event, ...]]] = MappingProxyType(
     {
         "Every process": SHARED_EVENTS,
         "Certificates": CERTIFICATE_EVENTS,
         "Clients": CLIENT_EVENTS,
+        "Secure aggregation": SUM_EVENTS,
         "Owner": OWNER_EVENTS,
         "Coordinator": COORDINATOR_EVENTS,
         "Air": AIR_EVENTS,

@@ -14,6 +14,7 @@ from hushtune_common.config import AllocatorConfig, Scenario
 from hushtune_common.errors import ConfigError, QuorumMissed, ScenarioMismatch
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, ClientReport, RunId, UtilityCurve
+from hushtune_common.secagg.relay import Stage
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Second
@@ -29,7 +30,7 @@ from hushtune_server.coordinator.problems.secrecy import AllocationProblem, beli
 from hushtune_server.coordinator.record import record
 from hushtune_server.coordinator.rounds import fold
 from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Desk, register_coordinator
-from hushtune_server.coordinator.sums import Sum, told
+from hushtune_server.coordinator.sums import Sum, needed
 
 _log = logging.getLogger(__name__)
 _SCHEMA = "coordinator/1"
@@ -265,8 +266,21 @@ def _log_sum(before: Sum | None, after: Sum | None, *, round_id: int) -> None:
     """Say which stage of a sum was closed, with what."""
     if after is None or before is None or after.stage is before.stage:
         return
-    for name, fields in told(after):
-        log_event(_log, name, round_id=round_id, **fields)
+    relay = after.relay
+    match after.stage:
+        case Stage.DEALS if relay.roster is not None:
+            members = relay.roster.members
+            left_out = sorted({ad.member for ad in relay.advertisements} - {*members})
+            log_event(_log, "sum_roster_closed", round_id=round_id, members=list(members), left_out=left_out)
+        case Stage.UPLOADS if relay.dealers is not None:
+            log_event(_log, "sum_deals_closed", round_id=round_id, dealers=list(relay.dealers.dealers))
+        case Stage.VOWS if relay.survivors is not None:
+            log_event(_log, "sum_survivors_announced", round_id=round_id, survivors=list(relay.survivors.members))
+        case Stage.DONE if relay.closed is not None:
+            vows = [vow.member for vow in relay.closed.vows]
+            log_event(_log, "sum_vows_closed", round_id=round_id, vows=vows, needed=needed(after))
+        case _:
+            pass
 
 
 def _log_curve(curve: UtilityCurve) -> None:

@@ -6,7 +6,6 @@ with the reports, deals are made while clients train, survivors are named at the
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hushtune_common.aggregation import SecureConfig
 from hushtune_common.config import Scenario
@@ -125,24 +124,6 @@ class Sum:
         if relay is self.relay:
             return self
         return replace(self, relay=relay, since=self.since if at is None else at)
-
-
-def told(after: Sum) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Return the log event that says what the stage before the present one has come to, with its fields."""
-    relay = after.relay
-    match after.stage:
-        case Stage.DEALS if relay.roster is not None:
-            said = {ad.member for ad in relay.advertisements}
-            members = relay.roster.members
-            return (("sum_roster_closed", {"members": list(members), "left_out": sorted(said - {*members})}),)
-        case Stage.UPLOADS if relay.dealers is not None:
-            return (("sum_deals_closed", {"dealers": list(relay.dealers.dealers)}),)
-        case Stage.VOWS if relay.survivors is not None:
-            return (("sum_survivors_announced", {"survivors": list(relay.survivors.members)}),)
-        case Stage.DONE if relay.closed is not None:
-            return (("sum_vows_closed", {"vows": [vow.member for vow in relay.closed.vows], "needed": needed(after)}),)
-        case _:
-            return ()
 
 
 def needed(after: Sum) -> int:

@@ -18,11 +18,11 @@ from hushtune_common.model.adapter import insert
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
+from hushtune_common.model.rates import reach
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.release.acceptance import lineage_of, require_same
 from hushtune_common.release.container import payload_of
 from hushtune_common.release.statement import Lineage, ReleaseStatement
-from hushtune_common.model.rates import reach
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
