@@ -373,6 +373,15 @@ class Workshop:
         trial = replace(self._plugin.try_in(state), kept=False, reason=told(findings)) if findings else self._keep(state)
         version = self._desk.summed(state, run=run, round_id=round_id, trial=trial)
         self._versions.copy(version, self._path(AGGREGATE))
+        log_event(
+            _log,
+            "adapters_averaged",
+            round_id=round_id,
+            clients=list(clients),
+            versions=[],
+            digest_adapter=version.digest,
+            version=version.id,
+        )
         return _merged(trial, clients=clients, left_out={})
 
     def _seat_current(self, *, base: Digest) -> None:
