@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec.codec import AdapterCodec
@@ -81,3 +82,19 @@ def largest_errors(decoded: AdapterState, wanted: AdapterState) -> dict[str, flo
 def same_bits(left: Float32, right: Float32) -> bool:
     """Say whether two tensors agree in every bit, signs of zeros included."""
     return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def dense(directions: Float32) -> NDArray[np.float64]:
+    """Return an orthogonal matrix by Householder's textbook products, one direction after the other."""
+    size = directions.shape[1]
+    whole = np.eye(size)
+    taken: list[int] = []
+    for direction in directions.astype(np.float64):
+        seen = whole.T @ direction
+        seen[taken] = 0.0
+        pivot = int(np.argmax(np.abs(seen)))
+        vector = seen / np.linalg.norm(seen)
+        vector[pivot] += np.sign(vector[pivot]) or 1.0
+        whole = whole @ (np.eye(size) - 2.0 * np.outer(vector, vector) / (vector @ vector))
+        taken.append(pivot)
+    return whole

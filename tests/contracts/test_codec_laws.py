@@ -19,6 +19,7 @@ from tests.codecs import (
     SHAPES,
     Kind,
     codec_of,
+    dense,
     largest_errors,
     normal,
     plus,
@@ -301,22 +302,6 @@ def weighed(error: Float32, sensitivity: Sensitivity, name: str) -> float:
         basis = dense(found.directions)
         wide = wide @ basis
     return float((found.rows[:, None] * found.columns * wide**2).sum())
-
-
-def dense(directions: Float32) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """Return an orthogonal matrix by Householder's textbook products, one direction after the other."""
-    size = directions.shape[1]
-    whole = np.eye(size)
-    taken: list[int] = []
-    for direction in directions.astype(np.float64):
-        seen = whole.T @ direction
-        seen[taken] = 0.0
-        pivot = int(np.argmax(np.abs(seen)))
-        vector = seen / np.linalg.norm(seen)
-        vector[pivot] += np.sign(vector[pivot]) or 1.0
-        whole = whole @ (np.eye(size) - 2.0 * np.outer(vector, vector) / (vector @ vector))
-        taken.append(pivot)
-    return whole
 
 
 def test_a_schema_is_not_taken_from_the_bytes():
