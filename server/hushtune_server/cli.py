@@ -209,13 +209,14 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     from hushtune_common import config, logs
     from hushtune_common.clock import SystemClock
     from hushtune_common.seeding import SeedTree
+    from hushtune_common.wire import handshakes
 
     clock = SystemClock()
     logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)
     try:
         resolved = config.load(scenario, overrides=options.set)
         _make_folder(options.state)
-        with extra(role):
+        with extra(role), handshakes.told(clock):
             code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
     except HushtuneError as error:
         code = _failed(error)

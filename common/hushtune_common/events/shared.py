@@ -156,6 +156,14 @@ CERTIFICATE_EVENTS: Final = (
         in_force="number of the list that stays",
     ),
     event(
+        "handshake_refused",
+        _SERVERS,
+        "A connection ended before a call could begin, most often because of a certificate.",
+        "problem",
+        remedy="what to do",
+        times="how often this was so since it was told last, at most every ten seconds",
+    ),
+    event(
         "hangup_passed_over",
         (CLIENT, OWNER, COORDINATOR, AIR, EAVESDROPPER),
         "SIGHUP came and changes nothing.",
