@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 from hushtune_client import rounds
 from hushtune_client.duties import Duties
 from hushtune_client.gateway import Addresses, Manners, open_ports
-from hushtune_client.governor import Throttle
+from hushtune_client.governor import Throttle, own_cores
 from hushtune_client.own_training import OwnTraining, require_allowed
 from hushtune_client.phases import (
     Abandon,
@@ -434,7 +433,7 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
 
 
 def _throttle(scenario: Scenario) -> Throttle:
-    throttle = Throttle.choose(scenario.compute.governor, cores=sorted(os.sched_getaffinity(0)))
+    throttle = Throttle.choose(scenario.compute.governor, cores=own_cores())
     log_event(_logger, "governor_chosen", cpufreq_cores=len(throttle.cores), why=throttle.why)
     return throttle
 

@@ -1,6 +1,7 @@
 """How fast a device may train: the assigned clock, kept by the processor itself or by pauses."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,12 @@ SYSFS = Path("/sys/devices/system/cpu")
 _AS_GOOD_AS_ALL = 0.995
 """Share left to pauses above which they are rounding and not worth a word."""
 Kind = Literal["auto", "cpufreq", "pacing"]
+
+
+def own_cores() -> list[int]:
+    """Return the numbers of the cores that this process may use: all of them where the system does not say, as on macOS."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return sorted(allowed(0)) if allowed is not None else list(range(os.cpu_count() or 1))
 
 
 class PacingGovernor(Unpaced):

@@ -1,6 +1,7 @@
 """Is a full or closed disk told from a defect of ours?"""
 
 import errno
+import os
 import resource
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from hushtune_common.errors import ConfigError, StorageFull
-from hushtune_common.store.disk import disk_fault, full_disk_is_typed
+from hushtune_common.store.disk import disk_fault, full_disk_is_typed, sync_data
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
@@ -45,3 +46,12 @@ def test_a_library_that_quotes_the_system_is_understood(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert isinstance(disk_fault(caught.value), StorageFull)
+
+
+def test_bytes_are_made_durable_where_there_is_no_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = list[int]()
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.delattr(os, "fdatasync")
+    with (tmp_path / "file").open("wb") as file:
+        sync_data(file.fileno())
+        assert synced == [file.fileno()]

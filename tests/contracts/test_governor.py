@@ -1,12 +1,13 @@
 """Does whatever keeps the clock keep it, on its own cores only, and leave no trace?"""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hushtune_client.governor import Throttle
+from hushtune_client.governor import Throttle, own_cores
 from hushtune_common.errors import ConfigError
 from hushtune_common.model.governor import VirtualTime
 from hushtune_common.units import Second
@@ -115,3 +116,9 @@ def test_virtual_time_lasts_what_the_assigned_clock_says() -> None:
     assert (clock.monotonic(), governor.wall_s) == (10.0, 10.0)
     with pytest.raises(ValueError, match="takes time"):
         VirtualTime(Second(0.0), clock=clock)
+
+
+def test_where_the_system_does_not_say_all_cores_are_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert own_cores() == sorted(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert own_cores() == list(range(os.cpu_count() or 1))

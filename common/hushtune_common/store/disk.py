@@ -1,5 +1,6 @@
 """Which errors are the disk's, and what is the person in front of it to do?"""
 
+import os
 import re
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ _FULL = frozenset({ENOSPC, EDQUOT, EFBIG})
 _CLOSED = frozenset({EACCES, EPERM, EROFS})
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust, such as safetensors, quote the operating system inside errors of their own."""
+
+
+def sync_data(descriptor: int) -> None:
+    """Make the bytes of an open file durable; where there is no ``fdatasync``, as on macOS, its metadata with them."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def disk_fault(error: BaseException) -> StorageFull | ConfigError | None:

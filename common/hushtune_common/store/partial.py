@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
-from hushtune_common.store.disk import full_disk_is_typed
+from hushtune_common.store.disk import full_disk_is_typed, sync_data
 
 SYNC_BYTES = 4 << 20
 """A crash costs at most this much of a transfer."""
@@ -71,7 +71,7 @@ class Partial:
     def install(self, target: Path) -> None:
         """Make everything durable and rename the file to ``target``."""
         with _opened(self._file) as descriptor:
-            os.fdatasync(descriptor)
+            sync_data(descriptor)
         install(self._file, target)
         offset_path(self._file).unlink(missing_ok=True)
 
@@ -83,7 +83,7 @@ class Partial:
 
     def _commit(self, descriptor: int) -> None:
         # The order is the point: the bytes first, then the number that vouches for them.
-        os.fdatasync(descriptor)
+        sync_data(descriptor)
         with _opened(offset_path(self._file), create=True) as sidecar:
             _write_all(sidecar, f"{self.position:0{_OFFSET_DIGITS}d}".encode(), offset=0)
         self.committed = self.position

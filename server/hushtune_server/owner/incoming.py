@@ -12,7 +12,7 @@ import numpy as np
 from hushtune_common.errors import ConfigError
 from hushtune_common.link.frame import Bytes, Flags, Indices, bitmap, flags_of
 from hushtune_common.messages import LinkSeed, SecrecyDesign
-from hushtune_common.store.disk import full_disk_is_typed
+from hushtune_common.store.disk import full_disk_is_typed, sync_data
 from hushtune_common.store.partial import install
 
 
@@ -103,7 +103,7 @@ class PartFile:
             answers = {**self._answers, attempt: bitmap(~self._known)}
             # The order is the point: the blocks first, then in one step the record that vouches for them.
             with _opened(self._file) as descriptor:
-                os.fdatasync(descriptor)
+                sync_data(descriptor)
             self._save(answers)
             self._answers = answers
         return _listed(_unpacked(self._answers[attempt], count=self.count))
