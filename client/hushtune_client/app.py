@@ -56,6 +56,7 @@ from hushtune_common.errors import (
     MalformedUpdate,
     OperatingFault,
     PeerLost,
+    QuorumMissed,
     Refusal,
     StaleRound,
 )
@@ -98,8 +99,8 @@ class ClientOptions:
 async def run(options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> int:
     """Take part in a run until its last round is over, and return the exit code.
 
-    0 when the run is over, 130 after SIGTERM or SIGINT, and otherwise the code of the error that spoiled this client's part of
-    the last round. ``seeds`` is the scenario's root. Raises the typed error of whatever makes taking part impossible.
+    0 when the run is over, 130 after SIGTERM or SIGINT, otherwise the code of the error that spoiled this client's part of the
+    last round, or that of `QuorumMissed` when that round failed as a whole. ``seeds`` is the scenario's root. Raises the typed error of whatever makes taking part impossible.
     """
     life = _Life(options, clock=clock, seeds=seeds)
     with stop_signal() as stop:
@@ -324,6 +325,8 @@ class Conductor:
         async with self._turn:
             commands = await self._state.record(event, seq=seq)
             after = self._state.current
+            if isinstance(event, RoundClosed) and event.last and event.failed:
+                self._spoiled.setdefault(event.round_id, QuorumMissed(event.failed))  # told by the event already
             if isinstance(event, FrameAnswered) and commands and isinstance(after, Completed) and not after.completion.uploaded:
                 self._spoil(event.round_id, ChannelOutage(after.completion.reason), duty="send")
             if isinstance(event, RoundOpened | RoundClosed | Drained):

@@ -44,6 +44,7 @@ from hushtune_common.errors import (
     HushtuneError,
     LimitExceeded,
     MalformedUpdate,
+    QuorumMissed,
     ScenarioMismatch,
 )
 from hushtune_common.messages import (
@@ -640,6 +641,24 @@ def test_a_terminated_client_leaves_and_ends_with_its_child_within_five_seconds(
         assert stage.world.left == ["interrupted"]
 
     run(work())
+
+
+@pytest.mark.slow
+def test_a_client_whose_last_round_failed_as_a_whole_does_not_end_as_if_all_were_well(stage: Stage, log: io.StringIO) -> None:
+    async def fail() -> None:
+        world = stage.world
+        world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
+        await world.until(lambda: bool(world.reports))
+        gone = "the owner is gone"
+        world.post(Directive(seq=2, kind=DirectiveKind.ROUND_CLOSED, round_id=1, failed_reason=gone, last=True))
+
+    async def work() -> None:
+        failing = asyncio.create_task(fail())
+        assert await stage.take_part() == QuorumMissed.exit_code
+        await failing
+
+    run(work())
+    assert stage.world.left == ["the run is over"]
 
 
 @pytest.mark.slow
