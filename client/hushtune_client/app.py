@@ -100,7 +100,8 @@ async def run(options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> int:
     """Take part in a run until its last round is over, and return the exit code.
 
     0 when the run is over, 130 after SIGTERM or SIGINT, otherwise the code of the error that spoiled this client's part of the
-    last round, or that of `QuorumMissed` when that round failed as a whole. ``seeds`` is the scenario's root. Raises the typed error of whatever makes taking part impossible.
+    last round, or that of `QuorumMissed` when that round failed as a whole. ``seeds`` is the scenario's root. Raises the typed
+    error of whatever makes taking part impossible.
     """
     life = _Life(options, clock=clock, seeds=seeds)
     with stop_signal() as stop:
