@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.store.disk import disk_fault
-from hushtune_server import bundle_commands, kit_commands, peft_commands, pki_commands
+from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner.calibration import commands as calibration_commands
@@ -209,7 +209,6 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     from hushtune_common import config, logs
     from hushtune_common.clock import SystemClock
     from hushtune_common.seeding import SeedTree
-    from hushtune_common.wire import handshakes
 
     clock = SystemClock()
     logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)

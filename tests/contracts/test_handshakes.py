@@ -16,7 +16,7 @@ from hushtune_common.config import TimingConfig
 from hushtune_common.errors import PeerLost
 from hushtune_common.messages import Role
 from hushtune_common.wire.endpoint import Kit, ready
-from hushtune_common.wire.handshakes import Telling, told
+from hushtune_server.handshakes import Telling, told
 from tests.contracts.test_endpoint import channel_to, replaced, serving
 from tests.fakes import FakeClock
 from tests.kits import Kits
