@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from hushtune_client.emulator import Emulator, open_emulator, require_acceptable
-from hushtune_client.own_training import OwnTraining, import_adapter
+from hushtune_client.own_training import OwnTraining, import_adapter, require_addable
 from hushtune_client.ports import Fetched, Ports
 from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
@@ -94,8 +94,12 @@ class Supply:
         _tell(fetched, manifest)
         emulator = await self._aside(lambda: open_emulator(fetched.path, manifest=manifest))
         if (own := self._own) is not None:  # what cannot be imported takes nobody's band first
-            await self._aside(lambda: import_adapter(own, bundle=emulator.bundle, round_id=manifest.round_id))
+            await self._aside(lambda: self._require_usable(own, emulator))
         return emulator
+
+    def _require_usable(self, own: OwnTraining, emulator: Emulator) -> None:
+        imported = import_adapter(own, bundle=emulator.bundle, round_id=emulator.manifest.round_id)
+        require_addable(imported, bundle=emulator.bundle, scenario=self._scenario)
 
     def _write_windows(self, emulator: Emulator, files: RoundFiles) -> int:
         windows = own_windows(self._records, tokens=emulator.bundle.tokens, scenario=self._scenario)

@@ -15,7 +15,8 @@ import numpy as np
 
 from hushtune_common.adapter import FORMAT as ADAPTER_FORMAT
 from hushtune_common.adapter import AdapterState, require_matches
-from hushtune_common.config import TrainingConfig
+from hushtune_common.aggregation import SecureConfig
+from hushtune_common.config import Scenario, TrainingConfig
 from hushtune_common.errors import ConfigError
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.slots import ranges_text
@@ -25,6 +26,7 @@ from hushtune_common.peft.convert import merged
 from hushtune_common.peft.indices import Counting, Meaning, Note, meaning, state_digest
 from hushtune_common.peft.patch import read_replacements
 from hushtune_common.peft.plain import export_emulator
+from hushtune_common.secagg.layout import grid_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,19 @@ def import_adapter(own: OwnTraining, *, bundle: Bundle, round_id: int = 1) -> Im
         problem = f"nothing says that it was trained on the emulator of round {round_id}; export that one"
         raise ConfigError("--adapter-from", f"{problem} ({bundle.file.path}) and train on it, with its hushtune.json in place")
     return imported
+
+
+def require_addable(imported: Imported, *, bundle: Bundle, scenario: Scenario) -> None:
+    """Raise `ConfigError` when updates are only added, and this one changes a number by more than can be added."""
+    if not isinstance(scenario.owner.aggregation, SecureConfig):
+        return
+    shipped = bundle.adapter_numpy()
+    for tensor in grid_for(scenario, bundle.schema).tensors:
+        moved = float(np.abs(imported.state.tensors[tensor.name] - shipped[tensor.name]).max())
+        if moved > tensor.clip:
+            problem = f"{tensor.name} changed by up to {moved:.3g}, and owner.aggregation.kind = secure adds no more"
+            remedy = f"than {tensor.clip:.3g}, what training here can change; train with the scenario's learning rate and epochs"
+            raise ConfigError("--adapter-from", f"{problem} {remedy}")
 
 
 def write_result(own: OwnTraining, *, bundle: Path, result: Path, round_id: int = 1) -> Imported:

@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from hushtune_client.own_training import OwnTraining, export_model, import_adapter, require_allowed, write_result
+from hushtune_client.own_training import OwnTraining, export_model, import_adapter, require_addable, require_allowed, write_result
 from hushtune_common.adapter import load_adapter
-from hushtune_common.config import DpConfig, TrainingConfig
+from hushtune_common.aggregation import SecureConfig
+from hushtune_common.config import DpConfig, TrainingConfig, parse
 from hushtune_common.errors import ConfigError
 from hushtune_common.model.bundle import Bundle, read_bundle
+from hushtune_common.model.rates import reach
 from hushtune_common.model.slots import Compress, Drop, Quant
 from hushtune_common.model.weights import TensorFile
 from hushtune_common.peft.convert import change_of, factored, write_lora
@@ -369,6 +371,33 @@ def test_an_imported_adapter_is_imported_again_bit_for_bit_and_vouches_for_its_s
     first = write_result(OwnTraining(path=usual.lora), bundle=path, result=result)
     again = import_adapter(OwnTraining(path=result), bundle=usual.bundle, round_id=2)
     assert all(np.array_equal(t, again.state.tensors[n]) for n, t in first.state.tensors.items())
+
+
+@pytest.mark.parametrize(("share", "fits"), [(0.9, True), (1.1, False)])
+def test_where_updates_are_only_added_a_change_beyond_what_can_be_added_is_refused(
+    usual: Trained, share: float, fits: bool
+) -> None:
+    tree = {
+        "name": "sum",
+        "seed": 1,
+        "model": {"source": "random:blocks=6"},
+        "data": {"private": "txt:a", "public": "txt:b", "train_windows": 16},
+        "owner": {"aggregation": {"kind": "secure", "members_min": 3, "colluders": 0}},
+        "clients": [{"id": f"c{k}", "position": {"x_m": 50.0, "y_m": 0.0}} for k in range(4)],
+        "coordinator": {"stragglers": {"kind": "everyone"}},
+    }
+    scenario, name = parse(tree), "model.layers.5.mlp.up_proj.weight"
+    options = scenario.owner.aggregation
+    assert isinstance(options, SecureConfig)
+    clip = options.clip_share * reach(scenario.training, windows=16)
+    shipped = usual.bundle.adapter_numpy()[name]
+    imported = import_adapter(patch(usual, {name: shipped + np.float32(share * clip)}), bundle=usual.bundle)
+    if fits:
+        require_addable(imported, bundle=usual.bundle, scenario=scenario)
+    else:
+        with pytest.raises(ConfigError, match=rf"--adapter-from: {name} changed by up to .* secure adds no more"):
+            require_addable(imported, bundle=usual.bundle, scenario=scenario)
+    require_addable(imported, bundle=usual.bundle, scenario=parse({**tree, "owner": {}}))
 
 
 def patch(usual: Trained, tensors: Tensors, **said: str) -> OwnTraining:
