@@ -140,6 +140,13 @@ def test_a_server_does_not_start_with_a_list_that_cannot_be_believed(kits: Kits,
         asyncio.run(run())
 
 
+def test_a_kit_that_was_put_together_from_two_is_told_apart_from_a_bad_list(kits: Kits, tmp_path: Path):
+    folder = kits.folder(Role.OWNER)
+    shutil.copy(Kits(tmp_path / "foreign").directory / "ca" / "ca.crt", folder)
+    with pytest.raises(ConfigError, match=r"tls\.crt in this kit is not of its ca\.crt: get the kit again"):
+        revocation.load(Kit.load(folder), clock=CLOCK)
+
+
 def test_a_process_whose_own_certificate_is_revoked_does_not_start(kits: Kits):
     kit = kits.kit(Role.OWNER)
     pki.revoke(kits.directory / "ca", clock=CLOCK, caller=kit.caller, reason="key-compromise")

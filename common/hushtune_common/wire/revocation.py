@@ -28,7 +28,11 @@ _SKEW: Final = timedelta(minutes=10)
 _NO_CHECK_TIME: Final = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME: dates are held against our own clock, which can be another one in tests."""
 _REVOKED: Final = 23
-_NOT_OURS: Final = {3: "is of another authority", 8: "carries a signature that does not hold"}
+_NOT_OURS: Final = {
+    3: "is of another authority",
+    8: "carries a signature that does not hold",
+    **dict.fromkeys((18, 19, 20, 21), "cannot be checked, since tls.crt in this kit is not of its ca.crt: get the kit again"),
+}
 _REMEDY: Final = "take the newest one from the authority: `hushtune pki publish AUTHORITY --into KIT`"
 
 _logger = logging.getLogger(__name__)
