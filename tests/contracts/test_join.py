@@ -42,6 +42,21 @@ def test_a_client_whose_servers_do_not_answer_does_not_start_and_hears_why(kit: 
     assert json.loads((state / "data.json").read_text()) == [f"txt:{data[0]}", f"jsonl:{data[1]}"]
 
 
+def test_a_doctor_finds_kit_and_addresses_in_the_file_and_in_the_folder_of_a_client(
+    kit: Path, capsys: pytest.CaptureFixture[str]
+):
+    state = kit.parent / "state"
+    assert main(["join", str(kit), "--state", str(state)]) == OperatingFault.exit_code
+    for patient in (kit, state, state / "kit"):
+        capsys.readouterr()
+        assert main(["doctor", str(patient), "--json"]) == 1
+        failed = [entry["check"] for entry in json.loads(capsys.readouterr().out) if entry["verdict"] == "fail"]
+        assert sorted(failed) == ["air", "coordinator", "owner"]
+    (state / "kit" / "kit.toml").write_text('identity = "hushtune://client/bob"\n')
+    assert main(["doctor", str(state)]) == 1
+    assert "not_before" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [

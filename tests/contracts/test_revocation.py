@@ -261,6 +261,16 @@ def test_a_bad_list_leaves_the_one_in_force(kits: Kits, how: str, caplog: pytest
     assert not found.refresh(), "what was refused is not looked at again"
 
 
+def test_a_server_that_is_withdrawn_itself_says_so(kits: Kits, caplog: pytest.LogCaptureFixture):
+    owner = kits.kit(Role.OWNER)
+    found = revocation.Revocations(owner, clock=CLOCK)
+    with caplog.at_level(logging.INFO):
+        pki.revoke(kits.directory / "ca", clock=CLOCK, caller=owner.caller, reason="key-compromise")
+        assert found.refresh()
+    (told,) = logged(caplog, "own_certificate_withdrawn")
+    assert (told["problem"], "new kit" in told["remedy"]) == ("key compromise", True)
+
+
 def shown_by(address: str, kit: Path) -> int:
     """Return the serial that a server shows."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

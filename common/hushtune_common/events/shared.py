@@ -156,6 +156,13 @@ CERTIFICATE_EVENTS: Final = (
         in_force="number of the list that stays",
     ),
     event(
+        "own_certificate_withdrawn",
+        _SERVERS,
+        "The new list names this server's own certificate; it serves on, but others refuse it, and it will not start again.",
+        "problem",
+        remedy="what to do",
+    ),
+    event(
         "handshake_refused",
         _SERVERS,
         "A connection ended before a call could begin, most often because of a certificate.",

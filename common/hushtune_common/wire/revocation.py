@@ -135,6 +135,9 @@ class Revocations:
             return False
         self._list = found
         self._tell("revocation_list_changed")
+        if found.own is not None:
+            remedy = "stop this process and give it a new kit: hushtune pki issue"
+            log_event(_logger, "own_certificate_withdrawn", level=logging.ERROR, problem=found.own.reason, remedy=remedy)
         return True
 
     def require_good(self, caller: Caller, serial: int) -> None:
