@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -356,6 +357,22 @@ def test_a_revocation_of_nothing_is_a_mistake_with_a_remedy(kits: Kits, asked: d
     kits.folder(Role.CLIENT, "alice")
     with pytest.raises(ConfigError, match=advice):
         pki.revoke(kits.directory / "ca", clock=CLOCK, **asked)
+
+
+def test_of_commands_at_the_same_time_none_is_forgotten(tmp_path: Path):
+    pki.init(tmp_path / "ca", clock=CLOCK)
+    names = [f"c{k}" for k in range(8)]
+
+    def issue_and_revoke(name: str) -> None:
+        pki.issue(tmp_path / "ca", role=Role.CLIENT, name=name, out=tmp_path / name, clock=CLOCK)
+        pki.revoke(tmp_path / "ca", clock=CLOCK, caller=Caller(role=Role.CLIENT, name=name))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(issue_and_revoke, names))
+    rows = pki.table(tmp_path / "ca", clock=CLOCK)
+    assert sorted(row.identity.rpartition("/")[2] for row in rows) == names
+    assert all(row.state.startswith("revoked") for row in rows)
+    assert der.read_list(der.unwrap((tmp_path / "ca" / "ca.crl").read_bytes(), label="X509 CRL")).number == 17
 
 
 def test_revoking_twice_is_said(kits: Kits):

@@ -4,8 +4,10 @@ The register, ``issued.jsonl``, has a line per certificate: who, serial, until w
 finds serials, and `publish` the folders to put a new list into. The list, ``ca.crl``, is of X.509 (RFC 5280).
 """
 
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +34,7 @@ REASONS: Final[Mapping[str, x509.ReasonFlags]] = {
 }
 """Why a certificate may be revoked, as a person says it and as the list does."""
 _REGISTER: Final = "issued.jsonl"
+_LOCK: Final = "lock"
 _REMEDY: Final = "make an authority first: hushtune pki init"
 
 
@@ -61,6 +64,21 @@ def init(directory: Path, *, clock: Clock) -> None:
     write(directory / "ca.key", pem_of(key), mode=PRIVATE)
     write(directory / "ca.crt", pem_of(certificate), mode=PUBLIC)
     Authority.load(directory).sign_list({}, clock=clock)
+
+
+@contextmanager
+def held(directory: Path) -> Generator["Authority"]:
+    """Give the authority to one command at a time: of two that change the list at once, one would be forgotten."""
+    found = Authority.load(directory)
+    try:
+        lock = (directory / _LOCK).open("a")
+    except OSError as error:
+        raise ConfigError(
+            str(directory), f"cannot be written ({error.strerror}); run this where the authority is kept"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed
+        yield found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

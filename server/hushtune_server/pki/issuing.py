@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Caller, Role
-from hushtune_server.pki.authority import LIST, SKEW, Authority, Issued, until
+from hushtune_server.pki.authority import LIST, SKEW, Authority, Issued, held, until
 from hushtune_server.pki.certificates import caller_of, hosts_of, leaf_certificate
 from hushtune_server.pki.files import PRIVATE, PUBLIC, load_certificate, load_key, pem_of, whole_seconds, write
 
@@ -94,30 +94,27 @@ def leaf(
     folder: Path | None = None,
 ) -> Leaf:
     """Return a certificate of ``caller``, for a ``key`` or for a fresh one, and enter it in the register."""
-    keeper = Authority.load(authority)
-    start = whole_seconds(not_before or clock.wall() - SKEW)
-    end = min(start + timedelta(days=days), keeper.signer.certificate.not_valid_after_utc)
-    if end <= start:
-        raise ConfigError("pki issue", f"nothing would be valid between {start.isoformat()} and {end.isoformat()}")
-    private = ec.generate_private_key(ec.SECP256R1()) if key is None else key
-    certificate = leaf_certificate(keeper.signer, caller, key=private.public_key(), hosts=hosts, start=start, end=end)
-    made = Leaf(
-        caller=caller,
-        certificate=certificate,
-        key=private,
-        ca=pem_of(keeper.signer.certificate),
-        revoked=keeper.sign_list(keeper.revoked(), clock=clock),  # so a kit's list does not end before its certificate
+    with held(authority) as keeper:
+        start = whole_seconds(not_before or clock.wall() - SKEW)
+        end = min(start + timedelta(days=days), keeper.signer.certificate.not_valid_after_utc)
+        if end <= start:
+            raise ConfigError("pki issue", f"nothing would be valid between {start.isoformat()} and {end.isoformat()}")
+        private = ec.generate_private_key(ec.SECP256R1()) if key is None else key
+        certificate = leaf_certificate(keeper.signer, caller, key=private.public_key(), hosts=hosts, start=start, end=end)
+        # The list is signed anew, so that a kit's list does not end before its certificate.
+        revoked = keeper.sign_list(keeper.revoked(), clock=clock)
+        keeper.enter(_line(caller, certificate, folder=folder))
+    return Leaf(caller=caller, certificate=certificate, key=private, ca=pem_of(keeper.signer.certificate), revoked=revoked)
+
+
+def _line(caller: Caller, certificate: x509.Certificate, *, folder: Path | None) -> Issued:
+    return Issued(
+        identity=caller.uri,
+        serial=f"{certificate.serial_number:x}",
+        not_before=until(certificate.not_valid_before_utc),
+        not_after=until(certificate.not_valid_after_utc),
+        folder="" if folder is None else str(folder.resolve()),
     )
-    keeper.enter(
-        Issued(
-            identity=caller.uri,
-            serial=f"{certificate.serial_number:x}",
-            not_before=until(start),
-            not_after=until(end),
-            folder="" if folder is None else str(folder.resolve()),
-        )
-    )
-    return made
 
 
 def renew(authority: Path, kit: Path, *, clock: Clock, keep_key: bool = False, hosts: Sequence[str] = ()) -> Leaf:

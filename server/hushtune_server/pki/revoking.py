@@ -7,7 +7,7 @@ from pathlib import Path
 from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Caller
-from hushtune_server.pki.authority import REASONS, Authority, entry, place
+from hushtune_server.pki.authority import REASONS, Authority, entry, held, place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,20 +44,20 @@ def revoke(
     """
     if reason not in REASONS:
         raise ConfigError("--reason", f"is one of {', '.join(REASONS)}, got {reason!r}")
-    keeper = Authority.load(authority)
-    known = keeper.revoked()
-    added = [number for number in _serials(keeper, clock=clock, caller=caller, serial=serial) if number not in known]
-    if not added:
-        raise ConfigError("pki revoke", "everything that this names is revoked already; see `hushtune pki show AUTHORITY`")
-    for number in added:
-        known[number] = entry(number, reason=reason, at=clock.wall())
-    return _published(keeper, keeper.sign_list(known, clock=clock), into=into, added=tuple(added))
+    with held(authority) as keeper:
+        known = keeper.revoked()
+        added = [number for number in _serials(keeper, clock=clock, caller=caller, serial=serial) if number not in known]
+        if not added:
+            raise ConfigError("pki revoke", "everything that this names is revoked already; see `hushtune pki show AUTHORITY`")
+        for number in added:
+            known[number] = entry(number, reason=reason, at=clock.wall())
+        return _published(keeper, keeper.sign_list(known, clock=clock), into=into, added=tuple(added))
 
 
 def publish(authority: Path, *, clock: Clock, into: Sequence[Path] = ()) -> Published:
     """Sign the list for another 90 days, and put it into every kit folder of the register and the folders ``into``."""
-    keeper = Authority.load(authority)
-    return _published(keeper, keeper.sign_list(keeper.revoked(), clock=clock), into=into, added=())
+    with held(authority) as keeper:
+        return _published(keeper, keeper.sign_list(keeper.revoked(), clock=clock), into=into, added=())
 
 
 def table(authority: Path, *, clock: Clock) -> list[Row]:
