@@ -170,7 +170,7 @@ class AllocatorSolver:
     ) -> Solution:
         """Return the assignments of the round, with ``band`` in all, or with the scenario's."""
         began_at = self._clock.monotonic()
-        trusted = believed(_standing(self._scenario, reports), reports)
+        trusted = believed(standing(self._scenario, reports), reports)
         problem = AllocationProblem.of(self._within(band), trusted, curve=curve)
         # A re-allocation starts from the answer before it, if this process still has it: for speed only.
         before = None if band is None else self._last
@@ -197,7 +197,7 @@ class AllocatorSolver:
         return structs.replace(self._scenario, air=structs.replace(self._scenario.air, bandwidth_hz=band))
 
 
-def _standing(scenario: Scenario, reports: Sequence[ClientReport]) -> Scenario:
+def standing(scenario: Scenario, reports: Sequence[ClientReport]) -> Scenario:
     """Return the scenario with its clients where they stood when they measured: what the tap may hear depends on it."""
     at = {r.client: r.sounded_at for r in reports}
     places = ((c, scenario.air.place(c, at=at.get(ClientId(c.id), 0.0))) for c in scenario.clients)

@@ -41,6 +41,7 @@ def record(state: State, *, rules: Rules) -> dict[str, object] | None:
         "sum": None if round_ is None or round_.sum is None else summary(round_.sum),
         "utility": None if (curve := _curve(state, round_)) is None else asdict(curve),
         "solutions": [] if round_ is None else [_answer(a, opened_at=round_.opened_at) for a in round_.answers],
+        "reports": [] if round_ is None else [asdict(report) for report in round_.reports.values()],
         "assignments": [] if solution is None else [_assignment(a) for a in solution.assignments],
         "completions": [] if round_ is None else [_completion(c) for c in round_.completions.values()],
     }

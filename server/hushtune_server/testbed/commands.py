@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hushtune_common import config, logs
 from hushtune_common.clock import SystemClock
-from hushtune_common.errors import ConfigError
+from hushtune_common.errors import ConfigError, HushtuneError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.emulators import commands as emulators
@@ -21,6 +21,7 @@ from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.logbook import commands as logbook
 from hushtune_server.testbed.membership import commands as membership
+from hushtune_server.testbed.page import commands as page
 from hushtune_server.testbed.solve import commands as solve
 from hushtune_server.testbed.trace import commands as trace
 from hushtune_server.testbed.transport import commands as transport
@@ -46,6 +47,7 @@ def register(app: App) -> None:
     runs.command(show)
     logbook.register(app, runs=runs)
     trace.register(app)
+    page.register(app)
     app.command(runs)
     link.register(app)
     membership.register(app)
@@ -71,7 +73,8 @@ def run(
     """Run SCENARIO to its end and print the result.
 
     Starts coordinator, air, owner, eavesdropper and clients, each as a process with a certificate of its own, shows what they do,
-    scores the result on held-out text and writes runs/<id>/report.json. Ctrl-C stops everything within seconds.
+    scores the result on held-out text and writes runs/<id>/report.json and, as a page for people, report.html. Ctrl-C stops
+    everything within seconds.
 
     Example: hushtune testbed run scenarios/demo.toml --clients 3 --seed 2
     """
@@ -86,8 +89,22 @@ def run(
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")
     outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
     tables.print_report(rundir.read_json(outcome.run.report), console=console)
-    console.print(f"\n{outcome.run.report}   (hushtune runs show {outcome.run.id}, hushtune logs {outcome.run.id} --client c1)")
+    page_at = _page(outcome.run, console)
+    console.print(
+        f"\n{page_at or outcome.run.report}   (hushtune runs show {outcome.run.id}, hushtune logs {outcome.run.id} --client c1)"
+    )
     return outcome.code
+
+
+def _page(run: rundir.RunDirectory, console: Console) -> Path | None:
+    """Write the run's page; a run that came this far does not fail because of it."""
+    from hushtune_server.testbed.page.pages import write
+
+    try:
+        return write(run)
+    except (HushtuneError, OSError) as error:
+        console.print(f"no page could be written: {error}", style="yellow", markup=False)
+        return None
 
 
 def sweep(

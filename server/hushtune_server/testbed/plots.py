@@ -1,6 +1,6 @@
 """The figures of a run's report: what the owner decodes, what stays secret, what the tap's channel gave away."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,22 +34,28 @@ def draw(link: Json, folder: Path) -> dict[str, str]:
     Equal reports give equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    senders = [c for c in link["clients"] if c.get("design") and c.get("transmissions")]
-    if not senders:
-        return {}
-    made = {
-        "block_errors": _block_errors(senders),
-        "secret_rate": _secret_rate(senders[0]),
-        "information_density": _information_density(senders),
-        "constellation": _constellation(senders),
-    }
     names: dict[str, str] = {}
-    for what, figure in made.items():
-        if figure is not None:
-            with rc_context({"svg.hashsalt": what}):  # names inside the file are random otherwise
-                figure.savefig(folder / f"{what}.svg", metadata={"Date": None})
-            names[what] = f"{folder.name}/{what}.svg"
+    for what, make in figures(link).items():
+        figure = make()
+        with rc_context({"svg.hashsalt": what}):  # names inside the file are random otherwise
+            figure.savefig(folder / f"{what}.svg", metadata={"Date": None})
+        names[what] = f"{folder.name}/{what}.svg"
     return names
+
+
+def figures(link: Json) -> dict[str, Callable[[], Figure]]:
+    """Return what draws each figure that ``link`` has data for, by what it shows."""
+    senders = [c for c in link["clients"] if c.get("design") and c.get("transmissions")]
+    metered = [s for s in senders if s.get("density")]
+    seen = next((s for s in senders if s.get("constellation")), None)
+    made: dict[str, Callable[[], Figure]] = {}
+    if senders:
+        made = {"block_errors": lambda: _block_errors(senders), "secret_rate": lambda: _secret_rate(senders[0])}
+    if metered:
+        made["information_density"] = lambda: _information_density(metered)
+    if seen is not None:
+        made["constellation"] = lambda: _constellation(seen)
+    return made
 
 
 def _figure(title: str, *, columns: int = 1) -> tuple[Figure, Sequence[Axes]]:
@@ -135,11 +141,8 @@ def coded_rate(point: CodingPoint, *, snr_tap_db: float, design: Json) -> float:
     return made.rate
 
 
-def _information_density(senders: Sequence[Json]) -> Figure | None:
+def _information_density(metered: Sequence[Json]) -> Figure:
     """What the tap's channel gave away in each metered hash block, against the random bits that pay for it."""
-    metered = [s for s in senders if s.get("density")]
-    if not metered:
-        return None
     shown = metered[:_ABREAST_MAX]
     some = "" if shown == metered else f" ({len(shown)} of {len(metered)} clients)"
     title = f"Information that the tap's channel passed, per hash block, and the budget{some}"
@@ -164,11 +167,8 @@ def _information_density(senders: Sequence[Json]) -> Figure | None:
     return figure
 
 
-def _constellation(senders: Sequence[Json]) -> Figure | None:
+def _constellation(shown: Json) -> Figure:
     """The same symbols as the owner and the tap receive them."""
-    shown = next((s for s in senders if s.get("constellation")), None)
-    if shown is None:
-        return None
     figure, axes = _figure(f"One hash block of {shown['client']}, as received", columns=2)
     for one, who, colour in zip(axes, ("main", "tap"), (MAIN_COLOUR, TAP_COLOUR), strict=True):
         points = np.array(shown["constellation"][who])

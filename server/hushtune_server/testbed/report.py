@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
-from hushtune_server.testbed import plan
+from hushtune_server.testbed import equal_share, plan
 from hushtune_server.testbed import rounds as rounds_of
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
 
@@ -22,12 +22,19 @@ ASSUMPTIONS = (
 
 
 def write(run: RunDirectory, scenario: Scenario) -> Json:
-    """Gather and write the report of a run, finished or not; whatever a process did not leave is ``null`` or empty."""
+    """Gather and write the report of a run, finished or not."""
+    report = gather(run, scenario)
+    write_json(run.report, report)
+    return report
+
+
+def gather(run: RunDirectory, scenario: Scenario) -> Json:
+    """Return the report of a run as far as it has come; whatever a process did not leave is ``null`` or empty."""
     facts = run.facts()
     rounds = _rounds(run)
     last = rounds[-1] if rounds else {}
     referee = read_json(run.path / "referee.json")
-    report: Json = {
+    return {
         "version": 1,
         "run": run.id,
         "status": facts.get("status"),
@@ -42,6 +49,7 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "eavesdropper": _eavesdropper(run),
         "plan": {c.id: _plan(run, c.id, last) for c in scenario.clients},
         "allocation": last.get("allocation", {"method": scenario.coordinator.allocator.kind}),
+        "equal_share": equal_share.of(scenario, last),
         "utility": {"kind": scenario.coordinator.allocator.utility.kind, "measured": last.get("utility")},
         "rounds": rounds_of.gather(
             run,
@@ -58,8 +66,6 @@ def write(run: RunDirectory, scenario: Scenario) -> Json:
         "peak_rss_bytes": facts.get("peak_rss_bytes", {}),
         "versions": facts.get("versions", {}),
     }
-    write_json(run.report, report)
-    return report
 
 
 def _assumptions(scenario: Scenario) -> list[str]:

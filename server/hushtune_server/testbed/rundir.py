@@ -7,7 +7,7 @@
       scenario.toml       resolved, defaults included;  scenario-tap.toml: the same without the seed
       logs/<name>.jsonl   one JSON object per event;  logs/<name>.stderr: anything else a process printed
       state/<name>/       each process's own state
-      report.json         the result
+      report.json         the result;  report.html: the same as a page for people
 """
 
 import json

@@ -1,0 +1,156 @@
+"""What is claimed about secrecy and privacy, what does each claim rest on, and what does everybody still learn?"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from hushtune_server.testbed.logbook import readable
+from hushtune_server.testbed.page.gathering import Json, Material
+
+HOLDS: Final = "holds"
+VOID: Final = "void"
+OPEN: Final = "open"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One claim: whether it ``stands`` in this run (holds, void, open: nothing is claimed), and what it rests on."""
+
+    title: str
+    stands: str
+    says: str
+    rests_on: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learns:
+    """What one party still learns."""
+
+    who: str
+    what: str
+
+
+def claims(material: Material) -> list[Claim]:
+    """Return the claims of a run, the wiretap code's first."""
+    return [_wiretap(material), _seal(material), _privacy(material), _model(material)]
+
+
+def _wiretap(material: Material) -> Claim:
+    coded = [c for c in material.link.get("clients") or () if c.get("log2_delta_total") is not None]
+    void = [f"{c['client']}: {c['bound_void']}" for c in coded if c.get("bound_void")]
+    if not coded:
+        said = "Nothing went over the wiretap code, or the run did not get that far: nothing is claimed of it."
+        return Claim(title="The wiretap code", stands=OPEN, says=said, rests_on=())
+    worst = max(float(c["log2_delta_total"]) for c in coded)
+    over = max(float(c["log2_delta_all_rounds"] or c["log2_delta_total"]) for c in coded)
+    said = (
+        f"What Eve hears changes what she knows of any one update by at most 2^{worst:.1f} in total variation, repeats included"
+        + (f"; over all rounds of this run by at most 2^{over:.1f} per client." if material.link.get("rounds", 1) > 1 else ".")
+    )
+    if void:
+        said = f"VOID in this run. {'; '.join(void)}. {said}"
+    return Claim(title="The wiretap code", stands=VOID if void else HOLDS, says=said, rests_on=_wiretap_rests(material, coded))
+
+
+def _wiretap_rests(material: Material, coded: list[Json]) -> tuple[str, ...]:
+    bounds = "; ".join(_tap_of(c) for c in coded[:_NAMED_MAX]) + (
+        f"; and {len(coded) - _NAMED_MAX} more" if len(coded) > _NAMED_MAX else ""
+    )
+    margin, delta = material.setting("secrecy", "tap_margin_db"), material.setting("secrecy", "log2_delta")
+    randomness = material.link.get("randomness", "not said")
+    return (
+        f"Eve's SNR stays at or below the bound of the design ({bounds}): {_db(margin)} above the path gain at her place in "
+        "the scenario, an assumption, not a measurement.",
+        "In a testbed her true SNR is known, and is shown beside it.",
+        f"Each hash block leaks at most 2^{'?' if delta is None else delta} (delta); blocks and repeats add up.",
+        "Eve is passive, has one antenna, and works with nobody.",
+        f"Random bits, hash seeds and dither come from: {randomness}.",
+        "The bound follows published lines, is not peer reviewed, and holds on average over the public hash seed.",
+        str(material.link.get("claim") or f"Fidelity {material.report.get('fidelity')}") + ".",
+    )
+
+
+_NAMED_MAX: Final = 8
+
+
+def _tap_of(entry: Json) -> str:
+    design: Json = entry.get("design") or {}
+    true_db, bound = entry.get("snr_tap_true_db"), design.get("snr_tap_design_db")
+    return f"{entry['client']}: at most {_db(bound)}, true {_db(true_db)}"
+
+
+def _db(value: Any) -> str:
+    return f"{value:.1f} dB" if isinstance(value, int | float) else "not known"
+
+
+def _seal(material: Material) -> Claim:
+    return Claim(
+        title="The seal",
+        stands=HOLDS,
+        says="Every update is encrypted to the owner's key, whatever the air carries and whoever hears it.",
+        rests_on=(
+            "X25519 or ML-KEM-768 is secure (either suffices), and so are HKDF-SHA256 and AES-256-GCM.",
+            "The owner's key is authentic: it comes with the manifest over mutual TLS; the authority has issued nothing false.",
+            "The devices at both ends are not broken into.",
+        ),
+    )
+
+
+def _privacy(material: Material) -> Claim:
+    dp = material.setting("training", "dp")
+    title = "Privacy of a client's text towards the owner"
+    if not isinstance(dp, dict):
+        said = "None is claimed: the owner sees each client's adapter in the clear; nothing bounds what it may learn from that."
+        return Claim(title=title, stands=OPEN, says=said, rests_on=("training.dp in the scenario would bound it.",))
+    window = material.setting("data", "window_tokens")
+    return Claim(
+        title=title,
+        stands=HOLDS,
+        says=f"Epsilon at most {dp.get('epsilon')} at delta {dp.get('delta')} for adding or removing {window} tokens of text.",
+        rests_on=(
+            f"DP-SGD: each window's gradient is clipped at norm {dp.get('clip_norm')}; noise is from the operating system.",
+            "Spending is found by a PRV accountant over all rounds.",
+            "A person with several windows, the number of windows and the time of training are not covered.",
+        ),
+    )
+
+
+def _model(material: Material) -> Claim:
+    shown = next((line.record for line in reversed(material.lines) if line.event == "exposure_measured"), {})
+    share = shown.get("share")
+    said = (
+        "What clients are shown of the model was not measured."
+        if share is None
+        else f"Clients are shown {readable.number(float(share), 'share of 1')} of the model's weights, "
+        f"{readable.number(float(shown.get('verbatim_share', 0.0)), 'share of 1')} word for word; the rest is hidden."
+    )
+    return Claim(
+        title="The owner's model",
+        stands=OPEN,
+        says=said,
+        rests_on=("Nothing bounds what clients can make of the part that they hold: it is measured, not proved.",),
+    )
+
+
+def learns(material: Material) -> list[Learns]:
+    """Return what each party still learns, although all goes as it should."""
+    marked = " Each copy of the emulator carries a mark of who got it." if material.setting("owner", "fingerprint") else ""
+    return [Learns(who=who, what=what + (marked if who == "Owner" else "")) for who, what in _LEARNS]
+
+
+_LEARNS: Final = (
+    (
+        "Owner",
+        "every client's adapter in the clear, hence whatever can be inferred from it about the text; who took part and when.",
+    ),
+    (
+        "Coordinator",
+        "each device's channel gains, power, clock, energy and number of text windows; sizes, times and outcomes. No weights, "
+        "no keys, no scores.",
+    ),
+    ("Air", "who sends when, how much, with which power; what it carries is sealed."),
+    ("Eavesdropper", "who sends when and how much, the scenario without its seed, and every public parameter of the codes."),
+    (
+        "Each client",
+        "the emulator: embeddings, head, adapter blocks and the kept blocks; from round to round the average of all adapters.",
+    ),
+)

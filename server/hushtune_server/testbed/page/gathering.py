@@ -1,0 +1,89 @@
+"""What does a page about a run start from? Its report, its scenario and its logs, as far as they have come."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hushtune_common import config
+from hushtune_common.errors import ConfigError
+from hushtune_server.testbed import report as reports
+from hushtune_server.testbed.logbook.lines import Line, Logbook
+from hushtune_server.testbed.rundir import RunDirectory, read_json
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """All that a page is made from. ``scenario`` is the resolved file as plain tables, ``scenario_text`` as it stands there."""
+
+    run: RunDirectory
+    report: Json
+    facts: Json
+    scenario: Json
+    scenario_text: str
+    lines: Sequence[Line]
+    damaged: Mapping[str, int]
+
+    @property
+    def clients(self) -> Sequence[Json]:
+        """The report's entry of each client."""
+        return self.report.get("clients") or []
+
+    @property
+    def link(self) -> Json:
+        """What the referee found out about the bits on air; empty where it did not get that far."""
+        return self.report.get("link") or {}
+
+    def on_air(self, client: str) -> Json:
+        """The referee's entry of one client; empty without one."""
+        return next((entry for entry in self.link.get("clients") or () if entry.get("client") == client), {})
+
+    def setting(self, *path: str) -> Any:
+        """Return a value of the scenario by its path, `None` where there is none."""
+        found: Any = self.scenario
+        for name in path:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+
+def gather(run: RunDirectory) -> Material:
+    """Read a run directory, finished or not; `ConfigError` when it holds no run that can be told of.
+
+    A run without a report, because it still goes on or was killed, is reported as far as it has come; nothing is written.
+    """
+    if not run.facts():
+        raise ConfigError(str(run.path), "holds no run.json, so it is no run directory, or the run was lost in its first moment")
+    text = _text(run)
+    found = _report(run)
+    book = Logbook(run.path / "logs")
+    lines = list(book.fresh(ended=True))
+    return Material(
+        run=run, report=found, facts=run.facts(), scenario=_tables(text), scenario_text=text, lines=lines, damaged=book.damaged
+    )
+
+
+def _report(run: RunDirectory) -> Json:
+    found = read_json(run.report)
+    if found:
+        return found
+    try:
+        fresh = reports.gather(run, config.load(run.scenario))
+    except OSError as error:
+        raise ConfigError(str(run.path), f"has neither a report nor a scenario that can be read ({error})") from error
+    return {**fresh, "status": run.status}
+
+
+def _text(run: RunDirectory) -> str:
+    try:
+        return run.scenario.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _tables(text: str) -> Json:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return {}
