@@ -420,6 +420,14 @@ class LimitsConfig(Section, frozen=True):
     """Largest frame: an update with its random bits and its error correction."""
     emulator_bytes_max: Count = 17_179_869_184
     attempts_max: Count = 8
+    calls_max: Count = 256
+    """Calls of one caller that a server works on at the same time, over all its connections; a stream is one call."""
+    joins_max: Count = 1000
+    """How often a member may enter a run, each time after it left or was taken for dead."""
+    channel_changes_max: Count = 256
+    """How often the channel of one client may be another one in one round."""
+    runs_max: Count = 64
+    """Runs that one client may write frames of, over the life of an air; only the owner knows which of them it takes part in."""
 
 
 class Scenario(Section, frozen=True):

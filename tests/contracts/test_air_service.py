@@ -420,7 +420,8 @@ def test_what_was_not_written_or_exceeds_the_device_is_not_sent(kits: Kits, tmp_
             with pytest.raises(LimitExceeded):
                 await air.transmit(replace(sending, power=Watt(0.3)), caller="c1")
             ahead = replace(sending, key=replace(sending.key, round_id=2))
-            await air.write("c1", blob, prefix=f"frames/{ahead.key.text}")
+            with pytest.raises(LimitExceeded, match="round 2"):
+                await air.write("c1", blob, prefix=f"frames/{ahead.key.text}")
             with pytest.raises(LimitExceeded):
                 await air.transmit(ahead, caller="c1")
             assert air.sky.ledger.sent == ()

@@ -107,10 +107,16 @@ def test_a_document_has_a_row_for_every_target() -> None:
         "cores": 2,
         "load_average": 1.0,
         "upload": {"bytes": 10_000_000, **transfer},
-        "rounds": {"clients": 20, "rounds_per_s": 9.9, "killed": {"kill_cost_s": 5.1, "restart_s": 0.6}},
+        "rounds": {
+            "clients": 20,
+            "rounds_per_s": 9.9,
+            "coordinator_cpu_s_per_round": 0.05,
+            "killed": {"kill_cost_s": 5.1, "restart_s": 0.6},
+        },
         "giant": {"bytes": 10**10, "mb_per_s": 1.0, "sender_peak_bytes": 1, "receiver_peak_bytes": 200_000_001},
         "death": {"idle_s": 30.0, "killed_s": 15.0, "stopped_s": 31.5},
         "listener": {"noisy": transfer, "still": transfer},
+        "load": figures_of({"c1": [1.0], "c2": [1.0]}),
     }
     text = document_text(found)
 

@@ -383,6 +383,20 @@ def test_a_transfer_that_fails_for_one_client_leaves_the_others_alone(tmp_path: 
     asyncio.run(play())
 
 
+def test_what_no_client_of_the_run_can_have_sent_is_not_even_waited_for(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            for number in range(50):
+                world.hear(f"nobody-{number}")
+            world.hear("c1", attempt=9)
+            world.hear("c1", round_id=3)
+            world.hear("c2")
+            await world.until(lambda: len(world.settled) == 1)
+            assert (world.received, [s.key.client for s in world.settled]) == ([1], ["c2"])
+
+    asyncio.run(play())
+
+
 def test_after_a_restart_nothing_is_judged_again_and_the_answers_are_the_same(tmp_path: Path) -> None:
     async def play() -> None:
         async with stage(tmp_path) as (world, owner):

@@ -42,7 +42,7 @@ from hushtune_server.coordinator.events import (
     kind_of,
     to_body,
 )
-from hushtune_server.coordinator.phases import CHANGES_MAX, Assigned, Closed, Occasion, Round, Rules, Settling, Solve, State
+from hushtune_server.coordinator.phases import Assigned, Closed, Occasion, Round, Rules, Settling, Solve, State
 from hushtune_server.coordinator.record import occasion_of
 from hushtune_server.coordinator.rounds import advance, fold, unsolved
 from hushtune_server.coordinator.service import Desk
@@ -297,7 +297,7 @@ def test_nothing_is_ordered_for_a_changed_channel_where_re_allocation_is_off() -
 
 
 def test_a_channel_may_change_so_often_and_no_more() -> None:
-    state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
+    state = after(*(changed(C2, 1.0 + n) for n in range(RULES.changes_max)))
     assert advance(state, changed(C2, 1e9), rules=RULES) == (state, ())
 
 
@@ -306,7 +306,7 @@ def unseen(before: State, after_: State, event: Event) -> None:
 
 
 def test_the_last_change_that_counts_may_be_told_twice_and_one_more_is_refused_by_name(tmp_path: Path) -> None:
-    state = after(*(changed(C2, 1.0 + n) for n in range(CHANGES_MAX)))
+    state = after(*(changed(C2, 1.0 + n) for n in range(RULES.changes_max)))
     known = round_of(state).reports[C2].channel
 
     async def tell(channel: Channel) -> None:

@@ -19,7 +19,7 @@ from hushtune_common.messages import Digest, Role
 from hushtune_common.units import Second
 from hushtune_common.wire import faults, probe
 from hushtune_common.wire.about import about
-from hushtune_common.wire.interceptors import Gatekeeper
+from hushtune_common.wire.interceptors import CALLS_MAX, Gatekeeper
 from hushtune_common.wire.kit import Kit, require_valid, server_name
 from hushtune_common.wire.renewal import Renewals
 from hushtune_common.wire.revocation import Revocations
@@ -98,10 +98,12 @@ async def serve(
     clock: Clock,
     timing: TimingConfig,
     scenario: Digest | None = None,
+    calls_max: int = CALLS_MAX,
 ) -> Server:
     """Listen on ``listen`` (``HOST:PORT``, port 0 picks a free one) with mutual TLS, and log ``serving_started``.
 
-    ``names`` are the full gRPC service names that the health service answers for; ``scenario`` is what a doctor is told. A
+    ``names`` are the full gRPC service names that the health service answers for; ``scenario`` is what a doctor is told; one
+    caller has at most ``calls_max`` calls at the same time. A
     renewed certificate and a new revocation list are taken from the kit's folder while serving. Raises ``AddressInUse`` when the
     port is taken, ``ConfigError`` when the address is not one of this machine, the kit's certificate is not valid, or its
     revocation list is not the authority's or expired, and ``CertificateRevoked`` when the list names the kit itself.
@@ -109,7 +111,7 @@ async def serve(
     require_valid(kit, clock=clock)
     revocations, renewals = Revocations(kit, clock=clock), Renewals(kit, clock=clock)
     host = _host(listen)
-    gatekeeper = Gatekeeper(revocations, about=lambda: about(clock=clock, scenario=scenario))
+    gatekeeper = Gatekeeper(revocations, about=lambda: about(clock=clock, scenario=scenario), calls_max=calls_max)
     server = grpc.aio.server(interceptors=[gatekeeper], options=_server_options(timing))
     for register in registrations:
         register(server)

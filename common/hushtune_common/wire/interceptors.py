@@ -3,17 +3,21 @@
 import asyncio
 import inspect
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager
 from typing import Any
 
 import grpc
 
-from hushtune_common.errors import HushtuneError, NotYours, ProtocolFault
+from hushtune_common.errors import HushtuneError, LimitExceeded, NotYours, ProtocolFault
 from hushtune_common.logs import log_defect, log_event
 from hushtune_common.messages import Caller, Role
 from hushtune_common.wire import faults
 from hushtune_common.wire.revocation import Revocations, peer_serial
+
+CALLS_MAX = 256
+"""Calls of one caller at the same time, unless a scenario says otherwise."""
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _logger = logging.getLogger(__name__)
@@ -51,8 +55,14 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
         revocations: Revocations | None = None,
         *,
         about: Callable[[], Sequence[tuple[str, str]]] = tuple,
+        calls_max: int = CALLS_MAX,
     ) -> None:
-        """Take the list to go by; without one only the authority's signature and the dates count."""
+        """Take the list to go by; without one only the authority's signature and the dates count.
+
+        One caller has at most ``calls_max`` calls at the same time, whatever the number of its connections.
+        """
+        self._calls_max = calls_max
+        self._running: Counter[Caller] = Counter()
         self._revocations = revocations
         self._about = about
         self._calls: dict[asyncio.Task[Any], int] = {}
@@ -90,8 +100,26 @@ class Gatekeeper(grpc.aio.ServerInterceptor):
                 task.cancel()
 
     @contextmanager
+    def _counted(self, caller: Caller) -> Generator[None]:
+        if self._running[caller] >= self._calls_max:
+            raise LimitExceeded(f"{caller.uri} has {self._calls_max} calls here, which is limits.calls_max; let some of them end")
+        self._running[caller] += 1
+        try:
+            yield
+        finally:
+            self._running[caller] -= 1
+            if not self._running[caller]:
+                del self._running[caller]
+
+    @contextmanager
     def _admitted(self, context: Any) -> Generator[None]:
-        caller, task = caller_of(context), asyncio.current_task()
+        caller = caller_of(context)
+        with self._counted(caller), self._not_revoked(caller, context):
+            yield
+
+    @contextmanager
+    def _not_revoked(self, caller: Caller, context: Any) -> Generator[None]:
+        task = asyncio.current_task()
         if self._revocations is None or task is None:
             yield
             return

@@ -73,6 +73,7 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
                 clock=clock,
                 timing=scenario.timing,
                 scenario=scenario.digest,
+                calls_max=scenario.limits.calls_max,
             )
             log_event(_log, "phase_changed", phase="carrying frames")
             await stop.wait()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ from hushtune_server.air.permission import require_allowed, require_part_size
 from hushtune_server.air.replay import FrameFile, Replay
 
 _log = logging.getLogger(__name__)
-_RUNS_MAX = 64
-"""Runs that one client may send in, over the life of a state folder: only the owner knows which of them it takes part in."""
 _UNREAD_PER_CLIENT = 1
 """Frames of the largest size that wait for the tap alone."""
 _MARK_S = 1.0
@@ -73,6 +71,7 @@ class Sky:
         self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
         self._commit = asyncio.Lock()
         self._writing: dict[str, BlobName] = {}
+        self._runs_written: dict[str, set[str]] = {}
         self._unread_bytes_max = _UNREAD_PER_CLIENT * len(scenario.clients) * scenario.limits.frame_bytes_max
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
@@ -169,8 +168,10 @@ class Sky:
     def client_writes(self, caller: Caller, name: BlobName) -> None:
         """Forget the frame that this client wrote before: it sends one at a time, and must not fill the disk of the others.
 
-        `Replayed` when it writes another frame beside one that was sent.
+        `Replayed` when it writes another frame beside one that was sent; `LimitExceeded` for rounds, attempts and runs beyond the
+        scenario's, each of which would leave a folder behind.
         """
+        self._require_sendable(caller.name, name.prefix)
         if self._on_air.get(name.prefix, name) != name:
             raise Replayed(f"{name.prefix} was sent before with another frame; count the attempt up")
         before = self._writing.get(caller.name)
@@ -217,8 +218,24 @@ class Sky:
 
     def _require_known_run(self, key: UpdateKey) -> None:
         runs = self.ledger.runs(key.client)
-        if key.run not in runs and len(runs) >= _RUNS_MAX:
-            raise LimitExceeded(f"{key.client} has sent in {_RUNS_MAX} runs; start the air with an empty state folder for more")
+        self._require_few_runs(key.client, runs | {key.run})
+
+    def _require_sendable(self, client: str, prefix: str) -> None:
+        _, run, *rest, attempt = prefix.split("/")
+        numbers = {"round": (rest[0], self.scenario.coordinator.rounds), "attempt": (attempt, self.scenario.limits.attempts_max)}
+        for what, (text, most) in numbers.items():
+            if not (text.isdigit() and 1 <= int(text) <= most):
+                raise LimitExceeded(f"resource_name: {what} {text} of {prefix}; this scenario has 1 to {most}")
+        written = self._runs_written.setdefault(client, set())
+        self._require_few_runs(client, written | {run})
+        written.add(run)
+
+    def _require_few_runs(self, client: str, runs: Collection[str]) -> None:
+        most = self.scenario.limits.runs_max
+        if len(runs) > most:
+            raise LimitExceeded(
+                f"{client} sends in more than limits.runs_max = {most} runs; start the air with an empty state folder for more"
+            )
 
     def _let_go(self, sent: Sent) -> None:
         """Forget the frame of a transmission that nobody waits for any more."""

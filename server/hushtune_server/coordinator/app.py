@@ -109,6 +109,7 @@ async def serve_until(
             kit=kit,
             clock=clock,
             timing=scenario.timing,
+            calls_max=scenario.limits.calls_max,
             scenario=scenario.digest,
         )
         if serving is not None:

@@ -17,8 +17,6 @@ from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
 from hushtune_server.coordinator.sums import Sum, SumRules
 
 _START = Second(0.0)
-CHANGES_MAX: Final = 256
-"""How often the channel of one client may change in a round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,8 @@ class Rules:
     both from the round's time; ``tick_s`` is how much run time may pass without an event; ``band`` is what all clients share, and
     given only if it is shared out again when somebody goes, or has another channel, in the middle of a round. ``measured`` says
     that no round opens before the owner has told what updates are worth. With ``sums`` updates are only added: no round opens
-    before the owner has told the numbers' layout, and no round ends before the owner has concluded it.
+    before the owner has told the numbers' layout, and no round ends before the owner has concluded it. A member may enter
+    ``joins_max`` times, the channel of a client be another one ``changes_max`` times in a round: what is durable grows with both.
     """
 
     run: RunId
@@ -43,6 +42,8 @@ class Rules:
     band: Hertz | None = None
     measured: bool = False
     sums: SumRules | None = None
+    joins_max: int = 1000
+    changes_max: int = 256
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -67,6 +68,8 @@ class Rules:
             band=Hertz(scenario.air.bandwidth_hz) if allocator.reallocate else None,
             measured=allocator.utility.kind == "measured",
             sums=SumRules.of(scenario, run=run),
+            joins_max=scenario.limits.joins_max,
+            changes_max=scenario.limits.channel_changes_max,
         )
 
     @property
@@ -77,10 +80,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """Who entered, when, and who has gone since, with the reason."""
+    """Who entered, when and how often, and who has gone since, with the reason."""
 
     joined_at: Mapping[Member, Second] = field(default_factory=dict[Member, Second])
     gone: Mapping[Member, str] = field(default_factory=dict[Member, str])
+    joins: Mapping[Member, int] = field(default_factory=dict[Member, int])
 
     def alive(self, member: Member | ClientId) -> bool:
         """Whether the member entered and has not gone."""

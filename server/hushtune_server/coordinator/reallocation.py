@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from hushtune_common.messages import Assignment, Channel, ClientId, Gate, GateDecision
 from hushtune_common.units import Hertz, Second, Watt
-from hushtune_server.coordinator.phases import CHANGES_MAX, NO_OCCASION, Occasion, Roster, Round, Rules
+from hushtune_server.coordinator.phases import NO_OCCASION, Occasion, Roster, Round, Rules
 
 GIVEN_AWAY = "it was gone before it had transmitted, and its band was given to others"
 CHANGED = "its channel is another one than it was assigned for"
@@ -48,7 +48,7 @@ def shifted(round_: Round, client: ClientId, channel: Channel, *, rules: Rules) 
     if rules.band is None or client not in _idle(round_) or client in round_.completions:
         return round_
     report, count = round_.reports[client], round_.changes.get(client, 0)
-    if channel.at <= report.sounded_at or count >= CHANGES_MAX:
+    if channel.at <= report.sounded_at or count >= rules.changes_max:
         return round_
     return replace(
         round_,

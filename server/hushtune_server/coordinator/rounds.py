@@ -179,10 +179,12 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
 
 
 def _joined(state: State, member: Member, *, at: Second, rules: Rules) -> State:
-    if state.roster.alive(member) or not is_member(member, rules=rules):
+    roster, count = state.roster, state.roster.joins.get(member, 0)
+    if roster.alive(member) or not is_member(member, rules=rules) or count >= rules.joins_max:
         return state
-    gone = {m: reason for m, reason in state.roster.gone.items() if m != member}
-    state = replace(state, roster=Roster(joined_at={**state.roster.joined_at, member: at}, gone=gone))
+    gone = {m: reason for m, reason in roster.gone.items() if m != member}
+    joins = {**roster.joins, member: count + 1}
+    state = replace(state, roster=Roster(joined_at={**roster.joined_at, member: at}, gone=gone, joins=joins))
     if isinstance(state.phase, Gathering) and state.phase.since is None:
         return replace(state, phase=Gathering(since=at))
     return state

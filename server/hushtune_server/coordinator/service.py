@@ -73,7 +73,6 @@ from hushtune_server.coordinator.events import (
 )
 from hushtune_server.coordinator.liveness import Liveness
 from hushtune_server.coordinator.phases import (
-    CHANGES_MAX,
     Closed,
     Failed,
     Gathering,
@@ -132,10 +131,14 @@ class Desk:
     async def join(self, member: Member, *, curve: UtilityCurve | None = None, layout: Layout | None = None) -> None:
         """Let a member in, or back in; the owner's ``curve`` is what it measured updates to be worth.
 
-        Its ``layout`` is that of the numbers to be added; ``Replayed`` for another one than before.
+        Its ``layout`` is that of the numbers to be added; ``Replayed`` for another one than before. ``LimitExceeded`` for a
+        member that comes and goes all the time.
         """
         if layout is not None and self.state.layout not in {None, layout}:
             raise Replayed("sum_layout: another one than the owner told before in this run; go on with the state that it had")
+        roster = self.state.roster
+        if not roster.alive(member) and roster.joins.get(member, 0) >= self.rules.joins_max:
+            raise LimitExceeded(f"{member} has entered this run {self.rules.joins_max} times, which is limits.joins_max")
         await self._commit(lambda at: Joined(at=at, member=member, curve=curve, layout=layout))
         self._liveness = self._liveness.heard(member, self.now())
 
@@ -185,10 +188,10 @@ class Desk:
         round_ = self.state.phase.round
         known = None if round_ is None else round_.reports.get(client)
         is_new = known is not None and channel.at > known.sounded_at
-        if round_ is not None and is_new and round_.changes.get(client, 0) >= CHANGES_MAX:
+        if round_ is not None and is_new and round_.changes.get(client, 0) >= self.rules.changes_max:
             raise LimitExceeded(
-                f"the channel of {client} changed {CHANGES_MAX} times in round {round_id}: raise air.sounding_s or "
-                f"coordinator.allocator.reallocate_db"
+                f"the channel of {client} changed {self.rules.changes_max} times in round {round_id}, which is "
+                f"limits.channel_changes_max: raise air.sounding_s or coordinator.allocator.reallocate_db"
             )
         await self._commit(lambda at: ChannelChanged(at=at, round_id=round_id, client=client, channel=channel))
 

@@ -159,6 +159,7 @@ class OwnerProcess:
             clock=self._clock,
             timing=self._scenario.timing,
             scenario=self._scenario.digest,
+            calls_max=self._scenario.limits.calls_max,
         )
         try:
             bench = self._in_worker(partial(self._set_up, prepared, private))

@@ -197,10 +197,16 @@ class OwnerRounds:
         async with aclosing(self._air.notices()) as notices:
             async for notice in notices:
                 key = notice.transmission.key
-                if key.run == self._run and key.round_id <= self._scenario.coordinator.rounds:
+                if self._is_ours(key):
                     task = group.create_task(self._receive(notice))
                     self._receiving.add(task)
                     task.add_done_callback(self._receiving.discard)
+
+    def _is_ours(self, key: UpdateKey) -> bool:
+        """Whether this update may come in this run: what an air announces beyond that must not pile up here."""
+        known = any(key.client == client.id for client in self._scenario.clients)
+        in_bounds = key.round_id <= self._scenario.coordinator.rounds and key.attempt <= self._scenario.limits.attempts_max
+        return key.run == self._run and known and in_bounds
 
     async def _receive(self, notice: ReceptionNotice) -> None:
         key = notice.transmission.key

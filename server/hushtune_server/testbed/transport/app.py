@@ -8,7 +8,7 @@ import json
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,17 @@ async def noticed_after(scenario: Scenario, *, folder: Path, blows: Mapping[str,
 async def run_load(order: LoadOrder, *, clock: Clock) -> Json:
     """Play every round of the scenario and return the figures. All processes have stopped when this returns.
 
-    Raises `ChildFailed` in the words of a process that failed, `DeadlineExceeded` when the rounds do not end.
+    Raises `PeerLost` in the words of a process that failed, `DeadlineExceeded` when the rounds do not end.
     """
     stage = _Stage(order, clock=clock)
     stage.prepare()
     async with stage.processes():
         scenario = order.scenario
-        async with asyncio.timeout(_START_S + scenario.coordinator.rounds * scenario.timing.round_s):
-            return await stage.play()
+        try:
+            async with asyncio.timeout(_START_S + scenario.coordinator.rounds * scenario.timing.round_s):
+                return await stage.play()
+        except ExceptionGroup as group:
+            raise _first(group) from group
 
 
 @dataclass(slots=True)
@@ -94,6 +97,7 @@ class _Stage:
         self._coordinators: list[Child] = []
         self._owner = _Owner(clock=clock)
         self._empty_bytes = self._peak_bytes = 0
+        self._empty_cpu_s = self._cpu_s = 0.0
         self._killed_s: float | None = None
         self._back_s: float | None = None
 
@@ -147,7 +151,8 @@ class _Stage:
         """Run to the end."""
         coordinator = await self._coordinate("127.0.0.1:0")
         address = await address_of(coordinator, clock=self._clock, within_s=_START_S, poll_s=0.02)
-        self._empty_bytes = psutil.Process(coordinator.process.pid).memory_info().rss
+        empty = psutil.Process(coordinator.process.pid)
+        self._empty_bytes, self._empty_cpu_s = empty.memory_info().rss, sum(empty.cpu_times()[:2])
         kit = Kit.load(self._order.folder / "kits" / Role.OWNER.value)
         channel = connect(address, role=Role.COORDINATOR, kit=kit, timing=self._scenario.timing, clock=self._clock)
         try:
@@ -167,7 +172,7 @@ class _Stage:
             watching = group.create_task(self._watch(address))
             await asyncio.wait([following, *readers])
             watching.cancel()
-        pace = Pace(ended_s=self._owner.ended_s, empty_bytes=self._empty_bytes, peak_bytes=self._peak_bytes)
+        pace = Pace(ended_s=self._owner.ended_s, empty_bytes=self._empty_bytes, peak_bytes=self._peak_bytes, cpu_s=self._cpu_s)
         rounds, measured = self._scenario.coordinator.rounds, [crowd.measured for crowd in self._crowds]
         figures = summary(pace, measured=measured, clients=len(self._scenario.clients), rounds=rounds)
         if self._killed_s is not None and self._back_s is not None:
@@ -211,6 +216,12 @@ class _Stage:
             words = (self._order.folder / "logs" / f"{crowd.names[0]}.stderr").read_text(encoding="utf-8").strip()
             raise PeerLost(f"the clients {crowd.names[0]} to {crowd.names[-1]} gave up: {words or 'without a word'}")
 
+    def _measure(self, child: Child) -> None:
+        with suppress(psutil.Error):  # it may just have ended, as it does after the last round
+            process = psutil.Process(child.process.pid)
+            self._peak_bytes = max(self._peak_bytes, process.memory_info().rss)
+            self._cpu_s = sum(process.cpu_times()[:2]) - self._empty_cpu_s
+
     async def _watch(self, address: str) -> None:
         """Look after the coordinator: measure it, kill it when that is asked for, and tell when it fails by itself."""
         while True:
@@ -218,7 +229,7 @@ class _Stage:
             if child.code not in (None, 0):
                 raise ChildFailed(child)
             if child.code is None:
-                self._peak_bytes = max(self._peak_bytes, psutil.Process(child.process.pid).memory_info().rss)
+                self._measure(child)
             kill_in = self._order.kill_in
             if kill_in is not None and self._killed_s is None and len(self._owner.ended_s) >= kill_in:
                 self._killed_s = self._clock.monotonic()
@@ -236,6 +247,14 @@ async def _until_joined(crowd: _Crowd) -> None:
         if _JOINED.encode() in line:
             return
     raise PeerLost(f"{crowd.names[0]} ended before it had joined")
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """Return the error that the others came of: of tasks that end each other, the one that was not cancelled."""
+    error = group.exceptions[0]
+    if isinstance(error, ExceptionGroup):
+        return _first(error)
+    return PeerLost(str(error)) if isinstance(error, ChildFailed) else error
 
 
 class _Owner:
@@ -289,6 +308,7 @@ def told(figures: Json) -> Sequence[tuple[str, str]]:
     lines = [
         ("rounds per second", f"{figures['rounds_per_s']:.2f} with {figures['clients']} clients, {figures['rounds']} rounds"),
         ("a round", f"{figures['round_median_s']:.3f} s (median), {figures['round_max_s']:.3f} s at most"),
+        ("coordinator", f"{figures['coordinator_cpu_s_per_round'] * 1e3:.0f} ms of CPU per round"),
         (
             "memory per client",
             f"{figures['coordinator_bytes_per_client'] / mib:.2f} MiB at the coordinator, "

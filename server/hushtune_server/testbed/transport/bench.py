@@ -35,10 +35,10 @@ from hushtune_server.testbed.transport.child.app import air_scenario, secrecy_de
 from hushtune_server.testbed.transport.death import measure_death
 from hushtune_server.testbed.transport.memory import peak_bytes
 
-PARTS = ("upload", "rounds", "giant", "death", "listener")
+PARTS = ("upload", "rounds", "giant", "death", "listener", "load")
 UPLOAD_BYTES = 10_000_000
 LIGHT_CLIENTS, LIGHT_ROUNDS = 20, 60
-MEMORY_MAX_BYTES = 200_000_000
+MANY_CLIENTS, MANY_ROUNDS = 200, 10
 _STORE = "hushtune_server.testbed.transport.store"
 _AIR = "hushtune_server.testbed.transport.child.app"
 _LISTENED_CHUNKS = 8
@@ -77,6 +77,7 @@ def measure(
         ),
         "giant": lambda folder: asyncio.run(_giant(folder, size=giant_bytes, clock=clock)),
         "death": lambda folder: measure_death(folder, clock=clock),
+        "load": lambda _: load(clients=MANY_CLIENTS, rounds=MANY_ROUNDS, kill=False),
         "listener": lambda folder: asyncio.run(_listener(folder, repetitions=max(3, repetitions // 3), clock=clock)),
     }
     for part in parts:

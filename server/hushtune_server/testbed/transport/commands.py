@@ -59,8 +59,8 @@ def load(
 def bench(
     *,
     parts: Annotated[
-        str, Parameter(help="What to measure, separated by commas: upload, rounds, giant, death, listener.")
-    ] = "upload,rounds,giant,death,listener",
+        str, Parameter(help="What to measure, separated by commas: upload, rounds, giant, death, listener, load.")
+    ] = "upload,rounds,giant,death,listener,load",
     giant_gb: Annotated[float, Parameter(help="Size of the giant blob in 10^9 bytes; 10 is the documented one.")] = 1.0,
     repetitions: Annotated[int, Parameter(help="How often to measure a transfer; medians are told.")] = 15,
     out: Annotated[Path | None, Parameter(help="Folder for transport.json, the result with all its raw numbers.")] = None,
@@ -74,7 +74,8 @@ def bench(
     `upload`: 10 MB and the durable acknowledgement, beside a bare gRPC stream that hashes and syncs as often. `rounds`: control
     rounds per second with 20 light clients, and what a killed coordinator costs. `giant`: a large blob through processes whose
     memory is watched. `death`: how long a killed and a stopped client go unnoticed, with default timing (takes half a minute of
-    waiting). `listener`: the air's soft values to one listener, beside a bare stream and without the noise.
+    waiting). `listener`: the air's soft values to one listener, beside a bare stream and without the noise. `load`: what
+    `hushtune testbed load` tells, with 200 clients.
 
     Ratios are worth something on a busy machine too, seconds on an idle one only.
 

@@ -40,11 +40,12 @@ def scenario_of(*, clients: int, rounds: int, idle_s: float, round_s: float = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """When rounds ended, in seconds on the owner's clock, in order; what the coordinator held, in bytes."""
+    """When rounds ended, in seconds on the owner's clock, in order; what the coordinator held, in bytes, and its CPU seconds."""
 
     ended_s: Sequence[float]
     empty_bytes: int
     peak_bytes: int
+    cpu_s: float = 0.0
 
     @property
     def rounds_per_s(self) -> float:
@@ -82,6 +83,7 @@ def summary(pace: Pace, *, measured: Sequence[Mapping[str, Any]], clients: int, 
         "rounds_per_s": round(pace.rounds_per_s, 3),
         "round_median_s": round(median(pace.lengths_s), 4),
         "round_max_s": round(max(pace.lengths_s), 4),
+        "coordinator_cpu_s_per_round": round(pace.cpu_s / rounds, 4),
         "coordinator_bytes_per_client": max(0, pace.peak_bytes - pace.empty_bytes) // clients,
         "coordinator_peak_bytes": pace.peak_bytes,
         "client_bytes_per_client": round(fmean(m["bytes_per_client"] for m in measured)),

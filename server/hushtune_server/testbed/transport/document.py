@@ -28,6 +28,8 @@ def rows(found: Json) -> list[Row]:
         table += _death(found["death"])
     if "listener" in found:
         table += _listener(found["listener"])
+    if "load" in found:
+        table.append(_many(found["load"]))
     return table
 
 
@@ -66,7 +68,7 @@ def _rounds(part: Json) -> list[Row]:
     return [
         (
             f"control rounds, {part['clients']} light clients",
-            f"{rate:.1f} per s",
+            f"{rate:.1f} per s, {part['coordinator_cpu_s_per_round'] * 1e3:.0f} ms of the coordinator's CPU each",
             "target: 10 per s",
             "met" if rate >= 10.0 else "missed",
         ),
@@ -113,6 +115,15 @@ def _listener(part: Json) -> list[Row]:
         )
         for name, text in names.items()
     ]
+
+
+def _many(part: Json) -> Row:
+    return (
+        f"control rounds, {part['clients']} light clients",
+        f"{part['rounds_per_s']:.2f} per s, {part['coordinator_cpu_s_per_round'] * 1e3:.0f} ms of the coordinator's CPU each",
+        f"mean waits from {part['wait_means_s']['min']:.2f} to {part['wait_means_s']['max']:.2f} s",
+        f"fairness {part['fairness_jain']:.4f}",
+    )
 
 
 def _load(part: Json) -> str:
