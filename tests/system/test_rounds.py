@@ -1,25 +1,19 @@
 """Does a run of several rounds end as it should when one of its processes is killed in the middle and started again?"""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from hushtune_common.adapter import load_adapter
-from hushtune_common.clock import SystemClock
-from hushtune_common.messages import Role
 from hushtune_common.model.bundle import read_bundle
 from tests.kits import Kits
+from tests.troupe import SERVERS, Troupe
 
 SCENARIO = """
 name = "three-rounds"
@@ -67,77 +61,6 @@ MARKED = ("realign_steps = 1\n", "realign_steps = 1\nfingerprint = {}\n")
 MEASURED = ("rounds = 3\n", 'rounds = 3\nallocator = { utility = { kind = "measured", every_round = true } }\n')
 """What updates are worth is measured before every round."""
 CLIENTS = ("c1", "c2")
-SERVERS = ("coordinator", "air", "owner")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Troupe:
-    """The processes of one run, each with a log that its lives share, a folder of its own, and an address that stays."""
-
-    folder: Path
-    kits: Kits
-    ports: dict[str, int] = field(default_factory=lambda: {name: free_port() for name in SERVERS})
-    running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict[str, "subprocess.Popen[bytes]"])
-
-    def start(self, name: str) -> None:
-        role = Role.CLIENT if name in CLIENTS else Role(name)
-        scenario, at = str(self.folder / "run.toml"), {n: f"127.0.0.1:{p}" for n, p in self.ports.items()}
-        common = [scenario, "--kit", str(self.kits.folder(role, name)), "--state", str(self.folder / name), "--json-logs"]
-        to_servers = [word for other in SERVERS if other != name for word in (f"--{other}", at[other])]
-        match name:
-            case "coordinator":
-                command = ["hushtune_server", name, "serve", *common, "--run", "run-1", "--listen", at[name]]
-            case "air":
-                command = ["hushtune_server", name, "serve", *common, "--listen", at[name]]
-            case "owner":
-                command = ["hushtune_server", name, "serve", *common, *to_servers, "--listen", at[name]]
-            case _:
-                command = ["hushtune_client", "run", *common, "--client", name, *to_servers]
-        with self.log(name).open("ab") as log, (self.folder / f"{name}.err").open("ab") as errors:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.running[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=errors, env=environment)
-
-    def log(self, name: str) -> Path:
-        return self.folder / f"{name}.jsonl"
-
-    def events(self, name: str) -> list[dict[str, Any]]:
-        path = self.log(name)
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines if line.startswith(b"{")]
-
-    def told(self, name: str, event: str, **fields: object) -> list[dict[str, Any]]:
-        return [e for e in self.events(name) if e["event"] == event and fields.items() <= e.items()]
-
-    def kill(self, name: str) -> None:
-        """End a process and its children at once, as a machine that loses its power does."""
-        process = psutil.Process(self.running[name].pid)
-        for member in [process, *process.children(recursive=True)]:
-            member.send_signal(signal.SIGKILL)
-        self.running[name].wait()
-
-    def wait_for(self, condition: Callable[[], bool], *, within_s: float = 200.0) -> None:
-        clock = SystemClock()
-        limit = clock.monotonic() + within_s
-        while not condition():
-            if clock.monotonic() > limit:
-                pytest.fail(f"waited in vain; {self.words()}")
-            clock.pause(0.05)
-
-    def words(self) -> str:
-        last = {name: [e["event"] for e in self.events(name)[-3:]] for name in (*SERVERS, *CLIENTS)}
-        errors = {name: (self.folder / f"{name}.err").read_text()[-500:] for name in self.running}
-        return f"last heard {last}; {errors}"
-
-    def stop(self) -> None:
-        for name, process in self.running.items():
-            if process.poll() is None:
-                self.kill(name)
 
 
 @pytest.fixture
@@ -149,7 +72,7 @@ def troupe(tmp_path: Path) -> Iterator[Troupe]:
     (tmp_path / "private.txt").write_text("\n".join(4 * lines), encoding="utf-8")
     (tmp_path / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines), encoding="utf-8")
     (tmp_path / "run.toml").write_text(SCENARIO, encoding="utf-8")
-    made = Troupe(tmp_path, Kits(tmp_path / "kits"))
+    made = Troupe(tmp_path, Kits(tmp_path / "kits"), CLIENTS)
     try:
         yield made
     finally:
