@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, Float32
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
@@ -96,7 +97,8 @@ def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, t
     plan = _shipped(scenario, request)
     place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
     built = build(scenario.owner.emulator, request, at=place, plan=plan)
-    known = known_to_both(scenario.codec, built.plan, at=place)
+    codes = not isinstance(scenario.owner.aggregation, SecureConfig)  # what is added is not coded
+    known = known_to_both(scenario.codec, built.plan, at=place) if codes else None
     telling.phase("writing the emulator")
     bundle.parent.mkdir(parents=True, exist_ok=True)
     write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement, sensitivity=known)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, cast
 
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
-from hushtune_server.testbed import equal_share, plan
+from hushtune_server.testbed import equal_share, plan, sums
 from hushtune_server.testbed import rounds as rounds_of
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
 
@@ -58,6 +59,7 @@ def gather(run: RunDirectory, scenario: Scenario) -> Json:
             referee=referee,
             clients=[c.id for c in scenario.clients],
         ),
+        "aggregation": sums.gather(run, rounds, scenario),
         "test_windows": referee.get("test_windows"),
         "link": referee.get("link"),
         "figures": referee.get("figures") or {},
@@ -79,7 +81,7 @@ def _privacy(scenario: Scenario) -> str:
     """Say what bounds what an owner learns about a client's text from the adapter that it opens."""
     dp, rounds = scenario.training.dp, scenario.coordinator.rounds
     over = "" if rounds == 1 else f", over {rounds} rounds together"
-    seen = "The owner sees each client's adapter in the clear and may learn about its data from it"
+    seen = _seen(scenario)
     if dp is None:
         return seen + ("; nothing here bounds that." if scenario.codec.noise is None else ", as far as its noise allows.")
     return (
@@ -88,6 +90,15 @@ def _privacy(scenario: Scenario) -> str:
         f"{dp.clip_norm:g}, windows drawn independently for each step, noise and draws from the operating system, spending found "
         "by a PRV accountant). Not covered: a person with several windows, the number of windows, how long training took, and "
         "losses, which stay at the client."
+    )
+
+
+def _seen(scenario: Scenario) -> str:
+    if not isinstance(scenario.owner.aggregation, SecureConfig):
+        return "The owner sees each client's adapter in the clear and may learn about its data from it"
+    return (
+        "The owner sees the sum of the updates and none of them (masks that cancel, with secrets shared among the clients); the "
+        "sum may say much about each where they are few, and sums of several rounds can be subtracted; it may learn from them"
     )
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hushtune_server.testbed import rounds as rounds_of
+from hushtune_server.testbed.sums import print_sums
 
 SETTINGS = (
     ("full_zero_shot", "full model, zero-shot"),
@@ -240,6 +241,7 @@ def _print_owner(report: Mapping[str, Any], console: Console) -> None:
             f"\nOwner: {decision} the aggregate of {count} adapters; its own test on public text: perplexity "
             f"{_number(final.get('perplexity_public_before'), 1)} -> {_number(final.get('perplexity_public'), 1)}"
         )
+    print_sums(report, console)
 
 
 def _print_tap(report: Mapping[str, Any], console: Console) -> None:
