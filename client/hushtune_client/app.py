@@ -68,6 +68,7 @@ from hushtune_common.store.blobs import BlobStore
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.kit import Kit, require_valid
 from hushtune_common.wire.lifetime import run_until, stop_signal
+from hushtune_common.wire.revocation import Withdrawn
 
 _logger = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class _Life:
             state=state,
             clock=self._clock,
             sign=Identity(certificate=kit.certificate, key=kit.key).sign,
-            verify=Verifier(authority=kit.ca, clock=self._clock).verify,
+            verify=Verifier(authority=kit.ca, clock=self._clock, withdrawn=Withdrawn(kit, clock=self._clock)).verify,
             bell=Bell(),
             within=_within,
             aside=asyncio.to_thread,

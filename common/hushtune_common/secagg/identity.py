@@ -5,6 +5,7 @@ signs with the same key begins with 64 spaces, so neither can pass for the other
 """
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from cryptography import x509
@@ -48,15 +49,19 @@ class Identity:
 
 
 class Verifier:
-    """Checks proofs of clients whose certificates one authority has issued."""
+    """Checks proofs of clients whose certificates one authority has issued, and not withdrawn."""
 
-    def __init__(self, *, authority: bytes, clock: Clock) -> None:
-        """Take the authority's certificate in PEM; ``ConfigError`` when it is none."""
+    def __init__(self, *, authority: bytes, clock: Clock, withdrawn: Callable[[int], bool] = lambda serial: False) -> None:
+        """Take the authority's certificate in PEM, and what says which serial numbers it has withdrawn.
+
+        ``ConfigError`` when it is no certificate.
+        """
         try:
             self._authority = x509.load_pem_x509_certificate(authority)
         except ValueError as error:
             raise ConfigError("kit", f"cannot read ca.crt ({error}); make it with 'hushtune pki init'") from error
         self._clock = clock
+        self._withdrawn = withdrawn
 
     def verify(self, client: ClientId, message: bytes, proof: bytes) -> bool:
         """Return whether ``client``, by a certificate that is valid now, says ``message``."""
@@ -77,4 +82,5 @@ class Verifier:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         wanted = Caller(role=Role.CLIENT, name=client).uri
         valid = certificate.not_valid_before_utc <= self._clock.wall() <= certificate.not_valid_after_utc
-        return valid and names.get_values_for_type(x509.UniformResourceIdentifier) == [wanted]
+        good = valid and not self._withdrawn(certificate.serial_number)
+        return good and names.get_values_for_type(x509.UniformResourceIdentifier) == [wanted]

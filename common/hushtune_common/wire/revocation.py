@@ -6,6 +6,7 @@ is OpenSSL's word: our own certificate is verified against it, in memory, and a 
 
 import logging
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from hushtune_common.messages import Caller
 from hushtune_common.wire import der
 from hushtune_common.wire.kit import Kit
 
-__all__ = ["LIST", "RevocationList", "Revocations", "load", "peer_serial", "require_not_revoked"]
+__all__ = ["LIST", "RevocationList", "Revocations", "Withdrawn", "load", "peer_serial", "require_not_revoked"]
 
 LIST: Final = "ca.crl"
 """Name of the file in a kit."""
@@ -99,6 +100,26 @@ def peer_serial(context: Any) -> int:
         return der.serial_of(der.unwrap(shown[0], label="CERTIFICATE"))
     except ValueError as error:
         raise NotYours(f"the certificate cannot be read: {error}") from None
+
+
+class Withdrawn:
+    """Says of certificates that others show us whether the authority has withdrawn them, by the list in our kit.
+
+    Laws: the newest list that was good counts; a kit without one, as a client's may be, withdraws nothing.
+    """
+
+    def __init__(self, kit: Kit, *, clock: Clock) -> None:
+        """Look into the folder of ``kit``, at each question anew."""
+        self._kit = kit
+        self._clock = clock
+        self._known: RevocationList | None = None
+
+    def __call__(self, serial: int) -> bool:
+        """Return whether the certificate of that serial number was withdrawn."""
+        if (self._kit.directory / LIST).exists():
+            with suppress(ConfigError):  # a server tells of a bad list where it serves
+                self._known = load(self._kit, clock=self._clock)
+        return self._known is not None and self._known.problem_of(serial) is not None
 
 
 class Revocations:

@@ -29,6 +29,7 @@ from hushtune_common.store.journal import Journal
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_common.wire.listening import AirListener
+from hushtune_common.wire.revocation import Withdrawn
 from hushtune_common.wire.transfer import BlobsService, register_blobs
 from hushtune_server.owner import book as books
 from hushtune_server.owner.book import Book, Publication
@@ -146,7 +147,7 @@ class OwnerProcess:
             self._scenario,
             self._catalog.newest.manifest.adapter,
             folder=self._options.state_dir / SUMS,
-            verify=Verifier(authority=self._kit.ca, clock=self._clock).verify,
+            verify=Verifier(authority=self._kit.ca, clock=self._clock, withdrawn=Withdrawn(self._kit, clock=self._clock)).verify,
             clock=self._clock,
         )
         service = OwnerService(self._scenario, desk=self._desk)
