@@ -31,7 +31,8 @@ class Learns:
 
 def claims(material: Material) -> list[Claim]:
     """Return the claims of a run, the wiretap code's first."""
-    return [_wiretap(material), _seal(material), _privacy(material), _model(material)]
+    sums = [_sums(material)] if _adds(material) else []
+    return [_wiretap(material), _seal(material), *sums, _privacy(material), _model(material)]
 
 
 def _wiretap(material: Material) -> Claim:
@@ -95,11 +96,38 @@ def _seal(material: Material) -> Claim:
     )
 
 
+def _adds(material: Material) -> bool:
+    """Whether the owner of the run only added updates."""
+    told = material.setting("owner", "aggregation")
+    return isinstance(told, dict) and told.get("kind") == "secure"
+
+
+def _sums(material: Material) -> Claim:
+    told: Json = material.report.get("aggregation") or {}
+    title, lost = "Secure aggregation", " ".join(str(line) for line in told.get("checks_lost") or ())
+    if not told.get("unseen"):
+        said = "Not every round came to a sum; where none did, nothing was opened, and nothing is in the model."
+        return Claim(title=title, stands=OPEN, says=said, rests_on=())
+    colluders = told.get("colluders_withstood")
+    return Claim(
+        title=title,
+        stands=HOLDS,
+        says=f"The owner saw the sum of the updates of each round and none of them. What that took from it: {lost}",
+        rests_on=(
+            f"At most {colluders} clients work with coordinator and owner, which may both lie.",
+            "X25519, SHAKE256, AES-256 and Shamir's sharing; a recording of the keys falls to a quantum computer.",
+            "Certificates are of the clients that they name.",
+            "A sum of few says much about each; sums of rounds with other members can be subtracted.",
+        ),
+    )
+
+
 def _privacy(material: Material) -> Claim:
     dp = material.setting("training", "dp")
     title = "Privacy of a client's text towards the owner"
     if not isinstance(dp, dict):
-        said = "None is claimed: the owner sees each client's adapter in the clear; nothing bounds what it may learn from that."
+        seen = "the sum of the updates" if _adds(material) else "each client's adapter in the clear"
+        said = f"None is claimed: the owner sees {seen}; nothing bounds what it may learn from that."
         return Claim(title=title, stands=OPEN, says=said, rests_on=("training.dp in the scenario would bound it.",))
     window = material.setting("data", "window_tokens")
     return Claim(
@@ -134,7 +162,13 @@ def _model(material: Material) -> Claim:
 def learns(material: Material) -> list[Learns]:
     """Return what each party still learns, although all goes as it should."""
     marked = " Each copy of the emulator carries a mark of who got it." if material.setting("owner", "fingerprint") else ""
-    return [Learns(who=who, what=what + (marked if who == "Owner" else "")) for who, what in _LEARNS]
+    told = [(who, _OF_A_SUM if who == "Owner" and _adds(material) else what) for who, what in _LEARNS]
+    return [Learns(who=who, what=what + (marked if who == "Owner" else "")) for who, what in told]
+
+
+_OF_A_SUM: Final = (
+    "the sum of the updates of each round and of their weights, hence whatever can be inferred from that; who took part and when."
+)
 
 
 _LEARNS: Final = (
