@@ -68,7 +68,7 @@ from hushtune_common.store.blobs import BlobStore
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.kit import Kit, require_valid
 from hushtune_common.wire.lifetime import run_until, stop_signal
-from hushtune_common.wire.revocation import Withdrawn
+from hushtune_common.wire.revocation import Withdrawn, require_not_revoked
 
 _logger = logging.getLogger(__name__)
 
@@ -446,6 +446,7 @@ def _throttle(scenario: Scenario) -> Throttle:
 def _own_kit(options: ClientOptions, *, clock: Clock) -> Kit:
     kit = Kit.load(options.kit)
     require_valid(kit, clock=clock)
+    require_not_revoked(kit, clock=clock, needed=False)
     wanted = Caller(role=Role.CLIENT, name=options.client_id)
     if kit.caller != wanted:
         raise ConfigError(

@@ -38,6 +38,7 @@ from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import (
+    CertificateRevoked,
     ChannelOutage,
     ConfigError,
     DigestMismatch,
@@ -66,6 +67,8 @@ from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
 from hushtune_common.wire.bell import Bell
+from hushtune_common.wire.kit import Kit
+from hushtune_server import pki
 from tests.kits import Kits
 from tests.loopback import (
     CLIENT,
@@ -391,6 +394,14 @@ def test_a_manifest_that_cannot_be_right_is_refused_before_the_download(
     assert not list((stage.folder / "state" / "blobs").rglob(stage.world.manifest.emulator.hex + "*"))
 
 
+def test_a_kit_that_knows_that_it_was_revoked_is_refused_before_dialling(stage: Stage, tmp_path: Path) -> None:
+    own = Kits(tmp_path / "own-kits")
+    options = replace(stage.options("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), kit=own.folder(Role.CLIENT, CLIENT))
+    pki.revoke(own.directory / "ca", clock=SystemClock(), caller=Kit.load(options.kit).caller)
+    with pytest.raises(CertificateRevoked, match="new kit"):
+        run(app.run(options, clock=SystemClock(), seeds=SeedTree(3)))
+
+
 def test_a_kit_of_somebody_else_is_refused_before_dialling(stage: Stage) -> None:
     options = replace(stage.options("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), kit=stage.kits.folder(Role.CLIENT, "c2"))
     with pytest.raises(ConfigError, match="hushtune://client/c2"):
@@ -619,7 +630,8 @@ async def until_logged(process: asyncio.subprocess.Process, event: str) -> None:
     async for line in process.stdout:
         if json.loads(line)["event"] == event:
             return
-    pytest.fail(f"ended before {event}")
+    assert process.stderr is not None
+    pytest.fail(f"ended before {event}: {(await process.stderr.read()).decode()}")
 
 
 @pytest.mark.slow

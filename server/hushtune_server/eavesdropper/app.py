@@ -18,6 +18,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_common.wire.listening import AirListener
+from hushtune_common.wire.revocation import require_not_revoked
 from hushtune_server.eavesdropper.case import Case
 
 _log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ async def listen(options: EavesdropperOptions, *, clock: Clock, seeds: SeedTree)
     own_seeds = SeedTree(scenario.seed, seeds.path)
     log_event(_log, "scenario_resolved", scenario=scenario.name, digest=scenario.digest)
     kit = endpoint.Kit.load(options.kit)
+    require_not_revoked(kit, clock=clock, needed=False)
     options.state_dir.mkdir(parents=True, exist_ok=True)
     case = Case(scenario, state_dir=options.state_dir, seeds=own_seeds)
     channel = endpoint.connect(options.air, role=Role.AIR, kit=kit, timing=scenario.timing, clock=clock)
