@@ -19,6 +19,7 @@ from hushtune_common.errors import PeerLost
 from hushtune_common.messages import Digest, Role
 from hushtune_common.wire import doctor
 from hushtune_common.wire.about import About, about, read_about
+from hushtune_common.wire.convert import PROTOCOL_MAJOR, PROTOCOL_MINOR
 from hushtune_common.wire.doctor import Finding, Verdict
 from hushtune_common.wire.endpoint import Kit, connect, ready, serve
 from hushtune_server import pki
@@ -196,7 +197,9 @@ def test_a_server_of_another_run_is_found(kits: Kits, tmp_path: Path, scenario: 
 def test_what_a_server_says_of_itself_comes_back_as_it_was_and_nonsense_as_nothing():
     clock = FakeClock()
     told = about(clock=clock, scenario=RUN)
-    assert read_about([*told, ("other", b"\0")]) == About(date=clock.wall(), protocol="2.2", scenario=RUN)
+    assert read_about([*told, ("other", b"\0")]) == About(
+        date=clock.wall(), protocol=f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}", scenario=RUN
+    )
     nonsense = [("hushtune-date", "yesterday"), ("hushtune-scenario", "xyz")]
     assert read_about(nonsense) == About(date=None, protocol=None, scenario=None)
     assert read_about([("hushtune-date", "2026-01-01T00:00:00")]).date is None, "a date without a zone is none"
