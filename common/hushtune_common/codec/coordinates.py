@@ -68,7 +68,7 @@ class Coordinates:
         turn_back(turned, row_scale=self.row_signs / self.row_roots, column_scale=column_scale, out=matrix)
         if self.reflectors is not None:
             with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
-                matrix = self.reflectors.back(matrix)
+                self.reflectors.back(matrix)
         return matrix.reshape(self.shape)
 
     def variances(self, turned: Float32) -> Float64:

@@ -6,6 +6,7 @@ Multiplying by Q takes two thin products, forth and back.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from hushtune_common.adapter import Float32
 
 Float64 = NDArray[np.float64]
+_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,11 +46,19 @@ class Reflectors:
 
     def forth(self, matrix: Float32) -> Float32:
         """Return ``matrix @ Q``: (R, C) in the new coordinates."""
-        return (matrix - ((matrix @ self.vectors) @ self.factor) @ self.vectors.T).astype(np.float32, copy=False)
+        out = np.empty_like(matrix)
+        self._reflect(matrix, self.vectors @ self.factor, out=out)
+        return out
 
-    def back(self, matrix: Float32) -> Float32:
-        """Return ``matrix @ Q'``: undo `forth`."""
-        return (matrix - ((matrix @ self.vectors) @ self.factor.T) @ self.vectors.T).astype(np.float32, copy=False)
+    def back(self, matrix: Float32) -> None:
+        """Turn the matrix to ``matrix @ Q'``, in its place: undo `forth`."""
+        self._reflect(matrix, self.vectors @ self.factor.T, out=matrix)
+
+    def _reflect(self, matrix: Float32, weighed: Float32, *, out: Float32) -> None:
+        """Write ``matrix - matrix @ weighed @ V'`` to ``out``; so few rows at a time that they stay in the cache."""
+        for first in range(0, len(matrix), _ROWS):
+            rows = matrix[first : first + _ROWS]
+            np.subtract(rows, (rows @ weighed) @ self.vectors.T, out=out[first : first + _ROWS])
 
     def variances(self, covariance: Float64) -> Float64:
         """Return the diagonal of ``Q' covariance Q`` (C,)."""
