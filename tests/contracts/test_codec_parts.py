@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import constriction
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from scipy.linalg import block_diag, hadamard
 
 from hushtune_common.adapter import Float32
 from hushtune_common.codec import entropy
+from hushtune_common.codec.ans import Decoder, Quantiles
 from hushtune_common.codec.classes import foretold
 from hushtune_common.codec.coordinates import Coordinates
 from hushtune_common.codec.entropy import ALPHABET_MAX, Reader, Table
@@ -139,6 +141,25 @@ def test_streams_of_any_alphabets_come_back_from_their_words_and_tables(numbers:
     assert [f.tolist() for f in found] == [n.tolist() for n in numbers]
     with pytest.raises(MalformedUpdate):
         entropy.read(words + b"\1\0\0\0", [(t, n.size) for t, n in zip(read, numbers, strict=True)])
+
+
+@pytest.mark.parametrize("size", [2, 3, 9, 256, 1023, 4096, 6561])
+@settings(max_examples=40)
+@given(st.integers(0, 1 << 30), st.integers(0, 30), st.floats(0.0, 30.0), st.sampled_from([0.1, 1.0]))
+def test_words_are_read_as_the_library_reads_them_whoever_wrote_them(size: int, seed: int, count: int, skew: float, kept: float):
+    rng = np.random.default_rng(seed)
+    shares = rng.random(size) ** skew * (rng.random(size) < kept)
+    shares[rng.integers(size)] += 1e-9
+    words = rng.integers(0, 1 << 32, count, dtype=np.uint64).astype(np.uint32)
+    words[-1:] |= np.uint32(1)
+    library = constriction.stream.stack.AnsCoder(words)
+    model = constriction.stream.model.Categorical(shares, perfect=False)
+    ours, quantiles, digits = Decoder(words), Quantiles.of(shares), np.arange(size, dtype=np.int16)[:, None]
+    for some in (3, 0, 40):  # also past the end of the words
+        found = np.empty(some, np.int16)
+        ours.read(quantiles, digits, out=found)
+        assert found.tolist() == library.decode(model, some).tolist()
+        assert ours.is_empty == library.is_empty()
 
 
 def test_words_that_no_coder_writes_are_malformed():

@@ -1,9 +1,9 @@
 """How are many small whole numbers written in hardly more bits than their entropy? By asymmetric numeral systems, with one
 table each.
 
-A stream is an array of numbers and a table of how often each occurs. All streams share one coder of the constriction library
-(ANS with 32-bit words and 24-bit probabilities, Duda et al. 2015). Where the alphabet is small, several neighbours are coded as
-one symbol, whose probability is the product of theirs: as few bits, and up to eight times as fast.
+A stream is an array of numbers and a table of how often each occurs. All streams share one coder of the constriction library (ANS
+with 32-bit words and 24-bit probabilities, Duda et al. 2015); its words are read by `ans`. Where the alphabet is small, several
+neighbours are coded as one symbol, whose probability is the product of theirs: as few bits, and up to eight times as fast.
 """
 
 import struct
@@ -16,6 +16,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from hushtune_common.codec.ans import Decoder, Quantiles
 from hushtune_common.codec.kernels import kernel
 from hushtune_common.codec.levels import Highs, Lows
 from hushtune_common.errors import MalformedUpdate
@@ -61,13 +62,13 @@ class Table:
         """Return how many symbols ``count`` numbers take; none when there is but one number."""
         return 0 if len(self.weights) == 1 else -(-count // self.group)
 
-    def model(self) -> constriction.stream.model.Categorical:
-        """Return the library's model of a symbol."""
+    def probabilities(self) -> NDArray[np.float64]:
+        """Return the probability of each symbol."""
         single = np.array(self.weights, dtype=np.float64) / sum(self.weights)
         joint = single
         for _ in range(self.group - 1):
             joint = np.multiply.outer(joint, single).reshape(-1)
-        return constriction.stream.model.Categorical(joint, perfect=False)
+        return joint
 
     def digits(self) -> Highs:
         """Return (symbols, group): the numbers that each symbol stands for."""
@@ -88,7 +89,7 @@ def write(streams: Sequence[tuple[Table, Highs]]) -> bytes:
             symbols = np.empty(table.symbols(numbers.size), dtype=np.int32)
             likeliest = int(np.argmax(table.weights))
             _join(numbers, table.low, len(table.weights), table.group, likeliest, symbols)
-            coder.encode_reverse(symbols, table.model())
+            coder.encode_reverse(symbols, constriction.stream.model.Categorical(table.probabilities(), perfect=False))
     return coder.get_compressed().astype("<u4").tobytes()
 
 
@@ -99,17 +100,17 @@ def read(data: bytes | memoryview, wanted: Sequence[tuple[Table, int]]) -> list[
     words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
     if words.size and words[-1] == 0:
         raise MalformedUpdate("the last word is zero, which no coder writes")
-    coder = constriction.stream.stack.AnsCoder(words)
-    found = [_read_one(coder, table, count) for table, count in wanted]
-    if not coder.is_empty():
+    decoder = Decoder(words)
+    found = [_read_one(decoder, table, count) for table, count in wanted]
+    if not decoder.is_empty:
         raise MalformedUpdate("words are left over")
     return found
 
 
-def _read_one(coder: constriction.stream.stack.AnsCoder, table: Table, count: int) -> Highs:
+def _read_one(decoder: Decoder, table: Table, count: int) -> Highs:
     numbers = np.full(count, table.low, dtype=np.int16)
-    if symbols := table.symbols(count):
-        _split(coder.decode(table.model(), symbols), table.digits(), numbers)
+    if table.symbols(count):
+        decoder.read(Quantiles.of(table.probabilities()), table.digits(), out=numbers)
     return numbers
 
 
@@ -212,15 +213,6 @@ def _join(numbers: Highs, low: int, alphabet: int, group: int, filler: int, symb
         for i in range(whole * group, (whole + 1) * group):
             symbol = symbol * alphabet + (numbers[i] - low if i < numbers.size else filler)
         symbols[whole] = symbol
-
-
-@kernel
-def _split(symbols: Symbols, digits: Highs, numbers: Highs) -> None:
-    group = digits.shape[1]
-    for s in range(symbols.size):
-        symbol = symbols[s]
-        for k in range(min(group, numbers.size - s * group)):
-            numbers[s * group + k] = digits[symbol, k]
 
 
 @kernel

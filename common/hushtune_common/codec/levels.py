@@ -306,7 +306,7 @@ def _restore(
             if raw:
                 for i in range(run):
                     code = np.int64(highs[start + i]) << raw | np.int64(lows[start + i])
-                    out[at + i] = _value(code, first_value, second_value, third_value, step)
+                    out[at + i] = _value(np.int64(code), first_value, second_value, third_value, step)
             else:
                 for i in range(run):
                     out[at + i] = _value(np.int32(highs[start + i]), first_value, second_value, third_value, step)
@@ -314,7 +314,7 @@ def _restore(
 
 
 @kernel
-def _value(code: int, first: np.float32, second: np.float32, third: np.float32, step: np.float32) -> np.float32:
+def _value(code: np.signedinteger, first: np.float32, second: np.float32, third: np.float32, step: np.float32) -> np.float32:
     """Return what a decoder puts for a code; without a branch, so that the compiler does several at once."""
     level = abs(code)
     value = third + np.float32(level - 3) * step
