@@ -13,7 +13,7 @@ from hushtune_common import config
 from hushtune_common.errors import ConfigError
 from hushtune_server import cli
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.page import pages, phases, tables
+from hushtune_server.testbed.page import claims, pages, phases, tables
 from hushtune_server.testbed.page.gathering import gather
 from hushtune_server.testbed.rundir import RunDirectory, write_json
 from tests.contracts.test_plots import sender
@@ -142,7 +142,7 @@ def test_the_page_says_what_the_report_says(text: str) -> None:
         "gone, says c1",
     ):
         assert words.replace(" ", "") in shown.replace(" ", "").replace("\N{NO-BREAK SPACE}", ""), words
-    for assumption in ("an assumption, not a measurement", "passive", "not peer reviewed", "nothing bounds what it may learn"):
+    for assumption in ("an assumption, not a measurement", "passive", "not peer reviewed", "bounds what it may learn from that"):
         assert assumption in shown
     assert "2<sup>\N{MINUS SIGN}52.6</sup>" in text
 
@@ -290,3 +290,38 @@ def test_a_phase_lasts_until_the_next_one(tmp_path: Path) -> None:
     (span,) = phases.spans(material.lines)["c1"]
     assert (span.kind, span.seconds) == ("training", 30.0)
     assert tables.log_summary(material).rows[0][:2] == ("training_progressed", "2")
+
+
+@pytest.mark.parametrize(
+    ("added", "claim", "says"),
+    [
+        (
+            "[training.dp]\nepsilon = 8.0\ndelta = 1e-5\nclip_norm = 1.0\n",
+            "Privacy of a client's text towards the owner",
+            "Epsilon at most 8",
+        ),
+        ("[codec.noise]\nepsilon = 4.0\nclip = 5e-3\nblock = 1\n", "Noise in every update", "epsilon 4.0 for each block of 1"),
+    ],
+)
+def test_a_claim_is_made_where_the_scenario_has_what_it_rests_on(tmp_path: Path, added: str, claim: str, says: str) -> None:
+    plain, run = run_in(tmp_path / "plain"), run_in(tmp_path / "more")
+    run.scenario.write_text(run.scenario.read_text() + "\n" + added)
+    before = {c.title: c for c in claims.claims(gather(plain)) if c.stands == claims.HOLDS}
+    after = {c.title: c for c in claims.claims(gather(run)) if c.stands == claims.HOLDS}
+    assert claim not in before
+    assert says in after[claim].says
+    assert after[claim].rests_on
+
+
+def test_what_the_owner_learns_is_a_sum_where_updates_are_added_unseen(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    run.scenario.write_text(run.scenario.read_text() + '\n[owner.aggregation]\nkind = "secure"\n')
+    owner = next(entry for entry in claims.learns(gather(run)) if entry.who == "Owner")
+    assert "in the clear" not in owner.what
+    assert "sum" in owner.what
+
+
+def test_a_report_of_an_earlier_version_is_gathered_anew(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    write_json(run.report, {"run": run.id, "settings": {}})
+    assert [entry["id"] for entry in gather(run).clients] == ["c1", "c2", "c3"]

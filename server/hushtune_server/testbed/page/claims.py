@@ -32,7 +32,8 @@ class Learns:
 def claims(material: Material) -> list[Claim]:
     """Return the claims of a run, the wiretap code's first."""
     sums = [_sums(material)] if _adds(material) else []
-    return [_wiretap(material), _seal(material), *sums, _privacy(material), _model(material)]
+    noise = [_noise(material)] if isinstance(material.setting("codec", "noise"), dict) else []
+    return [_wiretap(material), _seal(material), *sums, _privacy(material), *noise, _model(material)]
 
 
 def _wiretap(material: Material) -> Claim:
@@ -127,7 +128,7 @@ def _privacy(material: Material) -> Claim:
     title = "Privacy of a client's text towards the owner"
     if not isinstance(dp, dict):
         seen = "the sum of the updates" if _adds(material) else "each client's adapter in the clear"
-        said = f"None is claimed: the owner sees {seen}; nothing bounds what it may learn from that."
+        said = f"None is claimed: the owner sees {seen}; nothing in training bounds what it may learn from that."
         return Claim(title=title, stands=OPEN, says=said, rests_on=("training.dp in the scenario would bound it.",))
     window = material.setting("data", "window_tokens")
     return Claim(
@@ -138,6 +139,22 @@ def _privacy(material: Material) -> Claim:
             f"DP-SGD: each window's gradient is clipped at norm {dp.get('clip_norm')}; noise is from the operating system.",
             "Spending is found by a PRV accountant over all rounds.",
             "A person with several windows, the number of windows and the time of training are not covered.",
+        ),
+    )
+
+
+def _noise(material: Material) -> Claim:
+    """What the noise promises that clients add to their own updates."""
+    noise: Json = material.setting("codec", "noise")
+    return Claim(
+        title="Noise in every update",
+        stands=HOLDS,
+        says=f"Local differential privacy with epsilon {noise.get('epsilon')} for each block of {noise.get('block')} numbers of "
+        "one update, against whoever has all its bytes, the owner included.",
+        rests_on=(
+            f"Changes of a block are clipped at {noise.get('clip')} in sum of magnitudes, a number set without looking at data.",
+            "Noise comes from the operating system, and an update is encoded once.",
+            "Epsilons of all blocks and rounds add up; for a whole update the sum is large and says nothing about it as a whole.",
         ),
     )
 

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from hushtune_common import config
 from hushtune_common.errors import ConfigError
@@ -12,6 +12,12 @@ from hushtune_server.testbed.logbook.lines import Line, Logbook
 from hushtune_server.testbed.rundir import RunDirectory, read_json
 
 Json = dict[str, Any]
+
+
+_NEEDED: Final = frozenset(
+    {"run", "status", "problem", "scenario", "scenario_digest", "seed", "fidelity", "clients", "settings", "test_windows"}
+)
+"""What a report has at least; one of an earlier version that lacks any of it is gathered anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,8 @@ class Material:
 def gather(run: RunDirectory) -> Material:
     """Read a run directory, finished or not; `ConfigError` when it holds no run that can be told of.
 
-    A run without a report, because it still goes on or was killed, is reported as far as it has come; nothing is written.
+    A run without a report that can be used, because it still goes on or was killed, is reported as far as it has come; nothing
+    is written.
     """
     if not run.facts():
         raise ConfigError(str(run.path), "holds no run.json, so it is no run directory, or the run was lost in its first moment")
@@ -66,8 +73,9 @@ def gather(run: RunDirectory) -> Material:
 
 def _report(run: RunDirectory) -> Json:
     found = read_json(run.report)
-    if found:
-        return found
+    if {*found} >= _NEEDED:
+        clients: list[Json] = [{"gate_numbers": {}, "update": {}, **client} for client in found["clients"]]
+        return {**found, "clients": clients}
     try:
         fresh = reports.gather(run, config.load(run.scenario))
     except OSError as error:

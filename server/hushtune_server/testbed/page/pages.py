@@ -57,7 +57,7 @@ def environment() -> Environment:
 
 def powers(text: object) -> Markup:
     """Return a text, escaped, in which powers such as 2^-52.6 have their exponent raised."""
-    return Markup(re.sub(r"\b2\^-?(\d+(?:\.\d+)?)", _raised, str(escape(text))))  # noqa: S704 - escaped first, then only digits are wrapped
+    return Markup(re.sub(r"\b2\^-?(\d+(?:\.\d+)?)", _raised, str(escape(text))))  # noqa: S704 - escaped first
 
 
 def _raised(found: re.Match[str]) -> str:
