@@ -220,6 +220,9 @@ class CodecConfig(Section, frozen=True):
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
     level: Annotated[int, Meta(ge=1, le=19)] = 3
     """Zstandard level of the entropy coder."""
+    rank: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Most components of a matrix that ``rate_distortion`` and ``blockwise`` may send in place of all its numbers, as factors of
+    low rank, where that harms less in the same bytes; 0: never. It pays where training was of low rank, and takes time."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no codec of this kind has a use for, and bytes that no noise of this kind fits."""
@@ -228,6 +231,8 @@ class CodecConfig(Section, frozen=True):
                 "needs a table [codec.noise]: epsilon, clip, block" if self.noise is None else f"is for jopeq, not {self.kind}"
             )
             raise ValueError(f"noise: {problem}")
+        if self.rank and self.kind not in ("rate_distortion", "blockwise"):
+            raise ValueError(f"rank: is for rate_distortion and blockwise; {self.kind} has no use for factors")
         if self.noise is not None and self.bits < (least := self.noise.promise.bits_least):
             raise ValueError(f"bits: at least {least:.3f} per weight for epsilon {self.noise.epsilon:g}, got {self.bits:g}")
 

@@ -1,6 +1,7 @@
 """How many bytes does an encoded adapter have, in which format, and who makes them? As the scenario says."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from math import ceil, floor
 
 from hushtune_common.adapter import AdapterState, Float32
@@ -8,6 +9,7 @@ from hushtune_common.codec.blockwise import BlockwiseCodec, blockwise_id, blockw
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.jopeq import JopeqCodec, jopeq_bytes_max, jopeq_id
 from hushtune_common.codec.lossless import LOSSLESS_ID, LosslessCodec, lossless_bytes_max
+from hushtune_common.codec.low_rank import LowRankCodec, low_rank_id, low_rank_overhead
 from hushtune_common.codec.rate_distortion import RATE_DISTORTION_ID, RateDistortionCodec, rate_distortion_overhead
 from hushtune_common.codec.sensitivity import Sensitivity
 from hushtune_common.config import CodecConfig, NoiseConfig
@@ -16,6 +18,11 @@ from hushtune_common.messages import TensorSpec
 
 def codec_id(config: CodecConfig) -> str:
     """Return the id of the byte format, such as ``delta-turned-ans/1``."""
+    inner = _inner_id(config)
+    return low_rank_id(inner, rank=config.rank) if config.rank else inner
+
+
+def _inner_id(config: CodecConfig) -> str:
     match config.kind:
         case "rate_distortion":
             return RATE_DISTORTION_ID
@@ -54,9 +61,19 @@ def make_codec(
     schema = [TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items()]
     known = _known(sensitivity, schema)
     bytes_max = budget_bytes(schema, config=config)
+    if config.rank:
+        make = partial(_inner, config)
+        standing = config.kind == "rate_distortion"
+        return LowRankCodec(
+            shipped=shipped, sensitivity=known, rank=config.rank, make=make, standing=standing, bytes_max=bytes_max
+        )
+    return _inner(config, shipped, known, bytes_max)
+
+
+def _inner(config: CodecConfig, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int) -> AdapterCodec:
     match config.kind:
         case "rate_distortion":
-            return RateDistortionCodec(shipped=shipped, sensitivity=known, bytes_max=bytes_max)
+            return RateDistortionCodec(shipped=shipped, sensitivity=sensitivity, bytes_max=bytes_max)
         case "blockwise":
             return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max)
         case "lossless":
@@ -75,6 +92,12 @@ def _known(sensitivity: Sensitivity | Mapping[str, Float32] | None, schema: Sequ
 
 
 def _bytes_max(schema: Sequence[TensorSpec], *, config: CodecConfig) -> int:
+    # Of the least share that a codec is sure to fit, the second header must fit as well; no codec with one takes under 1 bit.
+    twice = ceil(max(1.0, config.bits) * low_rank_overhead(_inner_id(config), rank=config.rank)) if config.rank else 0
+    return twice + _inner_bytes_max(schema, config=config)
+
+
+def _inner_bytes_max(schema: Sequence[TensorSpec], *, config: CodecConfig) -> int:
     weights = ceil(config.bits * sum(spec.count for spec in schema) / 8)
     match config.kind:
         case "rate_distortion":
