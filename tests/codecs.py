@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.codec.sensitivity import Sensitivity, TensorSensitivity
-from hushtune_common.config import CodecConfig
+from hushtune_common.config import CodecConfig, parse
 from hushtune_common.messages import Digest, TensorSpec
+from hushtune_server.coordinator.problems.secrecy import AllocationProblem
 
 Kind = Literal["rate_distortion", "blockwise", "lossless"]
 KINDS: tuple[Kind, ...] = ("rate_distortion", "blockwise", "lossless")
@@ -98,3 +100,18 @@ def dense(directions: Float32) -> NDArray[np.float64]:
         whole = whole @ (np.eye(size) - 2.0 * np.outer(vector, vector) / (vector @ vector))
         taken.append(pivot)
     return whole
+
+
+SCENARIO: Mapping[str, object] = {
+    "name": "x",
+    "seed": 1,
+    "model": {"source": "random:blocks=6"},
+    "data": {"private": "txt:a.txt", "public": "pkg:jargon-text"},
+    "clients": [{"id": "c1", "position": {"x_m": 10.0, "y_m": 20.0}}],
+}
+
+
+def least_share(config: CodecConfig) -> float:
+    """Return the least share of an update that the coordinator grants with this codec, 0 where it does not ask."""
+    where = structs.replace(parse(SCENARIO), codec=config)
+    return AllocationProblem.of(where, []).share_codec

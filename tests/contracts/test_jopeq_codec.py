@@ -16,7 +16,7 @@ from hushtune_common.codec.shipped import state_digest
 from hushtune_common.config import CodecConfig, NoiseConfig, parse
 from hushtune_common.errors import BudgetTooSmall, ConfigError, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
-from hushtune_server.coordinator.problems import secrecy
+from tests.codecs import SCENARIO, least_share
 
 SHAPES = {"layers.3.b": (40, 13), "layers.3.a": (67,), "layers.0.norm": (1,)}
 CONFIGS = [
@@ -26,15 +26,6 @@ CONFIGS = [
     CodecConfig(kind="jopeq", bits=16.0, noise=NoiseConfig(epsilon=3000.0, clip=1.0)),
 ]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=codec_id)
-
-
-TREE: dict[str, object] = {
-    "name": "x",
-    "seed": 1,
-    "model": {"source": "random:blocks=6"},
-    "data": {"private": "txt:a.txt", "public": "pkg:jargon-text"},
-    "clients": [{"id": "c1", "position": {"x_m": 10.0, "y_m": 20.0}}],
-}
 
 
 def adapter(seed: int, scale: float = 1.0) -> AdapterState:
@@ -123,7 +114,7 @@ def fits(codec: JopeqCodec, budget: int) -> bool:
 def test_the_least_share_that_the_coordinator_grants_always_suffices(config: CodecConfig, count: int):
     shipped = AdapterState({"w": np.zeros(count, np.float32)})
     spec = (TensorSpec(name="w", shape=(count,), dtype="F32", block=0),)
-    share = secrecy._share_codec(config)  # pyright: ignore[reportPrivateUsage]
+    share = least_share(config)
     granted = budget_bytes(spec, config=config, share=share)
     at_the_ends = AdapterState({"w": np.where(np.arange(count) % 2, 1e3, -1e3).astype(np.float32)})
     assert len(make_codec(config, shipped=shipped).encode(at_the_ends, budget_bytes=granted)) <= granted
@@ -233,12 +224,12 @@ def test_another_promise_is_another_format():
 )
 def test_settings_that_contradict_each_other_are_refused(codec: dict[str, object], field: str, problem: str):
     with pytest.raises(ConfigError, match=problem) as caught:
-        parse(TREE | {"codec": codec})
+        parse({**SCENARIO} | {"codec": codec})
     assert caught.value.field == field
 
 
 def test_error_feedback_would_undo_the_noise():
-    tree = TREE | {"codec": {"kind": "jopeq", "noise": {}}, "coordinator": {"rounds": 2}}
+    tree = {**SCENARIO} | {"codec": {"kind": "jopeq", "noise": {}}, "coordinator": {"rounds": 2}}
     with pytest.raises(ConfigError, match="take the noise"):
         parse(tree)
     parse(tree | {"training": {"error_feedback": False}})

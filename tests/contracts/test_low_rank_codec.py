@@ -19,9 +19,8 @@ from hushtune_common.codec.shipped import state_digest
 from hushtune_common.config import CodecConfig, parse
 from hushtune_common.errors import BudgetTooSmall, ConfigError, MalformedUpdate
 from hushtune_common.messages import Digest
-from hushtune_server.coordinator.problems import secrecy
 from hushtune_server.testbed.codec.low_rank import leading
-from tests.codecs import SHAPES, largest_errors, normal, plus, signed, specs, uneven, zeros
+from tests.codecs import SCENARIO, SHAPES, largest_errors, least_share, normal, plus, signed, specs, uneven, zeros
 
 Behind = Literal["rate_distortion", "blockwise"]
 BEHIND: tuple[Behind, ...] = ("rate_distortion", "blockwise")
@@ -157,7 +156,7 @@ def test_equal_states_give_equal_bytes_and_an_untouched_adapter_comes_back(kind:
 def test_the_least_share_and_the_most_bytes_always_suffice(kind: Behind, bits: float, shapes: dict[str, tuple[int, ...]]):
     shipped, config = normal(1, shapes=shapes), CodecConfig(kind=kind, rank=4, bits=bits)
     codec = make_codec(config, shipped=shipped)
-    share = secrecy._share_codec(config) or 1.0  # pyright: ignore[reportPrivateUsage]
+    share = least_share(config) or 1.0
     least = budget_bytes(specs(shipped), config=config, share=share)
     for budget in (least, codec.bytes_max, 1 << 40):
         assert len(codec.encode(normal(2, shapes=shapes), budget_bytes=budget)) <= min(budget, codec.bytes_max)
@@ -255,13 +254,6 @@ def test_heads_that_no_encoder_writes_are_malformed(head: bytes, problem: str):
 
 def test_the_rank_is_a_part_of_the_format_and_kinds_without_a_use_for_it_refuse_it():
     assert codec_id(CodecConfig(rank=8)) == "low-rank8+delta-turned-ans/1"
-    tree = {
-        "name": "x",
-        "seed": 1,
-        "model": {"source": "random:blocks=6"},
-        "data": {"private": "txt:a.txt", "public": "pkg:jargon-text"},
-        "clients": [{"id": "c1", "position": {"x_m": 10.0, "y_m": 20.0}}],
-    }
     for codec in ({"kind": "lossless"}, {"kind": "jopeq", "noise": {}}):
         with pytest.raises(ConfigError, match="rank: is for rate_distortion and blockwise"):
-            parse(tree | {"codec": {**codec, "rank": 8}})
+            parse({**SCENARIO} | {"codec": {**codec, "rank": 8}})
