@@ -161,7 +161,7 @@ def _blobs(store: BlobStore) -> _Register:
     def anyone(*_: object) -> bool:
         return True
 
-    return register_blobs(BlobsService(store, may_read=anyone, may_write=anyone, size_max=_BLOB_BYTES_MAX))
+    return register_blobs(BlobsService(store, may_read=anyone, may_write=anyone, size_max=_BLOB_BYTES_MAX, idle_s=30.0))
 
 
 @asynccontextmanager

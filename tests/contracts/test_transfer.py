@@ -324,7 +324,7 @@ def test_a_lying_digest_ends_the_upload_after_one_restart(tmp_path: Path):
     starts: list[int] = []
 
     def note(done: int, total: int) -> None:
-        if done <= 256 << 10:
+        if done <= transfer.part_bytes(MIB):
             starts.append(done)
 
     async def run() -> None:
@@ -581,7 +581,8 @@ def test_a_restarted_server_goes_on_from_its_durable_bytes(tmp_path: Path):
                 seen.append(done)
 
             store = BlobStore(tmp_path / "served", quota_bytes=QUOTA)
-            service = transfer.BlobsService(store, may_read=below_own_name, may_write=below_own_name, size_max=QUOTA)
+            rules = {"may_read": below_own_name, "may_write": below_own_name}
+            service = transfer.BlobsService(store, **rules, size_max=QUOTA, idle_s=TIMING.idle_s)
             server = await serve(
                 [transfer.register_blobs(service)],
                 names=[],

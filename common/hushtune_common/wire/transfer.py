@@ -37,6 +37,8 @@ from hushtune_common.wire.v1 import blobs_pb2_grpc
 
 PART_BYTES_MAX = 1 << 20
 _PART_BYTES = 256 << 10
+_SMALL_PART_BYTES = 64 << 10
+_SMALL_BLOB_BYTES = 4 << 20
 _BIG_BLOB_BYTES = 64 << 20
 _NAMES_MAX = 1024
 _END: Any = vars(grpc.aio)["EOF"]  # exported, but missing from its type stubs
@@ -49,16 +51,20 @@ MayAccess = Callable[[Caller, BlobName], bool]
 
 
 def part_bytes(size: int) -> int:
-    """Return the part size for a blob of ``size`` bytes."""
-    return PART_BYTES_MAX if size >= _BIG_BLOB_BYTES else _PART_BYTES
+    """Return the part size for a blob of ``size`` bytes.
+
+    What a cut costs is at least the part that was on its way: a small blob in large parts never gets through a connection that
+    is cut all the time.
+    """
+    if size >= _BIG_BLOB_BYTES:
+        return PART_BYTES_MAX
+    return _SMALL_PART_BYTES if size <= _SMALL_BLOB_BYTES else _PART_BYTES
 
 
 class BlobsService(blobs_pb2_grpc.BlobsServicer):
     """Serves a ``BlobStore``. Who may read and write which names is decided by the two functions, from the certificate."""
 
-    def __init__(
-        self, store: BlobStore, *, may_read: MayAccess, may_write: MayAccess, size_max: int, idle_s: float = 30.0
-    ) -> None:
+    def __init__(self, store: BlobStore, *, may_read: MayAccess, may_write: MayAccess, size_max: int, idle_s: float) -> None:
         """Bound a written blob to ``size_max`` bytes, and the wait for its next part to ``idle_s`` seconds."""
         self._store = store
         self._may_read = may_read

@@ -368,8 +368,15 @@ class AirBlobs(BlobsService):
     """The blobs of the air: clients write frames of their own, and nobody reads any back."""
 
     def __init__(self, sky: Sky, store: BlobStore) -> None:
-        """Serve ``store`` under the rules of ``may_read`` and ``may_write``."""
-        super().__init__(store, may_read=may_read, may_write=may_write, size_max=sky.scenario.limits.frame_bytes_max)
+        """Serve ``store`` under the rules of ``may_read`` and ``may_write``, to clients of the scenario."""
+        known, scenario = frozenset(c.id for c in sky.scenario.clients), sky.scenario
+
+        def may_write_here(caller: Caller, name: BlobName) -> bool:
+            # Room on the disk is counted by client, so nobody else may take any.
+            return caller.name in known and may_write(caller, name)
+
+        size_max, idle_s = scenario.limits.frame_bytes_max, scenario.timing.idle_s
+        super().__init__(store, may_read=may_read, may_write=may_write_here, size_max=size_max, idle_s=idle_s)
         self._sky = sky
 
     async def Write(self, request_iterator: AsyncIterator[blobs_pb2.WriteRequest], context: Context) -> blobs_pb2.WriteResponse:

@@ -259,7 +259,9 @@ class OwnerProcess:
         def nobody(caller: Caller, name: BlobName) -> bool:
             return False
 
-        return BlobsService(self._store, may_read=self._catalog.may_read, may_write=nobody, size_max=0)
+        return BlobsService(
+            self._store, may_read=self._catalog.may_read, may_write=nobody, size_max=0, idle_s=self._scenario.timing.idle_s
+        )
 
     def _set_up(self, prepared: "Prepared | None", private: HybridPrivateKey) -> "Workshop":
         """Build the workshop, in the worker thread, with the newest emulator on it."""
