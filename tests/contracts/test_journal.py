@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
+from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, ScenarioMismatch, StorageFull
 from hushtune_common.store.journal import Event, Journal
 
 SCHEMA = "test/1"
@@ -110,6 +110,17 @@ def test_another_schema_and_other_files_are_refused(tmp_path: Path):
             other.execute("CREATE TABLE cats (name TEXT)")
         with pytest.raises(ConfigError, match=r"other\.db"):
             Journal.open(tmp_path / "other.db", schema="air/1")
+
+    asyncio.run(run())
+
+
+def test_a_journal_of_another_scenario_is_refused_as_such(tmp_path: Path):
+    async def run() -> None:
+        await Journal.open(tmp_path / "j.db", schema=f"owner/{'a' * 64}").close()
+        with pytest.raises(ScenarioMismatch, match="run of scenario aaaaaaaaaaaa, this is scenario bbbbbbbbbbbb"):
+            Journal.open(tmp_path / "j.db", schema=f"owner/{'b' * 64}")
+        with pytest.raises(ConfigError, match="another journal"):
+            Journal.open(tmp_path / "j.db", schema=f"air/{'b' * 64}")
 
     asyncio.run(run())
 

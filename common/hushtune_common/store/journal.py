@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
+from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, ScenarioMismatch, StorageFull
 
 _VERSION = 1
 _BODY_CHARS_MAX = 8 << 20
 """Journals hold metadata, of which the longest is a list of 2**20 blocks; bulk bytes are blobs."""
 
+_DIGEST_CHARS = 64
 _PREDECESSOR_S = 2.0
 """How long opening waits for a process that is just giving the journal up."""
 
@@ -65,7 +66,8 @@ class Journal:
     def open(path: Path, *, schema: str) -> "Journal":
         """Open or make the journal at ``path``.
 
-        ``ConfigError`` when the file is no journal of ``schema``, cannot be written, or is open in another process.
+        ``ConfigError`` when the file is no journal of ``schema``, cannot be written, or is open in another process;
+        ``ScenarioMismatch`` when it is one of another scenario, whose digest ends ``schema``.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,13 +149,12 @@ class _Writer:
                 self._db = sqlite3.connect(path, isolation_level=None, timeout=_PREDECESSOR_S)
                 undo.callback(self._db.close)
                 found = self._prepare(schema)
-                if found != (schema, _VERSION):
-                    raise ConfigError(str(path), f"holds another journal ({found}), not {schema!r}; move it away to start afresh")
+                _require_own(path, found, schema)
                 undo.pop_all()
         except sqlite3.DatabaseError as error:
             raise ConfigError(str(path), _open_problem(error)) from None
 
-    def _prepare(self, schema: str) -> object:
+    def _prepare(self, schema: str) -> tuple[str, int]:
         # Two processes with one state folder would each number their events without the other's.
         self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -165,7 +166,7 @@ class _Writer:
                 self._db.execute(statement)
             self._db.execute("INSERT INTO about VALUES (?, ?)", (schema, _VERSION))
         self._db.execute("COMMIT")
-        return self._db.execute("SELECT schema, version FROM about").fetchone()
+        return tuple(self._db.execute("SELECT schema, version FROM about").fetchone())
 
     def read(self) -> list[Event]:
         """Return all events, and remember their keys."""
@@ -207,6 +208,17 @@ class _Writer:
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
+
+
+def _require_own(path: Path, found: tuple[str, int], schema: str) -> None:
+    """Raise unless a journal is what we write: `ScenarioMismatch` where only the scenario's digest, the last word, differs."""
+    if found == (schema, _VERSION):
+        return
+    (kind, _, held), (wanted, _, ours) = found[0].rpartition("/"), schema.rpartition("/")
+    if kind == wanted and found[1] == _VERSION and len(held) == len(ours) == _DIGEST_CHARS:
+        remedy = f"start with an empty state folder, or go on with the scenario that {path.parent} holds"
+        raise ScenarioMismatch(f"{path} is of a run of scenario {held[:12]}, this is scenario {ours[:12]}: {remedy}")
+    raise ConfigError(str(path), f"holds another journal ({found}), not {schema!r}; move it away to start afresh")
 
 
 def _open_problem(error: sqlite3.DatabaseError) -> str:
