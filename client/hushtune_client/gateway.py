@@ -24,7 +24,7 @@ from hushtune_client.ports import (
 )
 from hushtune_common.clock import Clock
 from hushtune_common.config import TimingConfig
-from hushtune_common.errors import DeadlineExceeded, DigestMismatch, MalformedUpdate, PeerLost, StaleRound, VersionMismatch
+from hushtune_common.errors import DeadlineExceeded, DigestMismatch, MalformedUpdate, PeerLost, StaleRound
 from hushtune_common.messages import (
     Beat,
     Channel,
@@ -40,7 +40,6 @@ from hushtune_common.messages import (
     Transmission,
     UpdateKey,
     Verdict,
-    require_name,
 )
 from hushtune_common.model.revision import apply_revision
 from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
@@ -50,7 +49,7 @@ from hushtune_common.units import PowerRatio, Second
 from hushtune_common.wire import convert, convert_sums, transfer
 from hushtune_common.wire.endpoint import Kit, connect, ready
 from hushtune_common.wire.faults import translated
-from hushtune_common.wire.streams import reconnected, resumed
+from hushtune_common.wire.streams import PATIENCE, reconnected, resumed
 from hushtune_common.wire.v1 import (
     air_pb2,
     air_pb2_grpc,
@@ -245,14 +244,13 @@ class CoordinatorGateway:
             protocol_major=convert.PROTOCOL_MAJOR, protocol_minor=convert.PROTOCOL_MINOR, scenario_digest=self._scenario.value
         )
         response = await self._manners.persist(lambda: self._stub.Join(request, timeout=self._timing.idle_s), of="join")
-        welcome = _welcome(response)
-        self._timing = welcome.timing
-        return welcome
+        run, self._timing = convert.welcome_from_wire(response)
+        return Welcome(run=run, timing=self._timing)
 
     async def follow(self, beat: Callable[[], Beat]) -> AsyncIterator[Directive]:
         """Yield directives; a lost stream is opened again where ``beat`` says that this client is.
 
-        `PeerLost` after ``attempts_max`` streams in a row that brought nothing and did not last.
+        `PeerLost` after ``attempts_max`` streams in a row that brought nothing and did not last, for at least twice ``idle_s``.
         """
         taken = asyncio.Event()
         responses = resumed(
@@ -263,6 +261,7 @@ class CoordinatorGateway:
             lasting_s=self._timing.idle_s,
             ends=False,
             back=lambda: reconnected(self._channel),
+            patience_s=PATIENCE * self._timing.idle_s,
         )
         async for response in responses:
             yield convert.directive_from_wire(response)
@@ -378,21 +377,6 @@ def _fingerprint(file: Path) -> tuple[Digest, int]:
     with file.open("rb") as stream:
         digest = Digest(hashlib.file_digest(stream, "sha256").digest())
         return digest, stream.tell()
-
-
-def _welcome(response: coordinator_pb2.JoinResponse) -> Welcome:
-    if response.protocol_minor < convert.PROTOCOL_MINOR_MIN:
-        spoken = f"{convert.PROTOCOL_MAJOR}.{response.protocol_minor}"
-        raise VersionMismatch(f"the coordinator speaks protocol {spoken}, at least minor {convert.PROTOCOL_MINOR_MIN} is needed")
-    timing = {"connect_s": response.connect_s, "idle_s": response.idle_s, "round_s": response.round_s}
-    for name, value in timing.items():
-        if not (isfinite(value) and value > 0.0):
-            raise MalformedUpdate(f"{name}: must be finite and positive, got {value}")
-    try:
-        require_name(response.run, of="run")
-    except ValueError as error:
-        raise MalformedUpdate(str(error)) from error
-    return Welcome(run=RunId(response.run), timing=TimingConfig(**timing))
 
 
 _owner_conforms: type[OwnerPort] = OwnerGateway

@@ -3,8 +3,11 @@
 ``X_to_wire`` is total; ``X_from_wire`` checks everything a peer could send and raises ``MalformedUpdate`` naming the field.
 """
 
+from math import isfinite
+
 from hushtune_common import messages as ours
-from hushtune_common.errors import MalformedUpdate
+from hushtune_common.config import TimingConfig
+from hushtune_common.errors import MalformedUpdate, VersionMismatch
 from hushtune_common.secagg.messages import Advertisement
 from hushtune_common.units import Decibel, FlopPerSecond, Hertz, Joule, PowerRatio, Second, Watt
 from hushtune_common.wire import fields
@@ -143,6 +146,27 @@ def verdict_from_wire(pb: owner_pb2.GetVerdictResponse, *, client: ours.ClientId
         reason=fields.text("reason", pb.reason),
         score=fields.finite("score", pb.score) if pb.HasField("score") else None,
     )
+
+
+def run_from_wire(text: str) -> ours.RunId:
+    """Read a run's name, which becomes the name of folders; `MalformedUpdate` for anything else."""
+    try:
+        ours.require_name(text, of="run")
+    except ValueError as error:
+        raise MalformedUpdate(str(error)) from error
+    return ours.RunId(text)
+
+
+def welcome_from_wire(pb: coordinator_pb2.JoinResponse) -> tuple[ours.RunId, TimingConfig]:
+    """Read the coordinator's answer to ``Join``: which run this is, and its timeouts; `VersionMismatch` when it is too old."""
+    if pb.protocol_minor < PROTOCOL_MINOR_MIN:
+        spoken = f"{PROTOCOL_MAJOR}.{pb.protocol_minor}"
+        raise VersionMismatch(f"the coordinator speaks protocol {spoken}, at least minor {PROTOCOL_MINOR_MIN} is needed")
+    timing = {"connect_s": pb.connect_s, "idle_s": pb.idle_s, "round_s": pb.round_s}
+    for name, value in timing.items():
+        if not (isfinite(value) and value > 0.0):
+            raise MalformedUpdate(f"{name}: must be finite and positive, got {value}")
+    return run_from_wire(pb.run), TimingConfig(**timing)
 
 
 def report_to_wire(value: ours.ClientReport, *, advertisement: Advertisement | None = None) -> coordinator_pb2.ReportRequest:

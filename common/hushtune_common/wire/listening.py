@@ -17,7 +17,7 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import BLOCKS_MAX, Listener, ReceptionNotice
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, faults
-from hushtune_common.wire.streams import reconnected, resumed
+from hushtune_common.wire.streams import PATIENCE, reconnected, resumed
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc
 
@@ -61,6 +61,7 @@ class AirListener:
             lasting_s=self._scenario.timing.idle_s,
             ends=False,
             back=lambda: reconnected(self._channel),
+            patience_s=PATIENCE * self._scenario.timing.idle_s,
         ):
             notice = convert.notice_from_wire(response)
             if notice.listener is not self._listener:

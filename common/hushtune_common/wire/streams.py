@@ -14,6 +14,9 @@ from hushtune_common.wire import faults
 
 T = TypeVar("T")
 
+PATIENCE = 2.0
+"""For how many ``idle_s`` a stream that lasts as long as a run is tried again: a server may take that long to come back."""
+
 _BACKOFF_BASE_S = 0.5
 _BACKOFF_CAP_S = 20.0
 
@@ -26,20 +29,23 @@ async def resumed(
     attempts_max: int,
     lasting_s: float,
     ends: bool,
+    patience_s: float = 0.0,
     back: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[T, None]:
     """Yield the items of one stream after another; ``begin`` opens the next one where the last item left off.
 
-    A peer that cannot be reached is tried ``attempts_max`` times in a row, with full jitter, and then raised as `PeerLost`; an
-    item, or a stream that lasted ``lasting_s``, starts the count again. With ``ends``, a stream that the peer ends in order is
-    the end; without it that is one more reason to reconnect. Every other error of the peer is raised at once.
+    A peer that cannot be reached is tried at least ``attempts_max`` times in a row and for ``patience_s``, with full jitter, and
+    then raised as `PeerLost`; an item, or a stream that lasted ``lasting_s``, starts both counts again. No wait is longer than a
+    quarter of ``lasting_s``: a peer that is back must not take us for dead meanwhile. With ``ends``, a stream that the peer ends
+    in order is the end; without it that is one more reason to reconnect. Every other error of the peer is raised at once.
 
     ``back`` returns once a peer that was gone can be reached again, such as `reconnected`: a wait ends with it, but never two
     in a row, so that a peer that answers only to break again is not met more often than without it.
     """
     rng = seeds.generator()
-    failures = 0
+    failures, good_s = 0, clock.monotonic()
     cut_short = False
+    cap_s = min(_BACKOFF_CAP_S, lasting_s / 4)
     while True:
         started_s = clock.monotonic()
         problem: PeerLost | DeadlineExceeded
@@ -49,15 +55,17 @@ async def resumed(
                     async for item in items:
                         failures = 0
                         yield item
+                        good_s = clock.monotonic()
             if ends:
                 return
             problem = PeerLost("the peer ended the stream")
         except (PeerLost, DeadlineExceeded) as error:
             problem = error
-        failures = 1 if clock.monotonic() - started_s >= lasting_s else failures + 1
-        if failures >= attempts_max:
+        now_s = clock.monotonic()
+        failures, good_s = (1, now_s) if now_s - started_s >= lasting_s else (failures + 1, good_s)
+        if failures >= attempts_max and now_s - good_s >= patience_s:
             raise problem
-        wait_s = float(rng.uniform(0.0, min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0**failures)))
+        wait_s = float(rng.uniform(0.0, min(cap_s, _BACKOFF_BASE_S * 2.0**failures)))
         cut_short = await _slept(wait_s, clock=clock, back=None if cut_short else back)
 
 

@@ -7,7 +7,6 @@ import grpc
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario, TimingConfig
-from hushtune_common.errors import VersionMismatch
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import Beat, Conclusion, Directive, Receipt, ReceptionNotice, RunId, Settlement, UtilityCurve
 from hushtune_common.secagg.messages import Survivors
@@ -15,7 +14,7 @@ from hushtune_common.secagg.terms import Layout
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import convert, convert_sums, faults
 from hushtune_common.wire.listening import AirListener
-from hushtune_common.wire.streams import reconnected, resumed
+from hushtune_common.wire.streams import PATIENCE, reconnected, resumed
 from hushtune_common.wire.v1 import air_pb2_grpc, coordinator_pb2_grpc
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_server.owner.ports import AirPort, CoordinatorPort
@@ -41,10 +40,10 @@ class CoordinatorGateway:
         self._stub: Any = coordinator_pb2_grpc.CoordinatorStub(channel)
 
     async def run(self) -> RunId:
-        """Return which run this is, without entering it."""
+        """Return which run this is, without entering it; `MalformedUpdate` for a name that is none."""
         with faults.translated():
             response: pb.GetRunResponse = await self._stub.GetRun(pb.GetRunRequest(), timeout=self._timing.idle_s)
-        return RunId(response.run)
+        return convert.run_from_wire(response.run)
 
     async def join(self, *, curve: UtilityCurve | None = None, layout: Layout | None = None) -> RunId:
         """Enter the run with what updates are worth, where that was measured, and how their numbers are laid out to be added.
@@ -61,11 +60,9 @@ class CoordinatorGateway:
         )
         with faults.translated():
             response: pb.JoinResponse = await self._stub.Join(request, timeout=self._timing.idle_s)
-        if response.protocol_minor < convert.PROTOCOL_MINOR_MIN:
-            spoken = f"{convert.PROTOCOL_MAJOR}.{response.protocol_minor}"
-            raise VersionMismatch(f"the coordinator speaks protocol {spoken}, minor {convert.PROTOCOL_MINOR_MIN} is needed")
-        self._idle_s = response.idle_s or self._idle_s  # the coordinator owns the timeouts
-        return RunId(response.run)
+        run, timing = convert.welcome_from_wire(response)
+        self._idle_s = timing.idle_s  # the coordinator owns the timeouts
+        return run
 
     async def tell_worth(self, curve: UtilityCurve) -> None:
         """Say what updates are worth from now on: whoever is in the run and enters it again changes nothing else."""
@@ -93,6 +90,7 @@ class CoordinatorGateway:
             lasting_s=self._idle_s,
             ends=True,
             back=lambda: reconnected(self._channel),
+            patience_s=PATIENCE * self._idle_s,
         ):
             directive = convert.directive_from_wire(response)
             if directive.seq > seen:
