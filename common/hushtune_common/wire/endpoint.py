@@ -194,8 +194,9 @@ async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: 
 
 
 def _is_refusal(problem: str) -> bool:
+    # A connection that broke in the middle of a handshake ("handshake read failed") is no refusal: its peer may be starting.
     text = problem.lower()
-    return any(mark in text for mark in ("handshake", "certificate", "peer name", "hostname"))
+    return any(mark in text for mark in ("handshake failed", "certificate", "peer name", "hostname"))
 
 
 def _lost(problem: str, *, address: str, role: Role, connect_s: float) -> str:
