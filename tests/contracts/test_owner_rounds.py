@@ -83,6 +83,7 @@ class World:
     told: list[UtilityCurve] = field(default_factory=list[UtilityCurve])
     order: list[str] = field(default_factory=list[str])
     unreachable: set[ClientId] = field(default_factory=set[ClientId])
+    deaf_for: int = 0
     on_air: dict[int, list[Reception | None]] = field(default_factory=dict[int, list[Reception | None]])
     on_record: dict[UpdateKey, Receipt] = field(default_factory=dict[UpdateKey, Receipt])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -112,6 +113,9 @@ class World:
             yield chunk
 
     async def acknowledge(self, receipt: Receipt) -> None:
+        if self.deaf_for > 0:
+            self.deaf_for -= 1
+            raise PeerLost("the air does not answer")
         if self.on_record.setdefault(receipt.key, receipt) != receipt:
             raise Replayed("another receipt is on record")
         self.acknowledged.append(receipt)
@@ -393,6 +397,18 @@ def test_what_no_client_of_the_run_can_have_sent_is_not_even_waited_for(tmp_path
             world.hear("c2")
             await world.until(lambda: len(world.settled) == 1)
             assert (world.received, [s.key.client for s in world.settled]) == ([1], ["c2"])
+
+    asyncio.run(play())
+
+
+def test_an_update_is_judged_while_its_receipt_cannot_be_delivered_and_the_receipt_follows(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with stage(tmp_path) as (world, _):
+            world.deaf_for = 4
+            world.hear("c1")
+            await world.until(lambda: len(world.acknowledged) == 1)
+            assert [s.key.client for s in world.settled] == ["c1"]
+            assert (world.deaf_for, world.acknowledged[0].missing) == (0, ())
 
     asyncio.run(play())
 

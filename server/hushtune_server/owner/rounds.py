@@ -217,12 +217,12 @@ class OwnerRounds:
         try:
             async with self._locks[slot]:
                 if self._book.closing(self._run, key.round_id) is not None:
-                    await self._answer(notice, Receipt(key=key, missing=()))
                     self._forget(slot)
+                    await self._insist(notice, Receipt(key=key, missing=()))
                 elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
-                    await self._answer(notice, Receipt(key=key, missing=()))
                     self._forget(slot)
                     await self._settle(known)
+                    await self._insist(notice, Receipt(key=key, missing=()))
                 else:
                     await self._take(notice, slot)
         except OperatingFault as fault:
@@ -237,11 +237,13 @@ class OwnerRounds:
         except (ProtocolFault, AbstractionContradicted) as fault:
             # Nothing can be asked again of a reception that is not what it says; the client is answered, not left waiting.
             await self._decide(refusal(key, fault), slot)
-            await self._answer(notice, Receipt(key=key, missing=()))
+            await self._insist(notice, Receipt(key=key, missing=()))
             return
-        if receipt is not None:
-            await self._answer(notice, receipt)
+        answered = receipt is None or await self._answer(notice, receipt)
+        # What is whole is judged also while the air cannot be told so: the round does not hang on its receipt.
         await self._judge_if_whole(notice, update, bench)
+        if receipt is not None and not answered:
+            await self._insist(notice, receipt)
         if self._book.closing(self._run, key.round_id) is not None:  # closed meanwhile, so nobody waits for the rest
             self._forget(slot)
 
@@ -296,15 +298,25 @@ class OwnerRounds:
         if self._phase.startswith("judging"):  # another phase has begun meanwhile when the round was closed
             self._enter(f"waiting for updates of round {key.round_id}")
 
-    async def _answer(self, notice: ReceptionNotice, receipt: Receipt) -> None:
-        """Acknowledge a transmission, once. The air refuses a receipt other than an earlier one, and the first counts."""
+    async def _answer(self, notice: ReceptionNotice, receipt: Receipt) -> bool:
+        """Acknowledge a transmission, and return whether the air has heard it; an earlier receipt counts, if there is one."""
         if notice.acknowledged:
-            return
+            return True
+        about = _about(receipt.key)
         try:
             await self._air.acknowledge(receipt)
         except ProtocolFault as fault:
-            about = _about(receipt.key)
             log_event(_log, "receipt_refused", level=logging.WARNING, **about, reason=fault.reason, problem=str(fault))
+        except OperatingFault as fault:
+            log_event(_log, "receipt_delayed", level=logging.WARNING, **about, reason=fault.reason, problem=str(fault))
+            return False
+        return True
+
+    async def _insist(self, notice: ReceptionNotice, receipt: Receipt) -> None:
+        """Acknowledge a transmission, again and again while the air cannot be reached: its client waits for that."""
+        if not notice.acknowledged:
+            about = _about(receipt.key)
+            await self._say(lambda: self._air.acknowledge(receipt), refused="receipt_refused", **about)
 
     async def _expect(self, slot: Slot, bench: Bench) -> UpdateReception:
         limits, folder = self._scenario.limits, self._folder(slot)
@@ -338,7 +350,7 @@ class OwnerRounds:
         await self._say(lambda: self._coordinator.settle(settlement), refused="settlement_refused", client=judgement.key.client)
 
     async def _say(self, call: Callable[[], Awaitable[None]], *, refused: str, **about: Any) -> None:
-        """Tell the coordinator, trying again while it cannot be reached; what it will not hear is logged as ``refused``."""
+        """Tell a peer, trying again while it cannot be reached; what it will not hear is logged as ``refused``."""
         attempts = self._scenario.limits.attempts_max
         for attempt in range(1, attempts + 1):
             try:
