@@ -16,6 +16,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError, HushtuneError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
+from hushtune_server.testbed.chaos import commands as chaos
 from hushtune_server.testbed.emulators import commands as emulators
 from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
@@ -41,6 +42,7 @@ def register(app: App) -> None:
     testbed.command(sweep)
     testbed.command(referee)
     transport.register(testbed)
+    chaos.register(testbed)
     app.command(testbed)
     runs = App(name="runs", help="Read the results and logs of past runs.")
     runs.command(list_runs, name="list")

@@ -3,6 +3,7 @@
 import asyncio
 import ctypes
 import json
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ import psutil
 from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError, DeadlineExceeded, MissingPackage, OperatingFault, QuorumMissed
 from hushtune_server.testbed.rundir import RunDirectory
+
+_OF_GRPC = re.compile(r"[IWE]\d{4} \d\d:\d\d:\d\d\.\d{6} ")
+"""How a line begins that the gRPC library prints by itself."""
 
 
 class ChildFailed(Exception):
@@ -115,6 +119,7 @@ class Child:
         """Return the last line the process printed beside its log, for an error message."""
         try:
             lines = [line for line in self.errors.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+            lines = [line for line in lines if not _OF_GRPC.match(line)] or lines
         except OSError:
             return ""
         return lines[-1] if lines else ""
@@ -160,13 +165,17 @@ def failed_among(*, lasting: Sequence[Child], essential: Sequence[Child], others
     return ended[0] if ended else None
 
 
-async def start(run: RunDirectory, name: str, module: str, arguments: Sequence[str]) -> Child:
-    """Start ``python -m module arguments`` with its log in the run directory.
+async def start(
+    run: RunDirectory, name: str, module: str, arguments: Sequence[str], *, tied: bool = True, within: Sequence[str] = ()
+) -> Child:
+    """Start ``python -m module arguments`` with its log in the run directory; ``within`` are words to begin the command with.
 
-    The process gets a session of its own, so Ctrl-C reaches the testbed only; on Linux it is told when the testbed dies.
+    The process gets a session of its own, so Ctrl-C reaches the testbed only; on Linux it is told when the testbed dies, unless
+    it is not to be ``tied``: a caller that speaks gRPC must not run code between fork and exec.
     """
     with run.log(name).open("ab") as log, run.errors(name).open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
+            *within,
             sys.executable,
             "-m",
             module,
@@ -175,7 +184,7 @@ async def start(run: RunDirectory, name: str, module: str, arguments: Sequence[s
             stdout=log,
             stderr=errors,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent if tied and sys.platform == "linux" else None,
         )
     return Child(name=name, process=process, log=LogFollower(run.log(name)), errors=run.errors(name))
 

@@ -1,0 +1,77 @@
+"""``hushtune testbed chaos``: ten faults, done to real processes of a small run."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from hushtune_common.clock import SystemClock
+from hushtune_common.errors import ConfigError
+
+_OUT = Path("runs/chaos")
+
+
+def register(testbed: App) -> None:
+    """Add ``chaos`` to the ``testbed`` commands."""
+    testbed.command(chaos)
+
+
+def chaos(
+    *,
+    only: Annotated[str, Parameter(help="Only these faults, separated by commas, for example 1,3.")] = "",
+    json_: Annotated[bool, Parameter(name="--json", help="Print the result as JSON instead of a table.")] = False,
+    out: Annotated[Path, Parameter(help="Folder for chaos.json, chaos.md, and the logs of every process.")] = _OUT,
+) -> int:
+    """Do ten faults to real processes of a small run, and check what each may cost.
+
+    1 cuts, 2 lost replies, 3 killed clients, 4 a coordinator killed in each state, 5 a changed scenario, 6 silent connections
+    and processes, 7 clocks that are off, 8 damaged bytes, 9 slow and stalled clients, 10 bad certificates.
+
+    Each process is reached through a proxy that delays, slows, cuts, freezes or damages connections. Timeouts are shortened
+    (idle_s is 8 s), so that the ten take a few minutes. Ends with code 0 when every fault passed, 1 when one did not.
+
+    Example: hushtune testbed chaos --only 1,3
+    """
+    from hushtune_common.wire.handshakes import standard_error_to
+    from hushtune_server.testbed.chaos.small import TIMING
+    from hushtune_server.testbed.chaos.suite import FAULTS, run_suite, to_json
+    from hushtune_server.testbed.chaos.table import to_markdown
+    from hushtune_server.testbed.launch import versions
+
+    console, clock = Console(stderr=json_), SystemClock()
+    began_s = clock.monotonic()
+
+    def tell(line: str) -> None:
+        console.print(f"{clock.monotonic() - began_s:5.0f} s  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    chosen = _numbers(only) if only else FAULTS
+    with standard_error_to(_made(out) / "chaos.stderr"):
+        findings = asyncio.run(run_suite(out, only=chosen, clock=clock, tell=tell))
+    result = to_json(findings, timing=TIMING, versions=versions(), wall_s=clock.monotonic() - began_s)
+    (out / "chaos.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "chaos.md").write_text(to_markdown(result), encoding="utf-8")
+    if json_:
+        sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    else:
+        console.print("\n" + to_markdown(result), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{out / 'chaos.json'}, {out / 'chaos.md'}; the logs of each run lie beside them")
+    return 0 if result["passed"] else 1
+
+
+def _numbers(only: str) -> list[int]:
+    parts = [part.strip() for part in only.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError("--only", f"numbers of faults separated by commas, such as 1,3, got {only!r}")
+    return [int(part) for part in parts]
+
+
+def _made(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--out", f"cannot make {out} ({error.strerror}); give a folder that can be written") from error
+    return out

@@ -1,0 +1,45 @@
+"""How does a person read what the faults did? One row for each."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_HEAD = ("#", "fault", "what was done", "what happened", "lost", "recovery s", "passed")
+
+
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """Return the result as a Markdown table, with the claims that did not hold below it."""
+    faults: Sequence[Mapping[str, Any]] = result["faults"]
+    rows = [_row(*_HEAD), _row(*("---" for _ in _HEAD)), *(_row(*_cells(fault)) for fault in faults)]
+    timing, versions = result["timing_s"], result["versions"]
+    held = sum(len(fault["checks"]) for fault in faults)
+    about = f"revision {versions.get('revision', 'unknown')}, Python {versions.get('python')}, grpcio {versions.get('grpcio')}"
+    shortened = f"idle_s = {timing['idle']:g} s, connect_s = {timing['connect']:g} s and round_s = {timing['round']:g} s"
+    note = f"{held} claims checked in {result['wall_s']:.0f} s, with {shortened} (shortened); {about}."
+    return "\n".join([*rows, "", note, *_failures(faults)]) + "\n"
+
+
+def _cells(fault: Mapping[str, Any]) -> tuple[str, ...]:
+    recovery = fault["recovery_s"]
+    return (
+        str(fault["fault"]),
+        str(fault["title"]),
+        str(fault["done"]),
+        str(fault["happened"]),
+        str(fault["lost"]),
+        "-" if recovery is None else f"{recovery:.1f}",
+        "yes" if fault["passed"] else "**no**",
+    )
+
+
+def _failures(faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"- fault {fault['fault']}: {check['claim']} (found: {check['found']})"
+        for fault in faults
+        for check in fault["checks"]
+        if not check["held"]
+    ]
+    return ["", "Claims that did not hold:", "", *lines] if lines else []
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |"
