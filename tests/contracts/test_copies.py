@@ -120,7 +120,7 @@ def test_over_the_network_too_a_client_is_refused_the_copy_of_another(tmp_path: 
         catalog, kits = catalog_in(tmp_path), Kits(tmp_path / "kits")
         first = await catalog.publish(tiny_bundle(tmp_path, 2, 3), sealing_key=b"public", codec="c/1")
         held = BlobStore(tmp_path / "blobs", quota_bytes=6 * SIZE_MAX)
-        service = transfer.BlobsService(held, may_read=catalog.may_read, may_write=catalog.may_read, size_max=0)
+        service = transfer.BlobsService(held, may_read=catalog.may_read, may_write=catalog.may_read, size_max=0, idle_s=30.0)
         clock, kit = SystemClock(), kits.kit(Role.OWNER)
         registered = [transfer.register_blobs(service)]
         server = await serve(registered, names=[], listen="127.0.0.1:0", kit=kit, clock=clock, timing=TIMING)

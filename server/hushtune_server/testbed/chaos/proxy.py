@@ -5,6 +5,7 @@ It sees bytes only: under TLS it can delay, slow down, cut, freeze and damage a 
 """
 
 import asyncio
+import socket
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,9 +15,15 @@ from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError
 from hushtune_common.seeding import SeedTree
 
-_READ_BYTES = 16 << 10
-_PIECES = 64
-"""What one direction of a connection may have on its way inside the proxy, in pieces; beyond it the sender is made to wait."""
+_PIECE_BYTES = 8 << 10
+_PIECES = 128
+_PIECES_IF_SLOW = 2
+"""What one direction of a connection may have on its way inside the proxy; beyond it the sender is made to wait.
+
+A link of little rate has a short queue: a ping that waits behind seconds of data would be taken for a lost one.
+"""
+_SOCKET_BYTES = 16 << 10
+_CLOSE_S = 5.0
 
 
 class Way(StrEnum):
@@ -95,20 +102,21 @@ class FaultProxy:
 
     async def open(self, *, host: str = "127.0.0.1") -> str:
         """Listen on a free port of ``host`` and return the address."""
-        self._server = await asyncio.start_server(self._accept, host, 0)
-        port = self._server.sockets[0].getsockname()[1]
-        return f"{host}:{port}"
+        place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BYTES)  # what accepts hands it on
+        place.bind((host, 0))
+        self._server = await asyncio.start_server(self._accept, sock=place, limit=_PIECE_BYTES)
+        return f"{host}:{place.getsockname()[1]}"
 
     async def close(self) -> None:
         """Cut every connection and stop listening."""
         if self._server is not None:
             self._server.close()
         for connection in self.connections:
+            connection.thawed.set()
             connection.cut()
-        for task in self._tasks:
-            task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
 
     # --- what a test says ---------------------------------------------------------------------------------------------
 
@@ -225,10 +233,12 @@ class FaultProxy:
         data = b"-"
         while data:
             try:
-                data = await source.read(_READ_BYTES)
+                data = await source.read(_PIECE_BYTES)
             except OSError:
                 data = b""
             weather = self.weather[way]
+            while weather.rate_bps is not None and queue.qsize() >= _PIECES_IF_SLOW:
+                await self._clock.sleep(0.01)
             jitter_s = float(self._rng.uniform(0.0, weather.jitter_s)) if weather.jitter_s else 0.0
             await queue.put((self._clock.monotonic() + weather.delay_s + jitter_s, data))
 

@@ -43,7 +43,8 @@ def _say(about: Json) -> None:
 async def _serve(folder: Path, order: Json) -> None:
     kit = Kit.load(folder / "kits" / "owner")
     store = BlobStore(folder / "served", quota_bytes=order["quota_bytes"])
-    service = BlobsService(store, may_read=_anyone, may_write=_anyone, size_max=order["quota_bytes"])
+    size_max, idle_s = order["quota_bytes"], TIMING.idle_s
+    service = BlobsService(store, may_read=_anyone, may_write=_anyone, size_max=size_max, idle_s=idle_s)
     ours = await serve([register_blobs(service)], names=[], listen="127.0.0.1:0", kit=kit, clock=CLOCK, timing=TIMING)
     bare, address = await serve_bare(kit, file=folder / "bare.bin", messages=())
     _say({"ours": ours.address, "bare": address})
