@@ -99,6 +99,16 @@ OWNER_EVENTS: Final = (
         "problem",
     ),
     event("reception_gone", _O, "A transmission can no longer be heard.", "client", "round_id", "attempt", "part", "problem"),
+    event(
+        "receipt_delayed",
+        _O,
+        "The air could not be told which blocks are missing; it is told again.",
+        "client",
+        "round_id",
+        "attempt",
+        "reason",
+        "problem",
+    ),
     event("receipt_refused", _O, "The air had another receipt before.", "client", "round_id", "attempt", "reason", "problem"),
     event(
         "abstraction_contradicted",
