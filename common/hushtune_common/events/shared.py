@@ -96,13 +96,6 @@ SHARED_EVENTS: Final = (
         kind="emulator, frame or reception",
     ),
     event(
-        "handshake_refused",
-        _SERVERS,
-        "Connections ended before a word was said: a certificate was expired, foreign or missing.",
-        "problem",
-        times="how many since this was last told",
-    ),
-    event(
         "call_refused",
         _SERVERS,
         "A call was answered with a typed fault.",

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +16,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError
 
 _OUT = Path("runs/chaos")
+_STANDARD_ERROR = 2
 
 
 def register(testbed: App) -> None:
@@ -36,7 +40,6 @@ def chaos(
 
     Example: hushtune testbed chaos --only 1,3
     """
-    from hushtune_common.wire.handshakes import standard_error_to
     from hushtune_server.testbed.chaos.small import TIMING
     from hushtune_server.testbed.chaos.suite import FAULTS, run_suite, to_json
     from hushtune_server.testbed.chaos.table import to_markdown
@@ -49,7 +52,7 @@ def chaos(
         console.print(f"{clock.monotonic() - began_s:5.0f} s  {line}", markup=False, highlight=False, soft_wrap=True)
 
     chosen = _numbers(only) if only else FAULTS
-    with standard_error_to(_made(out) / "chaos.stderr"):
+    with _libraries_to(_made(out) / "chaos.stderr"):
         findings = asyncio.run(run_suite(out, only=chosen, clock=clock, tell=tell))
     result = to_json(findings, timing=TIMING, versions=versions(), wall_s=clock.monotonic() - began_s)
     (out / "chaos.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -60,6 +63,20 @@ def chaos(
         console.print("\n" + to_markdown(result), markup=False, highlight=False, soft_wrap=True)
         console.print(f"{out / 'chaos.json'}, {out / 'chaos.md'}; the logs of each run lie beside them")
     return 0 if result["passed"] else 1
+
+
+@contextmanager
+def _libraries_to(file: Path) -> Generator[None]:
+    """Let what libraries print about broken connections go to ``file``; what this process prints stays where it was."""
+    kept, before = os.dup(_STANDARD_ERROR), sys.stderr
+    with file.open("ab") as target, open(os.dup(kept), "w", buffering=1) as sys.stderr:  # noqa: PTH123 - a descriptor is no path
+        os.dup2(target.fileno(), _STANDARD_ERROR)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STANDARD_ERROR)
+    sys.stderr = before
+    os.close(kept)
 
 
 def _numbers(only: str) -> list[int]:
