@@ -236,6 +236,33 @@ def test_a_transfer_that_is_cut_at_its_very_end_completes_all_the_same(tmp_path:
     asyncio.run(story())
 
 
+def test_what_is_discarded_while_it_is_made_durable_is_lost_to_its_writer_and_not_taken_for_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun, go_on, data = threading.Event(), threading.Event(), bytes(MIB)
+    install = Partial.install
+
+    def slow(self: Partial, target: Path) -> None:
+        begun.set()
+        go_on.wait(10.0)
+        install(self, target)
+
+    async def story() -> None:
+        store = BlobStore(tmp_path, quota_bytes=QUOTA)
+        writer = store.writer(name_of(data))
+        await writer.write(0, data)
+        ending = asyncio.create_task(writer.finish())
+        await asyncio.to_thread(begun.wait, 10.0)
+        store.discard(name_of(data).prefix)
+        go_on.set()
+        with pytest.raises(PeerLost):
+            await ending
+        assert (store.complete(name_of(data)), store.used_bytes) == (False, 0)
+
+    monkeypatch.setattr(Partial, "install", slow)
+    asyncio.run(story())
+
+
 def test_a_complete_blob_needs_no_second_writing(tmp_path: Path):
     async def run() -> None:
         store = BlobStore(tmp_path, quota_bytes=10)

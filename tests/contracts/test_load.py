@@ -110,6 +110,8 @@ def test_a_document_has_a_row_for_every_target() -> None:
         "rounds": {
             "clients": 20,
             "rounds_per_s": 9.9,
+            "bare_rounds_per_s": 30.0,
+            "ratio": 3.0,
             "coordinator_cpu_s_per_round": 0.05,
             "killed": {"kill_cost_s": 5.1, "restart_s": 0.6},
         },

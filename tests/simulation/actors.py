@@ -410,7 +410,7 @@ class Client(Actor):
             case DirectiveKind.ROUND_CLOSED:
                 if directive.last:
                     self.call("leave", lambda at: Left(at=at, member=self.member, reason="the run is over"))
-            case DirectiveKind.DRAIN | DirectiveKind.CONCLUDE:
+            case _:
                 raise Violation(f"{self._client} was sent {directive.kind}, which is not for clients")
 
     def _train(self, assignment: Assignment) -> None:

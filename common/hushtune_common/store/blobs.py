@@ -172,7 +172,7 @@ class BlobStore:
             self._reserve(part, name.size)
             self._slots[name.text] = slot
         slot.generation += 1
-        promote, drop = partial(self._promote, name), partial(self._drop_partial, name)
+        promote, drop = partial(self._promote, name, slot), partial(self._drop_partial, name)
         return PartialWriter(name, slot, target=target, promote=promote, drop=drop)
 
     def discard(self, prefix: str) -> None:
@@ -248,9 +248,13 @@ class BlobStore:
             file.unlink(missing_ok=True)
         self._sizes.pop(part, None)
 
-    def _promote(self, name: BlobName) -> None:
+    def _promote(self, name: BlobName, slot: _Slot) -> bool:
+        """Take a partial for complete, unless it was discarded while it was made durable; return whether that is so."""
+        if self._slots.get(name.text) is not slot:
+            return False
         self._drop_partial(name)
         self._sizes[self._complete_path(name)] = name.size
+        return True
 
 
 class PartialWriter:
@@ -261,7 +265,7 @@ class PartialWriter:
     """
 
     def __init__(
-        self, name: BlobName, slot: _Slot, *, target: Path | None, promote: Callable[[], None], drop: Callable[[], None]
+        self, name: BlobName, slot: _Slot, *, target: Path | None, promote: Callable[[], bool], drop: Callable[[], None]
     ) -> None:
         """Take the newest place in ``slot``; the finished file goes to ``target``, which is absent when it is there already."""
         self._name = name
@@ -312,12 +316,13 @@ class PartialWriter:
         # Not left to whoever waits: a transfer that is cut now would leave a complete blob that the store takes for a partial.
         job.add_done_callback(self._installed)
         await asyncio.wait({job})
+        if self._target is not None:
+            self._require_place()  # it may have been discarded meanwhile, with its file or just before that had its name
         job.result()
 
     def _installed(self, job: "asyncio.Future[None]") -> None:
         if not job.cancelled() and job.exception() is None:
-            self._target = None
-            self._promote()
+            self._target = None if self._promote() else self._target
 
     async def _settled(self) -> int:
         """Wait until no thread works on the file, and return the next offset; raises what our last job raised."""

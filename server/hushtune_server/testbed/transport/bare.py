@@ -1,7 +1,8 @@
 """The named peer of the transport's measurements: gRPC streams with the same bytes, the same checks, and nothing else.
 
 ``Write`` takes parts, checks CRC-32, hashes with SHA-256, writes to one file and syncs it every 4 MiB and at the end, as a blob
-does; it knows no names, no offsets and no resumption. ``Read`` sends what it was given, message by message.
+does; it knows no names, no offsets and no resumption. ``Read`` sends what it was given, message by message. ``Call`` answers at
+once with what it was asked.
 """
 
 import asyncio
@@ -19,11 +20,12 @@ from hushtune_common.wire.endpoint import Kit
 
 WRITE = "/hushtune.bench.Bare/Write"
 READ = "/hushtune.bench.Bare/Read"
+CALL = "/hushtune.bench.Bare/Call"
 _CRC_BYTES = 4
 
 
 async def serve_bare(kit: Kit, *, file: Path, messages: Sequence[bytes]) -> tuple[grpc.aio.Server, str]:
-    """Serve both streams with mutual TLS on a free port of this machine; return the server and its address."""
+    """Serve all three with mutual TLS on a free port of this machine; return the server and its address."""
 
     async def write(requests: AsyncIterator[bytes], context: Any) -> bytes:
         return await _written(requests, file)
@@ -32,10 +34,14 @@ async def serve_bare(kit: Kit, *, file: Path, messages: Sequence[bytes]) -> tupl
         for message in messages:
             yield message
 
+    async def call(request: bytes, context: Any) -> bytes:
+        return request
+
     server = grpc.aio.server()
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Write": grpc.stream_unary_rpc_method_handler(write),
         "Read": grpc.unary_stream_rpc_method_handler(read),
+        "Call": grpc.unary_unary_rpc_method_handler(call),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("hushtune.bench.Bare", handlers),))
     credentials = grpc.ssl_server_credentials([(kit.key, kit.certificate)], kit.ca, require_client_auth=True)

@@ -30,7 +30,7 @@ from hushtune_common.wire.listening import AirListener
 from hushtune_common.wire.transfer import part_bytes, upload
 from hushtune_server import pki
 from hushtune_server.testbed.launch import versions
-from hushtune_server.testbed.transport.bare import read_bare, write_bare
+from hushtune_server.testbed.transport.bare import CALL, read_bare, write_bare
 from hushtune_server.testbed.transport.child.app import air_scenario, secrecy_design
 from hushtune_server.testbed.transport.death import measure_death
 from hushtune_server.testbed.transport.memory import peak_bytes
@@ -38,11 +38,13 @@ from hushtune_server.testbed.transport.memory import peak_bytes
 PARTS = ("upload", "rounds", "giant", "death", "listener", "load")
 UPLOAD_BYTES = 10_000_000
 LIGHT_CLIENTS, LIGHT_ROUNDS = 20, 60
+CALLS_PER_ROUND = 3
 MANY_CLIENTS, MANY_ROUNDS = 200, 10
 _STORE = "hushtune_server.testbed.transport.store"
 _AIR = "hushtune_server.testbed.transport.child.app"
 _LISTENED_CHUNKS = 8
 _MESSAGE_EXTRA_BYTES = 2048
+_CALL_BYTES = 200
 _TIMING = TimingConfig()
 _SEEDS = SeedTree(1)
 
@@ -71,10 +73,7 @@ def measure(
     }
     ways: dict[str, Callable[[Path], Json]] = {
         "upload": lambda folder: asyncio.run(_upload(folder, repetitions=repetitions, clock=clock)),
-        "rounds": lambda _: (
-            load(clients=LIGHT_CLIENTS, rounds=LIGHT_ROUNDS, kill=False)
-            | {"killed": load(clients=LIGHT_CLIENTS, rounds=LIGHT_ROUNDS, kill=True)}
-        ),
+        "rounds": lambda folder: _rounds(folder, load=load, clock=clock),
         "giant": lambda folder: asyncio.run(_giant(folder, size=giant_bytes, clock=clock)),
         "death": lambda folder: measure_death(folder, clock=clock),
         "load": lambda _: load(clients=MANY_CLIENTS, rounds=MANY_ROUNDS, kill=False),
@@ -109,6 +108,30 @@ async def _upload(folder: Path, *, repetitions: int, clock: Clock) -> Json:
 
         seconds = await _in_turn({"ours": send, "bare": send_bare}, repetitions=repetitions, clock=clock)
     return {"bytes": len(data), "part_bytes": step, **_compared(seconds, "ours", "bare", size=len(data))}
+
+
+def _rounds(folder: Path, *, load: Load, clock: Clock) -> Json:
+    """Play control rounds, between two looks at how fast bare calls go; then once more with a coordinator that is killed."""
+    _kits(folder, clock=clock)
+    before = asyncio.run(_bare_rounds(folder, clock=clock))
+    found = load(clients=LIGHT_CLIENTS, rounds=LIGHT_ROUNDS, kill=False)
+    after = asyncio.run(_bare_rounds(folder, clock=clock))
+    bare = 2.0 / (1.0 / before + 1.0 / after)
+    killed = load(clients=LIGHT_CLIENTS, rounds=LIGHT_ROUNDS, kill=True)
+    return {**found, "bare_rounds_per_s": round(bare, 2), "ratio": round(bare / found["rounds_per_s"], 2), "killed": killed}
+
+
+async def _bare_rounds(folder: Path, *, clock: Clock) -> float:
+    """Return how many rounds per second bare calls would make: three for each client, a report, an end, a settlement."""
+    async with AsyncExitStack() as stack:
+        _, about = await stack.enter_async_context(_child((_STORE, "serve"), folder, {"quota_bytes": 1}))
+        ways = [_channel(about["bare"], folder, role=Role.OWNER, own="client") for _ in range(LIGHT_CLIENTS)]
+        channels: list[Any] = [await stack.enter_async_context(way) for way in ways]
+        calls = [channel.unary_unary(CALL) for channel in channels]
+        began_at = clock.monotonic()
+        for _ in range(CALLS_PER_ROUND * LIGHT_ROUNDS):
+            await asyncio.gather(*(call(bytes(_CALL_BYTES)) for call in calls))
+        return LIGHT_ROUNDS / (clock.monotonic() - began_at)
 
 
 async def _giant(folder: Path, *, size: int, clock: Clock) -> Json:
