@@ -7,9 +7,6 @@ from cyclopts import App, Parameter
 
 from hushtune_common.errors import ConfigError
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.page.figures import drawings, save
-from hushtune_server.testbed.page.gathering import gather
-from hushtune_server.testbed.page.pages import PAGE, put, render
 
 COMPARISON: Final = "compare.html"
 _COMPARED_MAX: Final = 12
@@ -37,6 +34,10 @@ def report(
 
     Example: hushtune report --compare demo-2026 small-2026
     """
+    from hushtune_server.testbed.page.figures import drawings, save
+    from hushtune_server.testbed.page.gathering import gather
+    from hushtune_server.testbed.page.pages import PAGE, put, render
+
     found = [_find(runs, name) for name in (run or ("latest",))]
     if compare:
         return _compare(found, out or runs / COMPARISON)
@@ -52,6 +53,8 @@ def report(
 
 def _compare(found: list[rundir.RunDirectory], out: Path) -> int:
     from hushtune_server.testbed.page import compare
+    from hushtune_server.testbed.page.gathering import gather
+    from hushtune_server.testbed.page.pages import put
 
     if not 2 <= len(found) <= _COMPARED_MAX:
         raise ConfigError("--compare", f"needs 2 to {_COMPARED_MAX} runs, got {len(found)}; hushtune runs list shows them")
