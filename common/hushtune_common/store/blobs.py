@@ -316,9 +316,12 @@ class PartialWriter:
         # Not left to whoever waits: a transfer that is cut now would leave a complete blob that the store takes for a partial.
         job.add_done_callback(self._installed)
         await asyncio.wait({job})
-        if self._target is not None:
+        if not self._is_installed():
             self._require_place()  # it may have been discarded meanwhile, with its file or just before that had its name
         job.result()
+
+    def _is_installed(self) -> bool:
+        return self._target is None
 
     def _installed(self, job: "asyncio.Future[None]") -> None:
         if not job.cancelled() and job.exception() is None:
