@@ -13,10 +13,11 @@ from hushtune_common import config
 from hushtune_common.errors import ConfigError
 from hushtune_server import cli
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.page import claims, pages, phases, tables
+from hushtune_server.testbed.page import claims, pages, phases, tables, ways
 from hushtune_server.testbed.page.gathering import gather
 from hushtune_server.testbed.rundir import RunDirectory, write_json
 from tests.contracts.test_plots import sender
+from tests.contracts.test_trace import lines_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = """<script>alert(1)</script>"'><img src=x onerror=alert(2)>&lt;b&gt;$\\frac{1}{2}$</style>{{ 7 * 7 }}"""
@@ -325,3 +326,14 @@ def test_a_report_of_an_earlier_version_is_gathered_anew(tmp_path: Path) -> None
     run = run_in(tmp_path)
     write_json(run.report, {"run": run.id, "settings": {}})
     assert [entry["id"] for entry in gather(run).clients] == ["c1", "c2", "c3"]
+
+
+def test_the_way_of_an_adapter_is_one_row_and_disagreement_stands_out(tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    for name, written in lines_of(received="f" * 64).items():
+        rows = [json.dumps({"time": f"2026-11-22T09:41:{entry.pop('at'):02}+00:00", **entry}) for entry in written]
+        run.log(name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    made = ways.ways(gather(run))
+    assert [row[:2] for row in made.rows] == [("c1", "1"), ("c2", "1")]
+    assert [row[-2] for row in made.rows] == ["NO", "not known"]
+    assert made.bad == frozenset({0})

@@ -100,9 +100,9 @@ def _differences(materials: Sequence[Material]) -> Table:
     flat = [dict(_flat(material.scenario)) for material in materials]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     rows = [(key, *(one.get(key, NOTHING) for one in flat)) for key in keys if len({one.get(key) for one in flat}) > 1]
-    note = "" if rows else "The scenarios are the same, line by line."
+    same = "The scenarios are the same, line by line."
     return Table(
-        caption="What the scenarios say differently", columns=_columns(materials, "setting"), rows=tuple(rows), note=note
+        caption="What the scenarios say differently", columns=_columns(materials, "setting"), rows=tuple(rows), empty=same
     )
 
 

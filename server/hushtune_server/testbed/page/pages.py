@@ -17,9 +17,11 @@ from hushtune_server.testbed.page import tables
 from hushtune_server.testbed.page.claims import claims, learns
 from hushtune_server.testbed.page.figures import Drawing, drawings
 from hushtune_server.testbed.page.gathering import Material, gather
-from hushtune_server.testbed.rundir import RunDirectory
+from hushtune_server.testbed.page.ways import ways
+from hushtune_server.testbed.rundir import FAILED, FINISHED, RunDirectory
 
 PAGE: Final = "report.html"
+ENDED: Final = (FINISHED, FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ def _context(material: Material) -> dict[str, Any]:
             "ears": tables.ears(material),
             "allocation": tables.allocation(material),
             "updates": tables.updates(material),
+            "ways": ways(material),
             "ledger": tables.ledger(material),
             "rounds": tables.rounds(material),
             "timeline": tables.timeline(material),
@@ -118,7 +121,7 @@ def _context(material: Material) -> dict[str, Any]:
         "eve": (material.report.get("eavesdropper") or {}).get("summary") or "no evidence was left",
         "scenario_text": material.scenario_text,
         "commands": _commands(material),
-        "wall": tables.shown("seconds", material.report.get("wall_s")),
+        "wall": "" if material.report.get("wall_s") is None else tables.shown("seconds", material.report["wall_s"]),
     }
 
 
@@ -154,7 +157,7 @@ def _gain(material: Material) -> Card | None:
 
 def _accepted(material: Material) -> Card:
     count = sum(bool(c.get("accepted")) for c in material.clients)
-    mood = "good" if count == len(material.clients) and count else "bad"
+    mood = "good" if count == len(material.clients) and count else "bad" if material.report.get("status") in ENDED else "plain"
     return Card(value=f"{count} of {len(material.clients)}", label="clients' adapters accepted", mood=mood)
 
 

@@ -19,7 +19,8 @@ NOTHING: Final = "–"
 class Table:
     """A table for people: a caption, headings, and rows whose first cell names the row.
 
-    ``numeric`` says of which columns the cells are numbers; ``strong`` are rows to point out, ``bad`` rows to warn of.
+    ``numeric`` says of which columns the cells are numbers; ``strong`` are rows to point out, ``bad`` rows to warn of; ``empty``
+    is what to say instead where there are no rows.
     """
 
     caption: str
@@ -29,6 +30,7 @@ class Table:
     strong: frozenset[int] = frozenset()
     bad: frozenset[int] = frozenset()
     note: str = ""
+    empty: str = ""
 
     def __post_init__(self) -> None:
         """Refuse rows that do not fit the headings."""
@@ -91,7 +93,7 @@ def settings(material: Material) -> Table:
         rows=rows,
         numeric=frozenset({1, 2, 3}),
         strong=frozenset(k for k, (key, _, _) in enumerate(kept) if key == "plug_in"),
-        note="" if rows else "Not scored: the run did not get that far.",
+        empty="Not scored: the run did not get that far.",
     )
 
 
