@@ -214,3 +214,14 @@ def test_another_word_than_before_is_refused_and_the_same_one_changes_nothing() 
     play.take(deal)
     assert play.state is before
     assert isinstance(before.phase, Assigned)
+
+
+def test_survivors_that_are_announced_again_are_told_once() -> None:
+    play = Play()
+    play.begin()
+    play.deal(*ALL)
+    play.to_the_end(*ALL)
+    play.announce(*ALL)
+    before = play.state
+    play.announce(*ALL, at=141.5)
+    assert play.state is before

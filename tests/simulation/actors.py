@@ -9,19 +9,25 @@ from hushtune_common.messages import (
     Channel,
     ClientId,
     Completion,
+    Digest,
     Directive,
     DirectiveKind,
     GateDecision,
     RunId,
     Settlement,
+    SumWord,
     UpdateKey,
 )
+from hushtune_common.secagg.messages import Advertisement, Deal, Delivery, Roster, Survivors, Vow
+from hushtune_common.secagg.terms import Layout
 from hushtune_common.units import Hertz, Joule, PowerRatio, Second
 from hushtune_server.coordinator.events import (
     OWNER,
+    Announced,
     ChannelChanged,
     Completed,
     Concluded,
+    Dealt,
     Died,
     Event,
     Joined,
@@ -34,6 +40,7 @@ from hushtune_server.coordinator.events import (
     Solved,
     SolvingFailed,
     Ticked,
+    Vowed,
     kind_of,
     to_body,
 )
@@ -47,6 +54,13 @@ from tests.simulation.simulator import Violation, World
 RUN = RunId("run-1")
 ROUND_S, IDLE_S, TICK_S, RETRY_S = 60.0, 12.0, 1.0, 3.0
 Make = Callable[[Second], Event]
+LAYOUT = Layout(grid=Digest.of(b"grid"), words=4)
+
+
+def advertisement_of(client: ClientId, round_id: int) -> Advertisement:
+    """Return the keys of a client, the same in every life, as if they were on its disk."""
+    key = Digest.of(f"{client} {round_id}".encode()).value
+    return Advertisement(member=client, channel_key=key, mask_key=key, commitment=Digest(key), proof=b"signed")
 
 
 class Coordinator:
@@ -338,13 +352,14 @@ class Owner(Actor):
         super().__init__(world, coordinator, OWNER)
         self._checker = checker
         self._judged: dict[tuple[int, ClientId], bool] = {}
+        self._dealers: dict[int, Delivery] = {}
         self._ended: dict[int, bool] = {}
 
     def joining(self, at: Second) -> Event:
         """Bring what updates are worth; in one of four lives something else was measured."""
         curve = CURVE if self._life % 4 else replace(CURVE, offset=0.75)
         self._checker.measured = curve
-        return Joined(at=at, member=self.member, curve=curve)
+        return Joined(at=at, member=self.member, curve=curve, layout=LAYOUT if self._checker.adds else None)
 
     def start(self) -> None:
         """Begin a life: the newest end of a round may not have been heard."""
@@ -353,8 +368,17 @@ class Owner(Actor):
             self._conclude(max(self._ended))
 
     def obey(self, directive: Directive) -> None:
+        if isinstance(directive.sum, Delivery):
+            self._dealers[directive.round_id] = directive.sum
         if directive.kind is DirectiveKind.CONCLUDE:
+            if directive.round_id in self._dealers:
+                self._announce(directive)
             self.later(self._world.between(0.1, 4.0), lambda: self._conclude(directive.round_id))
+
+    def _announce(self, directive: Directive) -> None:
+        round_id, view = directive.round_id, self._dealers[directive.round_id].view
+        survivors = Survivors(view=view, members=tuple(sorted(directive.accepted)))
+        self.call(f"announce {round_id}", lambda at: Announced(at=at, round_id=round_id, survivors=survivors))
 
     def _conclude(self, round_id: int) -> None:
         last = self._ended.setdefault(round_id, self._world.happens(0.1))
@@ -387,6 +411,8 @@ class Client(Actor):
         self._assignment: Assignment | None = None
         self._told: tuple[int, Channel] | None = None
         self._ready = False
+        self._delivered: dict[int, bool] = {}
+        self._waiting: int | None = None
 
     def start(self) -> None:
         """Begin a life without memory of an assignment; the newest one is told again."""
@@ -400,18 +426,39 @@ class Client(Actor):
         match directive.kind:
             case DirectiveKind.ROUND_OPENED:
                 report = report_of(self._client, round_id).on(self._channel())
+                keys = advertisement_of(self._client, round_id) if self._checker.adds else None
                 self.later(
                     self._world.between(0.1, 4.0),
-                    lambda: self.call(f"report {round_id}", lambda at: Reported(at=at, report=report)),
+                    lambda: self.call(f"report {round_id}", lambda at: Reported(at=at, report=report, advertisement=keys)),
                 )
             case DirectiveKind.ASSIGNED:
                 if directive.assignment is not None:
                     self._train(directive.assignment)
+            case DirectiveKind.SUM:
+                self._hear_sum(round_id, directive.sum)
             case DirectiveKind.ROUND_CLOSED:
                 if directive.last:
                     self.call("leave", lambda at: Left(at=at, member=self.member, reason="the run is over"))
             case _:
                 raise Violation(f"{self._client} was sent {directive.kind}, which is not for clients")
+
+    def _hear_sum(self, round_id: int, word: SumWord | None) -> None:
+        client = self._client
+        match word:
+            case Roster():
+                terms = self._checker.terms(round_id)
+                holders = sorted({*word.members} - {client})
+                deal = Deal(dealer=client, roster=word.digest(terms), parcels=tuple((h, bytes(82)) for h in holders))
+                self.call(f"deal {round_id}", lambda at: Dealt(at=at, round_id=round_id, deal=deal))
+            case Delivery():
+                self._delivered[round_id] = client in word.dealers
+                if self._waiting == round_id:
+                    self._trained(round_id)
+            case Survivors():
+                vow = Vow(member=client, proof=b"we are these")
+                self.call(f"vow {round_id}", lambda at: Vowed(at=at, round_id=round_id, vow=vow))
+            case _:
+                pass
 
     def _train(self, assignment: Assignment) -> None:
         before, round_id = self._assignment, assignment.round_id
@@ -458,9 +505,16 @@ class Client(Actor):
         newest = self._assignment
         if newest is None or newest.round_id != round_id or newest.gate.decision is not GateDecision.GRANTED:
             return
+        if self._checker.adds and round_id not in self._delivered:
+            self._waiting = round_id
+            return  # until it is known who has dealt
+        self._waiting = None
         self._ready = self._is_outdated(newest)
         if self._ready:
             return  # until the assignment for its new channel comes
+        if self._checker.adds and not self._delivered[round_id]:
+            self._complete(round_id, uploaded=False)
+            return
         if self._world.happens(self._world.weather.failure):
             self._complete(round_id, uploaded=False)
             return

@@ -4,8 +4,21 @@ import json
 from typing import Protocol
 
 from hushtune_common.messages import Assignment, Channel, ClientId, UtilityCurve
-from hushtune_server.coordinator.events import Event, from_body
-from hushtune_server.coordinator.phases import Assigned, Closed, Failed, Gathering, Phase, Rules, Settling, Solve, State
+from hushtune_common.secagg.messages import Delivery, Roster, Survivors, Terms, Vows
+from hushtune_server.coordinator.events import OWNER, Event, from_body
+from hushtune_server.coordinator.phases import (
+    Assigned,
+    Closed,
+    Concluding,
+    Failed,
+    Gathering,
+    Phase,
+    Post,
+    Rules,
+    Settling,
+    Solve,
+    State,
+)
 from hushtune_server.coordinator.rounds import Step
 from tests.fakes import BAND
 from tests.simulation.simulator import Violation
@@ -28,6 +41,9 @@ class Checker:
         self.measured: UtilityCurve | None = None
         self.shared_again = 0
         self.followed = 0
+        self.adds = rules.sums is not None
+        self._stood: set[int] = set()
+        self._rosters: dict[int, Roster] = {}
         self._rules = rules
         self._machine = machine
         self._folded = State()
@@ -49,12 +65,15 @@ class Checker:
         self._check_directives(state)
         self._check_bands(state)
         self._check_channels(state)
+        self._check_sums(state)
         self._check_end(state)
         if self._rules.measured and state.curve is None and not isinstance(state.phase, Gathering | Failed):
             raise Violation(f"round {state.round_id} opened before anybody told what updates are worth")
         clients = len(self._rules.clients)
         # The end of the round before, this round's opening, assignments and two words on its end, a failure to gather anew.
-        if len(state.outbox) > clients + 5 or len(state.roster.joined_at) > clients + 1:
+        # With sums a roster, a delivery, survivors and vows for each, and the first two for the owner.
+        most = clients + 5 + (4 * clients + 2 if self.adds else 0)
+        if len(state.outbox) > most or len(state.roster.joined_at) > clients + 1:
             raise Violation(f"the state grows: {len(state.outbox)} directives, {len(state.roster.joined_at)} members")
 
     def _check_directives(self, state: State) -> None:
@@ -96,6 +115,44 @@ class Checker:
             told_in, channel = self.told.get(client, (0, None))
             if channel is not None and told_in == flying.round_id and (flying.channel is None or flying.channel.at < channel.at):
                 raise Violation(f"{client} transmits for a channel that is no more")
+
+    def terms(self, round_id: int) -> Terms:
+        """Return what everybody agrees on before a round."""
+        layout = self._folded.layout
+        if self._rules.sums is None or layout is None:
+            raise Violation("a sum without an agreement")
+        return self._rules.sums.terms(layout, round_id=round_id)
+
+    @property
+    def vowed(self) -> int:
+        """In how many rounds a quorum of survivors stood to each other."""
+        return len(self._stood)
+
+    def _check_sums(self, state: State) -> None:
+        """Each stage is told once to each; one roster, for good; survivors are accepted; parcels go to dealers' neighbours."""
+        told = [(p.to, type(p.directive.sum)) for p in state.outbox if p.directive.sum is not None]
+        if len(set(told)) != len(told):
+            raise Violation(f"a stage of the sum was told twice: {told}")
+        for post in (p for p in state.outbox if p.directive.sum is not None):
+            self._check_word(state, post)
+
+    def _check_word(self, state: State, post: Post) -> None:
+        word, phase = post.directive.sum, state.phase
+        match word:
+            case Roster():
+                if self._rosters.setdefault(post.directive.round_id, word) != word:
+                    raise Violation("another roster was told than before")
+            case Delivery():
+                if post.to == OWNER and word.parcels:
+                    raise Violation("the owner was handed parcels")
+                if {dealer for dealer, _ in word.parcels} - {*word.dealers}:
+                    raise Violation(f"{post.to} was handed parcels of somebody who has not dealt in time")
+            case Survivors() if isinstance(phase, Concluding) and not {*word.members} <= {*phase.accepted}:
+                raise Violation(f"{word.members} survived, accepted are {phase.accepted}")
+            case Vows():
+                self._stood.add(post.directive.round_id)
+            case _:
+                pass
 
     def _check_end(self, state: State) -> None:
         phase = state.phase

@@ -8,11 +8,13 @@ the laws are checked; then the faults stop and the run must end. Replay one worl
 import sys
 from dataclasses import dataclass
 
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.messages import ClientId
 from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.phases import Rules, State, is_over
 from hushtune_server.coordinator.rounds import advance
 from hushtune_server.coordinator.stragglers import Deadline, Everyone, Quorum, StragglerPolicy
+from hushtune_server.coordinator.sums import SumRules
 from tests.fakes import BAND
 from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Client, Coordinator, Owner
 from tests.simulation.checks import Advance, Checker
@@ -21,9 +23,11 @@ from tests.simulation.simulator import Violation, World
 FAULTS_S = 150.0
 
 
-def rules_for(world: World, *, fair: bool = False) -> Rules:
-    """Draw the size of the run and its policy; in ``fair`` weather a quorum waits for the slowest."""
-    clients = tuple(ClientId(f"c{k}") for k in range(1, int(world.rng.integers(2, 6))))
+def rules_for(world: World, *, fair: bool = False, adds: bool = False) -> Rules:
+    """Draw the size of the run and its policy; in ``fair`` weather a quorum waits for the slowest. ``adds``: updates are only
+    added, so that keys, parcels and vows go through the coordinator."""
+    count = max(2 if adds else 1, int(world.rng.integers(2, 6)) - 1)
+    clients = tuple(ClientId(f"c{k}") for k in range(1, count + 1))
     policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(30.0 if fair else 5.0)), Deadline(), Everyone()]
     return Rules(
         run=RUN,
@@ -36,7 +40,14 @@ def rules_for(world: World, *, fair: bool = False) -> Rules:
         tick_s=Second(ROUND_S / 20),
         band=Hertz(len(clients) * BAND),
         measured=True,
+        sums=sums_for(len(clients)) if adds else None,
     )
+
+
+def sums_for(clients: int) -> SumRules:
+    """Return what everybody agrees on in a world of so many clients."""
+    options = SecureConfig(members_min=2)
+    return SumRules(options=options, run=RUN, members_max=clients, deal_s=Second(ROUND_S / 3), vow_s=Second(ROUND_S / 6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +55,7 @@ class Ending:
     """How a world ended.
 
     ``shared_again`` counts the moments at which somebody had more band than at first, ``followed`` those at which somebody was
-    assigned for a channel that is not its first.
+    assigned for a channel that is not its first; ``vowed`` the rounds whose survivors stood to each other.
     """
 
     state: State
@@ -52,15 +63,16 @@ class Ending:
     seconds: float
     shared_again: int
     followed: int
+    vowed: int
 
 
 class Story:
     """One world from its first event to its end."""
 
-    def __init__(self, seed: int, *, machine: Advance = advance, fair: bool = False) -> None:
+    def __init__(self, seed: int, *, machine: Advance = advance, fair: bool = False, adds: bool = False) -> None:
         """Draw the world of ``seed`` and put the ``machine`` into it."""
         self.world = World(seed, round_s=ROUND_S, fair=fair)
-        self._rules = rules_for(self.world, fair=fair)
+        self._rules = rules_for(self.world, fair=fair, adds=adds)
         self.checker = checker = Checker(self._rules, machine)
         self._coordinator = Coordinator(self.world, self._rules, checker, machine)
         owner = Owner(self.world, self._coordinator, checker)
@@ -81,7 +93,14 @@ class Story:
             events += 1
         end = self._coordinator.state
         seen = self.checker
-        return Ending(state=end, events=events, seconds=self.world.now, shared_again=seen.shared_again, followed=seen.followed)
+        return Ending(
+            state=end,
+            events=events,
+            seconds=self.world.now,
+            shared_again=seen.shared_again,
+            followed=seen.followed,
+            vowed=seen.vowed,
+        )
 
     def _done(self) -> bool:
         over = self._coordinator.up and is_over(self._coordinator.state)
@@ -92,20 +111,22 @@ class Story:
         self.world.clear()
 
 
-def play(seed: int, *, machine: Advance = advance, fair: bool = False) -> Ending:
+def play(seed: int, *, machine: Advance = advance, fair: bool = False, adds: bool = False) -> Ending:
     """Run one world; a ``Violation`` says how to see it again."""
-    story = Story(seed, machine=machine, fair=fair)
+    story = Story(seed, machine=machine, fair=fair, adds=adds)
     try:
         return story.run()
     except Violation as violation:
-        raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.coordination {seed}") from None
+        again = f"{seed} adds" if adds else seed
+        raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.coordination {again}") from None
 
 
 def main() -> None:
-    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
-    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    """Replay the world of the seed given, with its trace; or with a second number, so many from there on; ``adds`` for sums."""
+    numbers, adds = [int(word) for word in sys.argv[1:] if word.isdigit()], "adds" in sys.argv
+    first, count = numbers[0], numbers[1] if len(numbers) > 1 else 1
     for seed in range(first, first + count):
-        story = Story(seed)
+        story = Story(seed, adds=adds)
         try:
             ending = story.run()
         except Violation:

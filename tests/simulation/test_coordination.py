@@ -30,6 +30,21 @@ def test_no_law_breaks_and_every_run_ends() -> None:
     assert sum(e.followed > 0 for e in endings) >= len(SEEDS) // 10
 
 
+@pytest.mark.slow
+def test_no_law_breaks_and_every_run_ends_where_updates_are_only_added() -> None:
+    endings = [play(seed, adds=True) for seed in range(200)]
+    closed = sum(isinstance(e.state.phase, Closed) for e in endings)
+    assert min(closed, len(endings) - closed) >= len(endings) // 10
+    assert sum(e.vowed > 0 for e in endings) >= len(endings) // 5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_faults_the_survivors_of_every_round_stand_to_each_other(seed: int) -> None:
+    ending = play(seed, fair=True, adds=True)
+    assert isinstance(ending.state.phase, Closed)
+    assert ending.vowed == ending.state.round_id
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_without_faults_every_round_closes_with_everybody(seed: int) -> None:
     ending = play(seed, fair=True)

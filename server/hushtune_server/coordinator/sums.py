@@ -121,8 +121,8 @@ class Sum:
                 return None
 
     def _with(self, relay: RelayState, *, at: Second | None = None) -> "Sum":
-        if relay is self.relay:
-            return self
+        if relay == self.relay:
+            return self  # the very same, so that nobody is told again
         return replace(self, relay=relay, since=self.since if at is None else at)
 
 
