@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from hushtune_common.errors import ConfigError
 from hushtune_server.testbed import plots
@@ -28,6 +29,7 @@ _LEAST_S: Final = 0.5
 """Processes that were busy for less than this are no bar."""
 
 _NAME_MAX: Final = 26
+_CURVES_NAMED_MAX: Final = 9
 
 FORMATS: Final = ("png", "pdf", "svg")
 
@@ -109,6 +111,12 @@ def literal(name: str) -> str:
     return readable.plain(name if len(name) <= _NAME_MAX else name[: _NAME_MAX - 1] + "…").replace("$", r"\$")
 
 
+def _some(material: Material) -> str:
+    """Say that not all clients are in a figure, where that is so."""
+    count = len(material.clients)
+    return "" if count <= _CLIENTS_MAX else f" The first {_CLIENTS_MAX} of {count} clients; the table has all."
+
+
 def _settings(material: Material) -> Drawing | None:
     scores: Mapping[str, Json] = material.report.get("settings") or {}
     shown = [(key, label) for key, label in SETTINGS if key in scores]
@@ -172,6 +180,7 @@ def _link(material: Material) -> Drawing | None:
         for c in shown
     )
     shows = "The secrecy gate lets a client send only where the owner hears enough better than the tap is assumed to."
+    shows += _some(material)
     return Drawing(name="link", title="What the owner and the tap hear", shows=shows, says=f"{said}.", draw=draw)
 
 
@@ -215,9 +224,7 @@ def _shares(material: Material) -> Drawing | None:
         return figure
 
     title = "Allocation beside an equal share" if equal else "Allocation"
-    return Drawing(
-        name="allocation", title=title, shows="Band, share of the update, airtime and energy of each client.", draw=draw
-    )
+    return Drawing(name="allocation", title=title, shows=f"What each client was to have.{_some(material)}", draw=draw)
 
 
 def planned(client: Mapping[str, Any], key: str) -> float | None:
@@ -289,7 +296,10 @@ def _ledger(material: Material) -> Drawing | None:
         return figure
 
     return Drawing(
-        name="ledger", title="Energy and time of each client, modelled", shows="Computation and radio, stacked.", draw=draw
+        name="ledger",
+        title="Energy and time of each client, modelled",
+        shows=f"Computation and radio, stacked.{_some(material)}",
+        draw=draw,
     )
 
 
@@ -315,7 +325,9 @@ def _losses(material: Material) -> Drawing | None:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, ".-", linewidth=1.2, label=literal(name))
         axes.set(xlabel="optimiser step", ylabel="loss, nats per token")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        if len(curves) <= _CURVES_NAMED_MAX:
+            axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
 
     return Drawing(name="losses", title="Training loss at the clients", shows="Mean of a batch, as logged on the way.", draw=draw)

@@ -30,7 +30,7 @@ def ways(material: Material) -> Table:
         Column(heading="verdict", cell=lambda s: s.verdict, numeric=False),
     ]
     bad = frozenset(k for k, story in enumerate(stories) if _agrees(story) is False or story.verdict.startswith("refused"))
-    note = "hushtune trace, with any of these digests, tells the whole way: who, when, how long, how many bytes, and Eve's side of it."
+    note = "hushtune trace, with any of these digests, tells the whole way: who, when, how long, and Eve's side of it."
     return table("The way of every adapter", columns, stories, note=note, bad=bad)
 
 
