@@ -53,7 +53,7 @@ def explained(line: Line) -> Text:
 
 
 def _fields(line: Line) -> Iterator[tuple[str, str]]:
-    """Yield what is neither context nor said by the process's name already."""
+    """Yield what is neither context, nor said by the process's name already, nor empty."""
     for name, given in line.record.items():
-        if name not in CONTEXT and not (name == "client" and given == line.process):
+        if name not in CONTEXT and given != "" and not (name == "client" and given == line.process):
             yield readable.plain(readable.label(name)), readable.value(name, given)
