@@ -149,6 +149,22 @@ def test_an_event_is_explained_alone_and_in_place(logs: Path, capsys: pytest.Cap
     assert "bytes_sealed" not in inline
 
 
+def test_an_event_is_explained_where_it_first_occurs_and_not_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = [line("run_left", at=f"0{k}.000", role="client", reason="") for k in (1, 2)]
+    rows = shown(capsys, str(write(tmp_path / "x", c1=twice)), "--explain")
+    assert sum("said goodbye" in row for row in rows) == 1
+    assert rows[-1].split() == ["09:41:02.000", "c1", "run_left"]
+
+
+def test_what_a_process_printed_beside_its_log_is_pointed_to(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (logs / "owner.stderr").write_text("a library's last words\n")
+    (logs / "air.stderr").write_text("")
+    assert cli.main(["logs", str(logs)]) == 0
+    told = capsys.readouterr().err
+    assert "owner.stderr" in told
+    assert "air.stderr" not in told
+
+
 def test_words_of_other_parties_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b[2J\x1b]0;owned\x07\u202eevil [bold]x[/bold]\nowner plugin_kept"
     folder = write(tmp_path / "x", c1=[line("run_left", at="01.000", reason=hostile, **{"\x1b[31m": 1})])

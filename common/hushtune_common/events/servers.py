@@ -144,7 +144,7 @@ OWNER_EVENTS: Final = (
         "client",
         "round_id",
         digest_sealed="of the sealed update it came in",
-        digest_adapter="of the stored adapter file; its first characters end the version's name in `hushtune owner adapters list`",
+        digest_adapter="of the stored adapter file; it ends the version's name in `hushtune owner adapters list`",
         version="the version's name",
         bytes_adapter="of the stored file",
     ),

@@ -53,7 +53,7 @@ def show(
     all_: Annotated[bool, Parameter(name="--all", negative=(), help="Also lines that only say that it goes on.")] = False,
     explain: Annotated[
         bool,
-        Parameter(negative=(), help="Say what each line means; with the name of an event for RUN, only what that one means."),
+        Parameter(negative=(), help="Say what each event means, once; with an event's name for RUN, only what that one means."),
     ] = False,
     json_: Annotated[bool, Parameter(name="--json", negative=(), help="The JSON lines as they are, all of them.")] = False,
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = _RUNS,
@@ -135,9 +135,14 @@ def _printer(book: Logbook, *, explain: bool, as_json: bool) -> _Show:
         return lambda line: print(json.dumps({"process": line.process, **line.record}, ensure_ascii=False), flush=True)
     console = Console(highlight=False, soft_wrap=True)
     width = max((len(name) for name in book.processes()), default=12)
-    if explain:
-        return lambda line: console.print(pretty.explained(line))
-    return lambda line: console.print(pretty.render(line, width=min(width, 24)))
+    room, told = min(width, 24), set[str]()
+
+    def show_line(line: Line) -> None:
+        known = not explain or line.event in told
+        told.add(line.event)
+        console.print(pretty.render(line, width=room) if known else pretty.explained(line, width=room))
+
+    return show_line
 
 
 def _print(found: Sequence[Line], choice: Choice, show_line: _Show, *, quiet: frozenset[str]) -> int:
@@ -167,6 +172,9 @@ def _follow(
 
 def _tell(book: Logbook, *, hidden: int) -> None:
     """Say on standard error what was not printed."""
+    for path in sorted(book.folder.glob("*.stderr")):
+        if path.stat().st_size:
+            print(f"{path.stem} also wrote to {path}", file=sys.stderr)
     if hidden:
         print(f"{hidden} lines about progress left out; --all shows them", file=sys.stderr)
     if book.damaged:

@@ -40,9 +40,9 @@ def render(line: Line, *, width: int = 12) -> Text:
     return shown
 
 
-def explained(line: Line) -> Text:
+def explained(line: Line, *, width: int = 12) -> Text:
     """Return the line with the meaning of its event and fields below it."""
-    entry, shown = EVENTS.get(line.event), render(line)
+    entry, shown = EVENTS.get(line.event), render(line, width=width)
     if entry is None:
         return shown.append("\n              not in the catalogue: a newer or older version wrote it", style="italic dim")
     shown.append(f"\n              {entry.meaning}", style="italic")
