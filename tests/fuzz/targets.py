@@ -68,6 +68,7 @@ from hushtune_common.wire import convert, faults
 from hushtune_common.wire.about import read_about
 from tests import bundles, codecs, loopback, radio
 from tests.fakes import CURVE, report_of
+from tests.fuzz import sums
 from tests.fuzz.harness import Target
 from tests.fuzz.mutate import extreme
 from tests.models import tiny_bundle
@@ -89,7 +90,7 @@ def targets(folder: Path) -> list[Target]:
 
 
 def _messages() -> Iterator[Target]:
-    for name, (valid, decode) in _wire().items():
+    for name, (valid, decode) in (_wire() | sums.wire()).items():
         kind = type(valid)
 
         def parsed(data: bytes, kind: type[Message] = kind, decode: Callable[[Any], object] = decode) -> object:

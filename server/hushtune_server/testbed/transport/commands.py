@@ -62,7 +62,7 @@ def bench(
         str, Parameter(help="What to measure, separated by commas: upload, rounds, giant, death, listener, load.")
     ] = "upload,rounds,giant,death,listener,load",
     giant_gb: Annotated[float, Parameter(help="Size of the giant blob in 10^9 bytes; 10 is the documented one.")] = 1.0,
-    repetitions: Annotated[int, Parameter(help="How often to measure a transfer; medians are told.")] = 15,
+    repetitions: Annotated[int, Parameter(help="How often to measure a transfer; medians are told.")] = 31,
     out: Annotated[Path | None, Parameter(help="Folder for transport.json, the result with all its raw numbers.")] = None,
     document: Annotated[
         Path | None, Parameter(help="Write the results as a Markdown document, such as docs/results/transport.md.")
