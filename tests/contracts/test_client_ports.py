@@ -22,6 +22,7 @@ from hushtune_common.link.modular import BlockCode
 from hushtune_common.link.randomness import OsRandomness
 from hushtune_common.messages import (
     Beat,
+    ClientId,
     ClientReport,
     Completion,
     Digest,
@@ -38,6 +39,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.revision import revise, write_revision
+from hushtune_common.secagg.messages import PARCEL_BYTES, Advertisement, Deal, Opening, Roster, Survivors, Vow
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.units import Hertz, Joule, PowerRatio, Second, Watt
@@ -366,6 +368,45 @@ def test_repeating_a_report_or_a_completion_changes_nothing(ports_to: Open) -> N
             assert world.completions == {KEY: COMPLETION}
             with pytest.raises(Replayed):
                 await ports.coordinator.report(report(samples=7))
+
+    run(work())
+
+
+KEYS = Advertisement(member=CLIENT, channel_key=bytes(32), mask_key=bytes(32), commitment=Digest(bytes(32)), proof=b"signed")
+DEAL = Deal(dealer=CLIENT, roster=Digest(bytes(32)), parcels=((ClientId("c2"), bytes(PARCEL_BYTES)),))
+VOW = Vow(member=CLIENT, proof=b"we are these")
+OPENING = Opening(member=CLIENT, survivors=Digest(bytes(32)), seeds=((CLIENT, bytes(33)),), keys=())
+
+
+def test_repeating_a_word_on_a_sum_changes_nothing_and_another_one_is_refused(ports_to: Open) -> None:
+    async def work() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            for _ in range(2):
+                await ports.coordinator.report(report(), advertisement=KEYS)
+                await ports.coordinator.deal(1, DEAL)
+                await ports.coordinator.vow(1, VOW)
+                await ports.owner.open(RUN, 1, OPENING)
+            with pytest.raises(Replayed):
+                await ports.coordinator.vow(1, replace(VOW, proof=b"others"))
+        at = (CLIENT, 1)
+        said = world.advertisements[at], world.deals[at], world.vows[at], world.openings[at]
+        assert said == (KEYS, DEAL, VOW, OPENING)
+
+    run(work())
+
+
+def test_a_word_on_a_sum_arrives_as_it_was_told(ports_to: Open) -> None:
+    async def work() -> None:
+        world, words = World(), (Roster(advertisements=(KEYS,)), Survivors(view=Digest(bytes(32)), members=(CLIENT,)))
+        for seq, word in enumerate(words, start=1):
+            world.post(Directive(seq=seq, kind=DirectiveKind.SUM, round_id=1, sum=word))
+        async with ports_to(world) as ports:
+            beat = Beat(last_seen_seq=0, phase="waiting", progress=0)
+            directives = ports.coordinator.follow(lambda: beat)
+            heard = [(await anext(directives)).sum for _ in words]
+            await directives.aclose()  # type: ignore[attr-defined]  # both are generators
+        assert tuple(heard) == words
 
     run(work())
 

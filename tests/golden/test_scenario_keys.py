@@ -14,13 +14,21 @@ def lines(section: type[config.Section], *, prefix: str = "") -> list[str]:
     found: list[str] = []
     for field in msgspec.structs.fields(section):
         inner = tables.section_of(field.type)
-        if inner is not None:
+        chosen = [s for s in getattr(field.type, "__args__", ()) if getattr(s, "__struct_config__", None) and _is_kind(s)]
+        if chosen:
+            for section_ in chosen:
+                found += lines(section_, prefix=f"{prefix}{field.name}[{section_.__struct_config__.tag}].")
+        elif inner is not None:
             found += lines(inner, prefix=f"{prefix}{field.name}.")
         elif field.required:
             found.append(f"{prefix}{field.name} (required)")
         else:
             found.append(f"{prefix}{field.name} = {field.default!r}")
     return found
+
+
+def _is_kind(section: type[config.Section]) -> bool:
+    return section.__struct_config__.tag_field == "kind"
 
 
 def test_the_settings_and_their_defaults_are_these(request: pytest.FixtureRequest) -> None:
