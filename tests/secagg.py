@@ -66,9 +66,17 @@ Make = Callable[..., Member]
 class Rehearsal:
     """A round by the book, stage by stage; each stage says who takes no part in it any more."""
 
-    def __init__(self, count: int = 4, *, terms: Terms | None = None, make: Make = Member, words: int = 4) -> None:
+    def __init__(
+        self,
+        count: int = 4,
+        *,
+        terms: Terms | None = None,
+        make: Make = Member,
+        words: int = 4,
+        names: tuple[ClientId, ...] | None = None,
+    ) -> None:
         self.terms = terms or terms_for(words=words)
-        self.names = named(count)
+        self.names = names or named(count)
         self.members = {n: make(self.terms, name=n, sign=signer(n), verify=verify) for n in self.names}
         self.states = {n: m.begin() for n, m in self.members.items()}
         self.relay, self.relayed = Relay(self.terms), RelayState()

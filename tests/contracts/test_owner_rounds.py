@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
+from hushtune_common.aggregation import SecureConfig
 from hushtune_common.config import AllocatorConfig, CoordinatorConfig, OwnerConfig, UtilityConfig
 from hushtune_common.crypto import envelope
 from hushtune_common.crypto.keys import HybridPrivateKey
@@ -37,7 +38,9 @@ from hushtune_common.messages import (
     UtilityCurve,
     Verdict,
 )
+from hushtune_common.secagg.grid import Grid, TensorGrid
 from hushtune_common.secagg.messages import Survivors
+from hushtune_common.secagg.terms import terms_of
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Second
@@ -47,9 +50,11 @@ from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Merged,
 from hushtune_server.owner.reception import Bounds, UpdateReception
 from hushtune_server.owner.rounds import OwnerRounds
 from hushtune_server.owner.service import Desk
+from hushtune_server.owner.sums import SumTable
 from tests.fakes import CURVE, FakeClock
 from tests.loopback import manifest_of
 from tests.radio import frame_bytes, qpsk_design, random_update, reader, scenario, transmission
+from tests.secagg import Rehearsal, verify
 
 EVERY_ROUND = AllocatorConfig(utility=UtilityConfig(kind="measured", every_round=True))
 ASSUMED = AllocatorConfig()
@@ -77,6 +82,8 @@ class World:
     renewed: list[int] = field(default_factory=list[int])
     published: list[EmulatorManifest] = field(default_factory=list[EmulatorManifest])
     taken_up: list[int] = field(default_factory=list[int])
+    taking: Callable[[UpdateKey], None] = lambda key: None
+    announcing: Callable[[], None] = lambda: None
     announced: list[Survivors] = field(default_factory=list[Survivors])
     concluded: list[Conclusion] = field(default_factory=list[Conclusion])
     worth_now: UtilityCurve | Exception = CURVE
@@ -127,6 +134,7 @@ class World:
 
     def judge(self, blob: bytes, *, key: UpdateKey, links: Mapping[Part, Link], secret: bytes) -> Judgement:
         self.judged.append(key)
+        self.taking(key)
         self.blobs.append((blob, secret, frozenset(links)))
         return Judgement(key=key, accepted=True, kept=True, reason="", digest=Digest.of(blob), perplexity_after=9.0)
 
@@ -167,6 +175,7 @@ class World:
 
     async def announce(self, run: RunId, round_id: int, survivors: Survivors) -> None:
         self.announced.append(survivors)
+        self.announcing()
         self.changed.set()
 
     async def conclude(self, conclusion: Conclusion) -> None:
@@ -245,6 +254,11 @@ class Owner:
     desk: Desk
     journal: Journal
 
+    def closing(self) -> Closing:
+        found = self.desk.book.closing(RUN, 1)
+        assert found is not None
+        return found
+
     async def verdict(self, client: str) -> Verdict:
         return await self.desk.verdict(RUN, 1, ClientId(client), within_s=10)
 
@@ -258,6 +272,7 @@ def live(
     rounds: int = 2,
     patience: int = 0,
     allocator: AllocatorConfig = ASSUMED,
+    sums: SumTable | None = None,
 ) -> Owner:
     owner, book = OwnerConfig(patience=patience, min_improvement_nats=0.1), Book()
     setting = structs.replace(scenario(), coordinator=CoordinatorConfig(rounds=rounds, allocator=allocator), owner=owner)
@@ -280,19 +295,25 @@ def live(
         air=world,
         clock=FakeClock(autojump=True),
         seeds=SeedTree(0),
+        sums=sums,
     )
     return Owner(rounds=rounds_, desk=desk, journal=journal)
 
 
 @asynccontextmanager
 async def stage(
-    folder: Path, *, rounds: int = 2, patience: int = 0, allocator: AllocatorConfig = ASSUMED
+    folder: Path,
+    *,
+    rounds: int = 2,
+    patience: int = 0,
+    allocator: AllocatorConfig = ASSUMED,
+    sums: SumTable | None = None,
 ) -> AsyncGenerator[tuple[World, Owner]]:
     """Set the scene; afterwards nothing may have failed."""
     world = World(folder)
     journal = Journal.open(folder / "journal.sqlite", schema="test-owner")
     worker = ThreadPoolExecutor(max_workers=1)
-    owner = live(world, journal, worker, rounds=rounds, patience=patience, allocator=allocator)
+    owner = live(world, journal, worker, rounds=rounds, patience=patience, allocator=allocator, sums=sums)
     running = asyncio.create_task(owner.rounds.follow())
     world.open(1)
     try:
@@ -626,6 +647,85 @@ def test_a_coordinator_that_leaves_before_the_last_round_is_an_error(tmp_path: P
         finally:
             await journal.close()
             worker.shutdown()
+
+    asyncio.run(play())
+
+
+# --- updates that are only added --------------------------------------------------------------------------------------
+
+
+class Adding:
+    """A round whose members have advertised and dealt, and the owner's table that it is added up on."""
+
+    def __init__(self, folder: Path) -> None:
+        grid = Grid(tensors=(TensorGrid(name="w", shape=(2,), clip=1.0, digits=4),), weight_max=3)
+        self.table = SumTable(folder, options=SecureConfig(), clients=3, grid=grid, verify=verify, clock=FakeClock())
+        self.table.enter(RUN)
+        terms = terms_of(SecureConfig(), members_max=3, run=RUN, round_id=1, layout=self.table.layout)
+        self.rehearsal = Rehearsal(terms=terms, names=tuple(ClientId(c.id) for c in scenario().clients))
+        self.rehearsal.advertise()
+        self.rehearsal.deal()
+        self.names = self.rehearsal.names
+
+    def tell(self, world: World) -> None:
+        """Let the coordinator say who has dealt; from then on payloads come as they are judged."""
+        for word in (self.rehearsal.roster, self.rehearsal.delivery(ClientId("owner"))):
+            world.directives.put_nowait(Directive(seq=1, kind=DirectiveKind.SUM, round_id=1, sum=word))
+        world.taking = lambda key: self.table.take(1, self.rehearsal.mask(key.client).to_bytes(), member=key.client)
+
+    def stand(self, world: World) -> None:
+        """Let the survivors that the owner has announced vow, and open what is to be opened."""
+        self.rehearsal.relayed = self.rehearsal.relay.announce(self.rehearsal.relayed, world.announced[0])
+        self.rehearsal.vow()
+        for name in self.names:
+            self.table.open(1, self.rehearsal.opening(name))
+
+
+def test_updates_that_are_only_added_are_not_judged_before_it_is_known_who_has_dealt(tmp_path: Path) -> None:
+    async def play() -> None:
+        adding = Adding(tmp_path / "sums")
+        async with stage(tmp_path, sums=adding.table) as (world, _):
+            world.hear(adding.names[0])
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert world.judged == []
+            adding.tell(world)
+            await world.until(lambda: world.settled != [])
+            assert [key.client for key in world.judged] == [adding.names[0]]
+
+    asyncio.run(play())
+
+
+def test_a_last_round_is_concluded_by_survivors_that_open_their_shares_and_nothing_more_is_published(tmp_path: Path) -> None:
+    async def play() -> None:
+        adding = Adding(tmp_path / "sums")
+        async with stage(tmp_path, rounds=1, sums=adding.table) as (world, owner):
+            adding.tell(world)
+            world.announcing = lambda: adding.stand(world)
+            await play_round(world, 1, *adding.names)
+            assert [s.members for s in world.announced] == [adding.names]
+            assert world.merged == [adding.names]
+            assert (world.concluded, world.order) == ([Conclusion(run=RUN, round_id=1, last=False)], ["concluded"])
+            assert (await owner.desk.verdict(RUN, 1, adding.names[0], within_s=10)).kept
+        assert [*(tmp_path / "sums").rglob("*.words")] == []
+
+    asyncio.run(play())
+
+
+def test_a_sum_that_cannot_be_had_changes_nothing_and_the_run_goes_on(tmp_path: Path) -> None:
+    async def play() -> None:
+        adding = Adding(tmp_path / "sums")
+        async with stage(tmp_path, sums=adding.table) as (world, owner):
+            adding.tell(world)
+            world.hear(adding.names[0])
+            await world.until(lambda: len(world.settled) == 1)
+            world.ask_to_conclude(1, adding.names[0])
+            await world.until(lambda: world.concluded != [])
+            closing = owner.closing()
+            assert (closing.merged, closing.kept, world.merged, world.announced) == ((), False, [], [])
+            assert "QUORUM_MISSED: 1 of 3 members survived, 2 are needed" in closing.reason
+            assert world.renewed == [2], "the next round starts from what the model has"
+            assert not (await owner.desk.verdict(RUN, 1, adding.names[0], within_s=10)).kept
 
     asyncio.run(play())
 
