@@ -331,7 +331,7 @@ class Duties:
         bundle, schema = material.emulator.bundle, material.emulator.manifest.adapter
         shipped = AdapterState(bundle.adapter_numpy())
         if self._sums is None:
-            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=bundle.sensitivity)
+            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=bundle.sensitivity, feedback=self._feeds_back)
             encoded = codec.encode(wanted, budget_bytes=assignment.budget_bytes)
             return encoded, lambda: codec.decode(encoded, schema)
         started, grid = self._clock.monotonic(), grid_for(self._scenario, schema)

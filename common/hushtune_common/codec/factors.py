@@ -106,5 +106,5 @@ def unweighed(matrix: Float64, coordinates: Coordinates) -> Float32:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         plain = (matrix / coordinates.row_roots.astype(np.float64)[:, None] / coordinates.column_roots).astype(np.float32)
         if coordinates.reflectors is not None:
-            plain = coordinates.reflectors.back(plain)
+            coordinates.reflectors.back(plain)
     return plain.reshape(coordinates.shape)

@@ -84,13 +84,14 @@ class Census:
         signs = totals - counts[:, 0]
         return float(((magnitudes + signs) / totals * sizes + sizes * _SHIFTS).sum())
 
-    def level_values(self) -> Float32:
-        """Return the values (classes, 4) of levels 1, 2 and 3 and the step beyond: centroids, scaled up.
+    def level_values(self, *, raised: bool = True) -> Float32:
+        """Return the values (classes, 4) of levels 1, 2 and 3 and the step beyond: centroids, scaled up if ``raised``.
 
         The scale makes the values of a class correlate with its numbers as these do with themselves: ``sum |x| value = sum x^2``.
         """
         totals = self.moments.sum(axis=0)
-        return np.array([_values(m, width=float(w)) for m, w in zip(totals, self.steps, strict=True)], dtype=np.float32)
+        found = [_values(m, width=float(w), raised=raised) for m, w in zip(totals, self.steps, strict=True)]
+        return np.array(found, dtype=np.float32)
 
     def gains(self, values: Float32) -> Gains:
         """Return by how much to raise the values of a class for each tensor (tensors, classes), for the same to hold there."""
@@ -138,7 +139,7 @@ def raw_bits(limit: int, *, count: int) -> int:
     return bits
 
 
-def _values(moments: Float64, *, width: float) -> tuple[float, float, float, float]:
+def _values(moments: Float64, *, width: float, raised: bool) -> tuple[float, float, float, float]:
     """Return the values of one class from its moments."""
     squares, n1, s1, n2, s2, n3, s3, codes3, weighed3 = moments.tolist()
     if n1 + n2 + n3 == 0.0:
@@ -147,6 +148,8 @@ def _values(moments: Float64, *, width: float) -> tuple[float, float, float, flo
     third = s3 / n3 - (codes3 / n3 - 3.0) * width if n3 else 0.0
     second = s2 / n2 if n2 else max(third - width, 0.0)
     first = s1 / n1 if n1 else max(second - width, 0.0)
+    if not raised:
+        return first, second, third, width
     product = s1 * first + s2 * second + s3 * third + width * (weighed3 - 3.0 * s3)
     gain = max(1.0, squares / product) if product > 0.0 else 1.0
     if first > 0.0:

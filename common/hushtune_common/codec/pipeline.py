@@ -51,29 +51,36 @@ def budget_bytes(schema: Sequence[TensorSpec], *, config: CodecConfig, share: fl
 
 
 def make_codec(
-    config: CodecConfig, *, shipped: AdapterState, sensitivity: Sensitivity | Mapping[str, Float32] | None = None
+    config: CodecConfig,
+    *,
+    shipped: AdapterState,
+    sensitivity: Sensitivity | Mapping[str, Float32] | None = None,
+    feedback: bool = False,
 ) -> AdapterCodec:
     """Return the codec of a scenario for one shipped adapter; both sides give the same ``sensitivity``, none is flat.
 
     It may be given as the arrays that came with an emulator. `MalformedUpdate` when these are none, ``ValueError`` for a
-    sensitivity of other tensors. Codecs that do not weigh errors make no use of one.
+    sensitivity of other tensors. Codecs that do not weigh errors make no use of one. ``feedback`` says that whoever encodes adds
+    what is lost to its next update; whoever decodes need not know.
     """
     schema = [TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items()]
     known = _known(sensitivity, schema)
     bytes_max = budget_bytes(schema, config=config)
     if config.rank:
-        make = partial(_inner, config)
+        make = partial(_inner, config, feedback=feedback)
         standing = config.kind == "rate_distortion"
         return LowRankCodec(
             shipped=shipped, sensitivity=known, rank=config.rank, make=make, standing=standing, bytes_max=bytes_max
         )
-    return _inner(config, shipped, known, bytes_max)
+    return _inner(config, shipped, known, bytes_max, feedback=feedback)
 
 
-def _inner(config: CodecConfig, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int) -> AdapterCodec:
+def _inner(
+    config: CodecConfig, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int, *, feedback: bool
+) -> AdapterCodec:
     match config.kind:
         case "rate_distortion":
-            return RateDistortionCodec(shipped=shipped, sensitivity=sensitivity, bytes_max=bytes_max)
+            return RateDistortionCodec(shipped=shipped, sensitivity=sensitivity, bytes_max=bytes_max, feedback=feedback)
         case "blockwise":
             return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max)
         case "lossless":

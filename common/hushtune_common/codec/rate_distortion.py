@@ -38,11 +38,14 @@ def rate_distortion_overhead(schema: Sequence[TensorSpec]) -> int:
 class RateDistortionCodec:
     """See the module, and `AdapterCodec`. Equal inputs give equal bytes; nothing is drawn.
 
-    Tensors travel in the order of their names. Beside the adapter one copy of its size is held while encoding.
+    Tensors travel in the order of their names. Beside the adapter one copy of its size is held while encoding. With ``feedback``
+    values are not scaled up: what an update lacks is added to the next one anyway, and errors that exceed the change itself, as
+    small budgets would otherwise make them, would pile up from round to round. Decoders need not know.
     """
 
-    def __init__(self, *, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int) -> None:
+    def __init__(self, *, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int, feedback: bool = False) -> None:
         """Take what both sides hold; ``ValueError`` names a shipped tensor that is not finite, or without a sensitivity."""
+        self._raised = not feedback
         self._shipped = Shipped(shipped)
         sensitivity.require_matches(self._shipped.schema)
         self._coordinates = {n: Coordinates.of(t.shape, sensitivity.tensors[n]) for n, t in self._shipped.tensors.items()}
@@ -66,7 +69,7 @@ class RateDistortionCodec:
         fields = [self._field(n, state.tensors[n]) for n in self._shipped.tensors]
         if (whole := self._whole(state, budget=budget)) is not None:
             return whole
-        body = sized(fields, bytes_max=budget - self._label.overhead)
+        body = sized(fields, bytes_max=budget - self._label.overhead, raised=self._raised)
         if body is None:
             raise BudgetTooSmall(least_bytes=self._least(state), budget_bytes=budget)
         body = body.cut_off([_largest(state.tensors[n], less=t) for n, t in self._shipped.tensors.items()])

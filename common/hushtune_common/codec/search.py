@@ -51,8 +51,11 @@ class _Plan:
     zones: Zones
 
 
-def sized(fields: Sequence[Field], *, bytes_max: int) -> Body | None:
-    """Return a body whose sections have at most ``bytes_max`` bytes, seldom under 99 % of them; None when none is so short."""
+def sized(fields: Sequence[Field], *, bytes_max: int, raised: bool = True) -> Body | None:
+    """Return a body whose sections have at most ``bytes_max`` bytes, seldom under 99 % of them; None when none is so short.
+
+    Its values are ``raised`` to keep averages, or the centroids, which never err by more than nothing at all would.
+    """
     best = Body.silent([f.coordinates for f in fields])
     best_size = size_of(best)
     if best_size > bytes_max:
@@ -64,7 +67,7 @@ def sized(fields: Sequence[Field], *, bytes_max: int) -> Body | None:
     inflation = _inflation(fields, curve, aim=8 * aim)
     for _ in range(_ATTEMPTS):
         theta = curve.theta(8.0 * aim / inflation)
-        body = _body(fields, _planned(fields, theta=theta))
+        body = _body(fields, _planned(fields, theta=theta), raised=raised)
         size = size_of(body)
         if best_size < size <= bytes_max:
             best, best_size = body, size
@@ -177,13 +180,13 @@ def _census(fields: Sequence[Field], plan: _Plan, *, stride: int = 1) -> Census:
     return census
 
 
-def _body(fields: Sequence[Field], plan: _Plan) -> Body:
+def _body(fields: Sequence[Field], plan: _Plan, *, raised: bool) -> Body:
     """Return the body of a plan; its bounds and largest changes are still zero."""
     census, sizes = _census(fields, plan), levels.class_sizes(plan.grids)
     limits = [levels.code_limit(census, k) for k in range(levels.CLASSES)]
     raw_bits = np.array([levels.raw_bits(m, count=int(n)) for m, n in zip(limits, sizes, strict=True)], dtype=np.int32)
     codes = _codes(fields, plan, raw_bits=raw_bits, sizes=sizes)
-    begin, values = starts(sizes), census.level_values()
+    begin, values = starts(sizes), census.level_values(raised=raised)
     heads = tuple(
         ClassHead(
             of_class=k + CLASS_MIN,
@@ -201,7 +204,7 @@ def _body(fields: Sequence[Field], plan: _Plan) -> Body:
         corrections=Table.of(plan.corrections),
         classes=heads,
     )
-    gains = census.gains(values)
+    gains = census.gains(values) if raised else np.zeros((len(fields), levels.CLASSES), np.int8)
     return Body(head=head, corrections=plan.corrections, gains=gains, grids=plan.grids, codes=codes)
 
 
