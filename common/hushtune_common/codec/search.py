@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp2, log2, sqrt
+from math import exp2, frexp, ldexp, log2, sqrt
 from typing import Final
 
 import numpy as np
@@ -94,7 +94,7 @@ class _Curve:
         self._counts, self._log2 = counts[moving], np.log2(variances[moving])
         top = float(self._log2.max(initial=_LOG2_THETA_MIN))
         finest = max(top - CLASS_MAX, _LOG2_THETA_MIN)
-        self._coarsest, self.finest = max(top - CLASS_MIN, finest) + 1.0, exp2(finest)
+        self._coarsest, self.finest = max(top - CLASS_MIN, finest) + 1.0, _short(exp2(finest))
 
     def bits(self, theta: float) -> float:
         """Return the bits of all codes."""
@@ -108,7 +108,13 @@ class _Curve:
         for _ in range(40):
             middle = (low + high) / 2
             low, high = (low, middle) if self.bits(exp2(middle)) <= bits else (middle, high)
-        return exp2(high)
+        return _short(exp2(high))
+
+
+def _short(theta: float) -> float:
+    """Return theta to 16 bits, so that a logarithm's last place, which processors differ in, does not change every byte."""
+    mantissa, exponent = frexp(theta)
+    return ldexp(round(mantissa * 65536.0), exponent - 16)
 
 
 def _inflation(fields: Sequence[Field], curve: _Curve, *, aim: float) -> float:
