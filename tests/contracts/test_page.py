@@ -337,3 +337,10 @@ def test_the_way_of_an_adapter_is_one_row_and_disagreement_stands_out(tmp_path: 
     assert [row[:2] for row in made.rows] == [("c1", "1"), ("c2", "1")]
     assert [row[-2] for row in made.rows] == ["NO", "not known"]
     assert made.bad == frozenset({0})
+
+
+def test_a_referee_of_an_earlier_version_that_said_less_is_believed_that_much(tmp_path: Path) -> None:
+    heard_less = {"client": "c1", "transmissions": 1, "log2_delta_total": -52.63, "protection": "payload"}
+    material = gather(run_in(tmp_path, link={"rounds": 1, "clients": [heard_less]}))
+    assert tables.ears(material).rows[0][:2] == ("c1", "payload")
+    assert "2^-52.6" in claims.claims(material)[0].says

@@ -20,6 +20,25 @@ _NEEDED: Final = frozenset(
 """What a report has at least; one of an earlier version that lacks any of it is gathered anew."""
 
 
+_HEARD: Final[Json] = dict.fromkeys(
+    (
+        "protection",
+        "owner_has_every_byte",
+        "design",
+        "snr_tap_true_db",
+        "tap_bits",
+        "tap_crc_passes",
+        "tap_assumption_held",
+        "log2_delta_total",
+        "log2_delta_all_rounds",
+        "bound_void",
+        "density",
+        "constellation",
+    )
+)
+"""What the referee says of each client's transmissions; nothing where it did not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
     """All that a page is made from. ``scenario`` is the resolved file as plain tables, ``scenario_text`` as it stands there."""
@@ -74,13 +93,20 @@ def gather(run: RunDirectory) -> Material:
 def _report(run: RunDirectory) -> Json:
     found = read_json(run.report)
     if {*found} >= _NEEDED:
-        clients: list[Json] = [{"gate_numbers": {}, "update": {}, **client} for client in found["clients"]]
-        return {**found, "clients": clients}
+        return _completed(found)
     try:
         fresh = reports.gather(run, config.load(run.scenario))
     except OSError as error:
         raise ConfigError(str(run.path), f"has neither a report nor a scenario that can be read ({error})") from error
     return {**fresh, "status": run.status}
+
+
+def _completed(found: Json) -> Json:
+    """Return a report with nothing missing that pages rely on: earlier versions knew less."""
+    clients: list[Json] = [{"gate_numbers": {}, "update": {}, **client} for client in found["clients"]]
+    link: Json = found.get("link") or {}
+    heard: list[Json] = [{**_HEARD, **entry} for entry in link.get("clients") or ()]
+    return {**found, "clients": clients, "link": {**link, "clients": heard} if heard else None}
 
 
 def _text(run: RunDirectory) -> str:
