@@ -265,6 +265,18 @@ def test_a_curve_has_every_way_with_its_bytes_and_ours_at_each_peers_bytes(folde
 
 
 @pytest.mark.slow
+def test_further_codecs_of_ours_are_in_the_curve_when_asked_for_also_where_they_fit_no_budget(folder: Path) -> None:
+    others = 'also=[{rank=4}, {kind="jopeq", bits=8, noise={epsilon=4}}]'
+    assert draw_curve(folder, "--set", others, "--set", "curve.budgets=[8,1]") == 0
+    rows = {row["name"]: row for row in result_of(folder)["peers"]}
+    found = [name for name in rows if name.startswith(("low-rank4+", "jopeq-eps4-"))]
+    assert len(found) == 4
+    assert ["failed" in rows[name] for name in sorted(found) if name.startswith("jopeq")] == [True, False]
+    duels = {d["peer"]: d for d in result_of(folder)["duels"]}
+    assert {name for name in found if "failed" not in rows[name]} <= duels.keys()
+
+
+@pytest.mark.slow
 def test_a_curve_that_was_killed_computes_only_what_is_missing(folder: Path) -> None:
     assert draw_curve(folder) == 0
     first = result_of(folder)

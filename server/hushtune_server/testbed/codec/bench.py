@@ -11,7 +11,7 @@ import numpy as np
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.clock import Clock
 from hushtune_common.codec.codec import AdapterCodec
-from hushtune_common.codec.pipeline import make_codec
+from hushtune_common.codec.pipeline import make_codec, weighs_errors
 from hushtune_common.codec.shipped import state_digest
 from hushtune_common.config import CodecConfig
 from hushtune_common.errors import BudgetTooSmall, ConfigError
@@ -89,7 +89,13 @@ class CurveBench:
         peers = [
             self._measured(p.says, [peers_way(p, journey=j) for j in journeys], journeys) for p in peers_of(self.scenario.peers)
         ]
-        duels = {p.name: self._duel(p, journeys) for p in peers} if self.scenario.curve.same_bytes else {}
+        peers += [
+            self._measured(says, [self._other_way(config, j, budget) for j in journeys], journeys)
+            for config in self.scenario.also
+            for budget, says in self._budgets(journeys)
+        ]
+        written = [p for p in peers if all("bytes" in cell for cell in p.cells)]
+        duels = {p.name: self._duel(p, journeys) for p in written} if self.scenario.curve.same_bytes else {}
         return Results(
             full=full,
             uncompressed=uncompressed,
@@ -125,11 +131,23 @@ class CurveBench:
             name=f"ours {bits:.4g}" if name is None else name,
         )
 
+    def _other_way(self, config: CodecConfig, journey: Journey, budget: int) -> Way:
+        """Return how another codec of ours writes an adapter; it stands in tables like a peer, and ours against it."""
+        wide = self._widened(config)
+        codec = make_codec(wide, shipped=journey.shipped, sensitivity=self._known if weighs_errors(wide) else None)
+        known = None if self._known is None else digest_of_arrays(self._known)
+        name = f"{codec.id} {8.0 * budget / journey.shipped.count:.4g}"
+        settings: Json = plain(wide) | {"sensitivity": known}
+        return our_way(codec, settings=settings, journey=journey, budget_bytes=budget, name=name)
+
     @cached_property
     def _config(self) -> CodecConfig:
-        """The scenario's codec, allowed to spend what the largest budget asks for."""
-        bits = max(float(self.scenario.codec.bits), *self.scenario.curve.budgets)
-        return msgspec.structs.replace(self.scenario.codec, bits=bits)
+        """The scenario's codec."""
+        return self._widened(self.scenario.codec)
+
+    def _widened(self, config: CodecConfig) -> CodecConfig:
+        """Return a codec that may spend what the largest budget asks for."""
+        return msgspec.structs.replace(config, bits=max(float(config.bits), *self.scenario.curve.budgets))
 
     @cached_property
     def _known(self) -> Mapping[str, Float32] | None:

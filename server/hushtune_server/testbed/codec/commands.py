@@ -55,7 +55,8 @@ def curve(
     JSON say how sure every number is; speeds are worth something on an idle machine only.
 
     The file says model, text, emulator, training and seeds as scenarios/emulators.toml does; `[codec]` is that of a scenario,
-    `[curve]` has the budgets in bits per weight, `[peers]` who takes part.
+    `[curve]` has the budgets in bits per weight, `[peers]` who takes part; `also` names further codecs of ours, none by default:
+    `--set 'also=[{rank=32},{kind="jopeq",noise={epsilon=16}}]'`.
 
     Examples: `hushtune codec curve scenarios/codec.toml`, a quick look with
     `hushtune codec curve scenarios/codec.toml --set seeds=[1] --set curve.budgets=[4,1]`
@@ -128,7 +129,8 @@ def _counts(scenario: "CurveScenario") -> dict[str, int]:
     """Return how many cells there are of each kind, where nothing trains the emulator."""
     from hushtune_server.testbed.codec.peers import peers_of
 
-    seeds, peers = len(scenario.comparison.seeds), len(peers_of(scenario.peers))
+    others = len(scenario.also) * len(scenario.curve.budgets)
+    seeds, peers = len(scenario.comparison.seeds), len(peers_of(scenario.peers)) + others
     ways = len(scenario.curve.budgets) + peers * (2 if scenario.curve.same_bytes else 1)
     return {"emulator": 1, "adapter": seeds, "score": 1 + seeds * (1 + ways), "sent": seeds * ways}
 

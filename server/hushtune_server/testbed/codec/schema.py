@@ -65,6 +65,8 @@ class _Document(Section, frozen=True):
     compute: ComputeConfig = ComputeConfig()
     training: TrainingConfig = TrainingConfig()
     codec: CodecConfig = CodecConfig()
+    also: tuple[CodecConfig, ...] = ()
+    """Further codecs of ours at every budget, such as ``{rank = 32}`` or ``{kind = "jopeq", noise = {}}``."""
     curve: CurveConfig = CurveConfig()
     peers: PeersConfig = PeersConfig()
     resamples: Annotated[int, Meta(ge=100, le=1_000_000)] = 10_000
@@ -75,6 +77,7 @@ class CurveScenario(msgspec.Struct, frozen=True, kw_only=True):
 
     comparison: Comparison
     codec: CodecConfig
+    also: tuple[CodecConfig, ...]
     curve: CurveConfig
     peers: PeersConfig
 
@@ -107,6 +110,7 @@ def parse(tree: Mapping[str, Any], *, base: Path) -> CurveScenario:
     return CurveScenario(
         comparison=_comparison(tree, document, base=base),
         codec=document.codec,
+        also=document.also,
         curve=document.curve,
         peers=document.peers,
     )
@@ -115,7 +119,7 @@ def parse(tree: Mapping[str, Any], *, base: Path) -> CurveScenario:
 def _comparison(tree: Mapping[str, Any], document: _Document, *, base: Path) -> Comparison:
     """Return the comparison of one emulator that says the same; the text is divided as there."""
     tables.parse_method(document.emulator, where="emulator")  # so that its errors name the table of this file
-    shared = {key: value for key, value in tree.items() if key not in ("codec", "curve", "peers", "emulator")}
+    shared = {key: value for key, value in tree.items() if key not in ("codec", "also", "curve", "peers", "emulator")}
     shared["data"] = {**shared["data"], **{k: _resolved(shared["data"][k], base=base) for k in ("private", "public")}}
     shared["model"] = {**shared["model"], "source": _resolved(shared["model"]["source"], base=base)}
     shared |= {"attacks": [], "selection": {"learning_rates": [document.training.learning_rate]}}
