@@ -82,7 +82,7 @@ def _timeline(story: Story) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("who", "what"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     begin = story.steps[0].ended if story.steps else 0.0
     for step in story.steps:
         table.add_row(*_row(step, begin=begin))
