@@ -10,6 +10,7 @@ import numpy as np
 
 from hushtune_common import config
 from hushtune_common.adapter import AdapterState, load_adapter
+from hushtune_common.clock import SystemClock
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
@@ -18,12 +19,15 @@ from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, RunId, UpdateKey
 from hushtune_common.model.adapter import extract
 from hushtune_common.model.bundle import read_bundle
+from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.book import Judgement
 from hushtune_server.owner.incoming import Link
+from hushtune_server.owner.sums import SumTable
 from hushtune_server.owner.workshop import Prepared, Telling, Workshop, prepare
 from tests.models import SPEC
 from tests.radio import link_seed, qpsk_design
+from tests.secagg import verify
 
 RUN = RunId("run-1")
 NAMES = ("c1", "c2", "c3")
@@ -43,6 +47,7 @@ class Owner:
     shipped: AdapterState
     codec: AdapterCodec
     folder: Path
+    sums: SumTable | None = None
 
     def send(self, client: str, *, by: float) -> AdapterState:
         """Have the bench judge blocks moved ``by`` this much and return what arrives of them."""
@@ -58,7 +63,7 @@ class Owner:
 
     def judge(self, payload: bytes, *, key: UpdateKey, dither: bytes | None = None) -> Judgement:
         """Have the bench judge what comes sealed by ``key.client``, under another ``dither`` than its sender announced."""
-        emulator, codec = self.manifest.emulator, self.codec.id
+        emulator, codec = self.manifest.emulator, self.manifest.codec
         sealing = envelope.seal(payload, recipient=PRIVATE.public, key=key, emulator=emulator, codec=codec, secret=SECRET)
         links: dict[Part, Link] = {}
         for part in Part:
@@ -76,6 +81,7 @@ class Owner:
 PRIVATE = HybridPrivateKey.generate()
 DESIGN = qpsk_design()
 SECRET = bytes(range(32))
+MEAN: Mapping[str, object] = {"kind": "mean"}
 UNIFORM: Mapping[str, object] = {"method": "uniform", "drop": 2}
 EXACT: Mapping[str, object] = {"kind": "blockwise", "bits": 8}
 """A codec that changes noise by next to nothing."""
@@ -94,8 +100,10 @@ def owner(
     training: Mapping[str, object] | None = None,
     train_windows: int = 100,
     lines: Sequence[str] = LINES,
+    aggregation: Mapping[str, object] = MEAN,
+    gate: Mapping[str, object] = MappingProxyType({}),
 ) -> Owner:
-    """Make an emulator and a bench for it."""
+    """Make an emulator and a bench for it; where updates are only added, on the table ``Owner.sums``."""
     (folder / "public.txt").write_text("\n".join(lines), encoding="utf-8")
     clients = [{"id": name, "position": {"x_m": 10.0, "y_m": 0.0}} for name in NAMES]
     tree = {
@@ -107,7 +115,8 @@ def owner(
         "owner": {
             "emulator": emulator,
             "realign_steps": realign_steps,
-            "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT},
+            "aggregation": aggregation,
+            "gate": {"norm_max": 100.0, "public_loss_increase_max_nats": increase_max, **NOTHING_BUT_PUBLIC_TEXT, **gate},
         },
         "codec": written,
         "coordinator": coordinator or {"rounds": rounds},
@@ -128,13 +137,31 @@ def owner(
         tokenizer=about.tokens.digest,
         adapter=about.schema,
         sealing_key=PRIVATE.public.to_bytes(),
-        codec=codec.id,
+        codec=payload_id(scenario, about.schema),
     )
+    sums = SumTable.of(scenario, about.schema, folder=folder / "sums", verify=verify, clock=SystemClock())
+    if sums is not None:
+        sums.enter(RUN)
     bench = Workshop(
-        prepared, scenario=scenario, bundle=bundle, manifest=manifest, private=PRIVATE, state_dir=folder, accepted={}, admit=admit
+        prepared,
+        scenario=scenario,
+        bundle=bundle,
+        manifest=manifest,
+        private=PRIVATE,
+        state_dir=folder,
+        accepted={},
+        admit=admit,
+        sums=sums,
     )
     return Owner(
-        bench=bench, prepared=prepared, scenario=scenario, manifest=manifest, shipped=shipped, codec=codec, folder=folder
+        bench=bench,
+        prepared=prepared,
+        scenario=scenario,
+        manifest=manifest,
+        shipped=shipped,
+        codec=codec,
+        folder=folder,
+        sums=sums,
     )
 
 
