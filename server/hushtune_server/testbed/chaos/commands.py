@@ -29,6 +29,7 @@ def chaos(
     only: Annotated[str, Parameter(help="Only these faults, separated by commas, for example 1,3.")] = "",
     json_: Annotated[bool, Parameter(name="--json", help="Print the result as JSON instead of a table.")] = False,
     out: Annotated[Path, Parameter(help="Folder for chaos.json, chaos.md, and the logs of every process.")] = _OUT,
+    document: Annotated[Path | None, Parameter(help="Also write the table with an introduction to this page.")] = None,
 ) -> int:
     """Do ten faults to real processes of a small run, and check what each may cost.
 
@@ -42,7 +43,7 @@ def chaos(
     """
     from hushtune_server.testbed.chaos.small import TIMING
     from hushtune_server.testbed.chaos.suite import FAULTS, run_suite, to_json
-    from hushtune_server.testbed.chaos.table import to_markdown
+    from hushtune_server.testbed.chaos.table import to_markdown, to_page
     from hushtune_server.testbed.launch import versions
 
     console, clock = Console(stderr=json_), SystemClock()
@@ -57,6 +58,8 @@ def chaos(
     result = to_json(findings, timing=TIMING, versions=versions(), wall_s=clock.monotonic() - began_s)
     (out / "chaos.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "chaos.md").write_text(to_markdown(result), encoding="utf-8")
+    if document is not None:
+        document.write_text(to_page(result), encoding="utf-8")
     if json_:
         sys.stdout.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     else:

@@ -1,6 +1,7 @@
 """Faults 7 and 10: clocks that are off, and certificates that are expired, foreign or missing."""
 
 import asyncio
+import json
 import shutil
 import ssl
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ _START_S = 30.0
 async def _shift_clocks(stage: Stage, clients: Sequence[str], finding: Finding) -> None:
     ahead, behind = clients
     finding.done = f"{ahead} is 10 minutes ahead and {behind} behind; whoever vouches for the servers is 10 minutes ahead of all"
+    for name, off_s in ((ahead, AHEAD_S), (behind, -AHEAD_S)):
+        said = json.loads(await stage.examine(name, ahead_s=off_s))
+        warned = [line for line in said if "clock" in line["check"] and line["verdict"] == "warn"]
+        finding.check(f"the doctor of {name} warns of each server's clock", len(warned) == 3, warned or said)
     await stage.take_part(ahead, ahead_s=AHEAD_S)
     await stage.take_part(behind, ahead_s=-AHEAD_S)
     await over(stage, ahead, behind)
@@ -33,7 +38,7 @@ async def _shift_clocks(stage: Stage, clients: Sequence[str], finding: Finding) 
     finding.check("their dates were off", first[behind] < first["coordinator"] < first[ahead], first)
     deaths = [e["client"] for e in stage.log("coordinator").find("client_died")]
     finding.check("nobody was taken for dead", not set(deaths) & {*clients}, deaths)
-    finding.happened = "the round closed with both: only durations on one clock are compared, and certificates allow 10 minutes"
+    finding.happened = "both were accepted: only durations on one clock are compared, certificates allow 10 minutes; doctors warn"
 
 
 async def _show_bad_certificates(stage: Stage, clients: Sequence[str], finding: Finding) -> None:

@@ -23,6 +23,7 @@ _PIECES_IF_SLOW = 2
 A link of little rate has a short queue: a ping that waits behind seconds of data would be taken for a lost one.
 """
 _SOCKET_BYTES = 16 << 10
+_SEGMENT_BYTES = 1400
 _CLOSE_S = 5.0
 
 
@@ -102,8 +103,7 @@ class FaultProxy:
 
     async def open(self, *, host: str = "127.0.0.1") -> str:
         """Listen on a free port of ``host`` and return the address."""
-        place = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BYTES)  # what accepts hands it on
+        place = _narrow_socket()  # what it accepts is as narrow
         place.bind((host, 0))
         self._server = await asyncio.start_server(self._accept, sock=place, limit=_PIECE_BYTES)
         return f"{host}:{place.getsockname()[1]}"
@@ -194,7 +194,7 @@ class FaultProxy:
     async def _join(self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, _, port = self.target.rpartition(":")
         try:
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            far_reader, far_writer = await _dialled(host, int(port))
         except OSError:
             return  # nobody there; the caller sees its connection closed
         connection.attach(far_writer)
@@ -267,6 +267,25 @@ class FaultProxy:
         connection.carried[way] += len(passed)
         connection.lost[way] += len(data) - len(passed)
         return len(passed) == len(data)
+
+
+def _narrow_socket() -> socket.socket:
+    """Return a socket whose peer has little on its way at once: over loopback it would be megabytes, as on no slow link."""
+    narrow = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BYTES)
+    narrow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT_BYTES)
+    return narrow
+
+
+async def _dialled(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    narrow = _narrow_socket()
+    narrow.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(narrow, (host, port))
+        return await asyncio.open_connection(sock=narrow, limit=_PIECE_BYTES)
+    except BaseException:
+        narrow.close()
+        raise
 
 
 def _flipped(data: bytes) -> bytes:

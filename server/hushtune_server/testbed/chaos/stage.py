@@ -202,6 +202,15 @@ class Stage:
             "eavesdropper", "hushtune_server", ["eavesdropper", "listen", str(self.run.scenario_for_tap), *at_air, *home]
         )
 
+    async def examine(self, name: str, *, ahead_s: float) -> str:
+        """Let a client's doctor look at its kit and its ways, on a machine whose date is off, and return what it says."""
+        ways = ",".join(f"{server}={self._ways[name, server]}" for server in SERVERS)
+        words = ["doctor", str(self.run.kit(name)), "--scenario", str(self.file), "--addresses", ways, "--json"]
+        called = f"{name}-doctor"
+        await self._start(called, "hushtune_client", words, ahead_s=ahead_s, logs=False)
+        await self.ended(called, within_s=_START_S)
+        return self.run.log(called).read_text(encoding="utf-8", errors="replace")
+
     async def kill(self, name: str) -> float:
         """End a process and its children at once, as a machine that loses its power does; return when."""
         await self.children[name].kill()
@@ -241,10 +250,10 @@ class Stage:
         for proxy in self.proxies.values():
             await proxy.close()
 
-    async def _start(self, name: str, module: str, arguments: Sequence[str], *, ahead_s: float = 0.0) -> Child:
+    async def _start(self, name: str, module: str, arguments: Sequence[str], *, ahead_s: float = 0.0, logs: bool = True) -> Child:
         # A later life writes on in the same log, so where it serves is read from its own events only.
         written = self.run.log(name).stat().st_size if self.run.log(name).exists() else 0
-        words = [str(ahead_s), module, *arguments, "--json-logs"]
+        words = [str(ahead_s), module, *arguments, *(["--json-logs"] if logs else [])]
         child = await start(self.run, name, _MEMBER, words, tied=False)
         child.log = LogFollower(self.run.log(name), written)
         self.children[name] = child

@@ -3,6 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_PAGE = """# Faults, played and measured
+
+Made by `hushtune testbed chaos --document docs/results/chaos.md`; each run of the command writes the same table below `--out`,
+with every claim that was checked in `chaos.json`. What an operator sees of each fault, and does, is in
+[OPERATIONS.md](../OPERATIONS.md).
+
+Every fault happens to real processes with certificates, on one machine. On every way between two of them sits a proxy that
+delays, slows, cuts, freezes or damages connections; processes are stopped and killed by signals, at the moment at which their log
+says that they entered a state. Parts are damaged, replies lost and uploads stalled beneath TLS, by a relay that has the keys of
+both ends: a bit that is turned over in a TLS stream only ends the connection, which is played as well. Clocks are off for what a
+process itself reads; for its TLS library, whose clock is the machine's, certificates were issued ten minutes ahead.
+
+"""
+
 _HEAD = ("#", "fault", "what was done", "what happened", "lost", "recovery s", "passed")
 
 
@@ -16,6 +30,11 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     shortened = f"idle_s = {timing['idle']:g} s, connect_s = {timing['connect']:g} s and round_s = {timing['round']:g} s"
     note = f"{held} claims checked in {result['wall_s']:.0f} s, with {shortened} (shortened); {about}."
     return "\n".join([*rows, "", note, *_failures(faults)]) + "\n"
+
+
+def to_page(result: Mapping[str, Any]) -> str:
+    """Return the result as a page of the documents: what was played, and the table."""
+    return _PAGE + to_markdown(result)
 
 
 def _cells(fault: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from hushtune_server.testbed.chaos.case import Case, Finding, over, require_code
 from hushtune_server.testbed.chaos.proxy import Way
 from hushtune_server.testbed.chaos.stage import Stage
 
-_GRACE_S = 2.0
+_GRACE_S = 4.0
 """What a loaded machine may take beyond the bound to say what it has noticed."""
 
 
@@ -52,13 +52,12 @@ async def _go_slowly(stage: Stage, clients: Sequence[str], finding: Finding) -> 
     idle_s = stage.scenario.timing.idle_s
     mischief = await stage.relay(stalled, "air")
     mischief.stall_after = 3
+    size = int((await stage.heard("owner", "emulator_published"))["bytes_total"])
+    proxy, rate_bps = stage.proxy(slow, "owner"), size / (2.5 * idle_s)
+    proxy.weather[Way.DOWN].rate_bps = rate_bps
+    finding.done = f"let {slow} fetch the emulator at {rate_bps / 1000:.0f} kB/s, and {stalled} send three parts and then none"
     for client in clients:
         await stage.take_part(client)
-    size = int((await stage.heard(slow, "frame_encoded"))["bytes_frame"])
-    proxy = stage.proxy(slow, "air")
-    proxy.weather[Way.UP].rate_bps = size / (2.5 * idle_s)
-    opened = len(proxy.connections)
-    finding.done = f"let {slow} upload at {size / (2.5 * idle_s) / 1000:.0f} kB/s, and {stalled} send three parts and then none"
     await stage.until(lambda: mischief.stalled == 1, within_s=90.0, what="the stalled upload")
     stalled_s = stage.clock.monotonic()
     caller = f"hushtune://client/{stalled}"
@@ -68,19 +67,19 @@ async def _go_slowly(stage: Stage, clients: Sequence[str], finding: Finding) -> 
     finding.check("the stalled upload was ended after idle_s", in_time, f"{waited:.1f} s")
     resumed = await stage.heard(stalled, "transfer_finished", kind="frame")
     finding.recovery_s = resumed["heard_s"] - stalled_s
-    took = float((await stage.heard(slow, "transfer_finished", kind="frame"))["seconds"])
-    finding.check("the slow upload took more than twice idle_s", took > 2 * idle_s, f"{took:.1f} s")
-    finding.check("over one connection", len(proxy.connections) == opened, len(proxy.connections) - opened)
-    timed_out = stage.log("air").find("call_refused", caller=f"hushtune://client/{slow}")
+    took = float((await stage.heard(slow, "transfer_finished", kind="emulator"))["seconds"])
+    finding.check("the slow transfer took more than twice idle_s", took > 2 * idle_s, f"{took:.1f} s")
+    lives = len(proxy.connections)
+    finding.check("over one connection", lives == 1, f"{lives} connections")
+    timed_out = stage.log("owner").find("call_refused", caller=f"hushtune://client/{slow}")
     finding.check("and was never timed out", not timed_out, timed_out)
     deaths = [e for e in stage.log("coordinator").find("client_died") if e["client"] in clients]
     finding.check("neither was taken for dead", not deaths, deaths)
+    proxy.weather[Way.DOWN].rate_bps = None
     await over(stage, slow, stalled)
     require_counted_once(stage, finding, slow, stalled)
     require_codes(stage, finding, 0, slow, stalled)
-    finding.happened = (
-        f"the slow upload took {took:.0f} s undisturbed; the stalled one was ended after {waited:.1f} s and went on"
-    )
+    finding.happened = f"the slow transfer took {took:.0f} s in peace; the stalled one was ended after {waited:.1f} s and went on"
 
 
 CASES = (
