@@ -397,6 +397,16 @@ def test_another_frame_under_a_used_key_is_refused(kits: Kits, tmp_path: Path) -
     asyncio.run(play())
 
 
+def test_who_is_no_client_of_the_scenario_takes_no_room_on_the_disk(kits: Kits, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with running(kits, tmp_path) as air:
+            sending, blob = order("c9")
+            with pytest.raises(NotYours):
+                await air.write("c9", blob, prefix=f"frames/{sending.key.text}")
+
+    asyncio.run(play())
+
+
 def test_a_client_cannot_transmit_as_another(kits: Kits, tmp_path: Path) -> None:
     async def play() -> None:
         async with running(kits, tmp_path) as air:

@@ -16,9 +16,11 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import AddressInUse, ConfigError, HushtuneError, NotYours, OffsetMismatch, PeerLost, StaleRound
 from hushtune_common.messages import Caller, Role
+from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import faults, preflight
 from hushtune_common.wire.endpoint import Kit, Server, connect, ready, serve
 from hushtune_common.wire.interceptors import caller_of
+from hushtune_server.testbed.chaos.proxy import FaultProxy
 from tests.kits import Kits
 
 CLOCK = SystemClock()
@@ -394,6 +396,40 @@ def test_a_server_that_starts_late_is_waited_for(kits: Kits):
                 await server.stop(0.0)
 
     asyncio.run(run())
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_handshake_is_tried_again(kits: Kits):
+    timing = TimingConfig(connect_s=10.0, idle_s=5.0)
+
+    async def run() -> None:
+        async with serving(kits.kit(Role.OWNER)) as server, breaking_proxy(server.address, times=2) as (address, broken):
+            async with channel_to(address, kits.kit(Role.CLIENT, "c1"), timing=timing) as channel:
+                await ready(channel, address=address, role=Role.OWNER, timing=timing)
+            assert broken == [True, True]
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def breaking_proxy(target: str, *, times: int) -> AsyncGenerator[tuple[str, list[bool]]]:
+    """Break the first connections as soon as something was said on them, as a server does that is just being stopped."""
+    proxy, broken = FaultProxy(clock=CLOCK, seeds=SeedTree(1)), list[bool]()
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        broken.append(True)
+        if len(broken) == times:
+            proxy.target = target
+        writer.transport.abort()
+
+    rude = await asyncio.start_server(greet, "127.0.0.1", 0)
+    proxy.target = f"127.0.0.1:{rude.sockets[0].getsockname()[1]}"
+    try:
+        yield await proxy.open(), broken
+    finally:
+        await proxy.close()
+        rude.close()
+        await rude.wait_closed()
 
 
 def test_health_tells_serving_and_a_stopping_server_says_so(kits: Kits):

@@ -21,8 +21,8 @@ _OVERHEAD = 1.02
 _HANDSHAKE_BYTES = 8192
 _LARGE_BYTES = 32 << 20
 _SMALL_BYTES = 1 << 20
-_SPARE_ATTEMPT = 90
-"""An attempt that the client itself never comes to, for uploads that are made in its name beside it."""
+_SPARE_ATTEMPT = 8
+"""The last attempt, which the client itself does not come to, for uploads that are made in its name beside it."""
 
 
 async def _cut_uploads(stage: Stage, clients: Sequence[str], finding: Finding) -> None:
