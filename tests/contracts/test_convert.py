@@ -455,7 +455,8 @@ def test_the_client_of_a_report_is_the_caller():
 
 @pytest.mark.parametrize("wrong", [{"run": "../.."}, {"run": ""}, {"idle_s": -1.0}, {"idle_s": float("nan")}, {"round_s": 0.0}])
 def test_a_welcome_whose_run_is_no_folder_name_or_whose_times_are_none_is_refused(wrong: dict[str, Any]) -> None:
-    right = {"run": "run-1", "protocol_minor": convert.PROTOCOL_MINOR, "connect_s": 1.0, "idle_s": 2.0, "round_s": 3.0}
+    right: dict[str, Any] = {"run": "run-1", "protocol_minor": convert.PROTOCOL_MINOR}
+    right |= {"connect_s": 1.0, "idle_s": 2.0, "round_s": 3.0}
     assert convert.welcome_from_wire(coordinator_pb2.JoinResponse(**right))[0] == "run-1"
     with pytest.raises(MalformedUpdate, match=next(iter(wrong))):
         convert.welcome_from_wire(coordinator_pb2.JoinResponse(**{**right, **wrong}))
