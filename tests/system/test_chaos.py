@@ -45,7 +45,7 @@ def test_a_claim_that_does_not_hold_fails_its_fault_and_is_named_in_the_table() 
     bad = Finding(number=2, title="lost | replies", rule="counted once", recovery_s=1.25)
     bad.check("counted once", held=False, found="2")
     assert (good.passed, bad.passed, Finding(number=3, title="", rule="").passed) == (True, False, False)
-    timing = {"connect": 1.0, "idle": 2.0, "round": 3.0}
+    timing = {"connect": 1.0, "idle": 2.0, "idle_where_killed": 4.0, "round": 3.0}
     body = {"faults": [good.to_json(), bad.to_json()], "wall_s": 1.0, "timing_s": timing, "versions": {}}
     table = to_markdown(json.loads(json.dumps(body)))
     assert "| 2 | lost / replies |" in table

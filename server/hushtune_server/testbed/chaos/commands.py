@@ -37,7 +37,8 @@ def chaos(
     and processes, 7 clocks that are off, 8 damaged bytes, 9 slow and stalled clients, 10 bad certificates.
 
     Each process is reached through a proxy that delays, slows, cuts, freezes or damages connections. Timeouts are shortened
-    (idle_s is 8 s), so that the ten take a few minutes. Ends with code 0 when every fault passed, 1 when one did not.
+    (idle_s is 8 s, or 20 s where processes are killed), so that the ten take a few minutes. Ends with code 0 when every fault
+    passed, 1 when one did not.
 
     Example: hushtune testbed chaos --only 1,3
     """
@@ -72,14 +73,14 @@ def chaos(
 def _libraries_to(file: Path) -> Generator[None]:
     """Let what libraries print about broken connections go to ``file``; what this process prints stays where it was."""
     kept, before = os.dup(_STANDARD_ERROR), sys.stderr
-    with file.open("ab") as target, open(os.dup(kept), "w", buffering=1) as sys.stderr:  # noqa: PTH123 - a descriptor is no path
-        os.dup2(target.fileno(), _STANDARD_ERROR)
-        try:
+    try:
+        with file.open("ab") as target, open(os.dup(kept), "w", buffering=1) as sys.stderr:  # noqa: PTH123 - no path
+            os.dup2(target.fileno(), _STANDARD_ERROR)
             yield
-        finally:
-            os.dup2(kept, _STANDARD_ERROR)
-    sys.stderr = before
-    os.close(kept)
+    finally:
+        sys.stderr = before
+        os.dup2(kept, _STANDARD_ERROR)
+        os.close(kept)
 
 
 def _numbers(only: str) -> list[int]:

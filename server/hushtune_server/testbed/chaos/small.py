@@ -9,6 +9,8 @@ from hushtune_common.config import Scenario, TimingConfig
 CLIENTS = ("c1", "c2", "c3", "c4")
 TIMING = TimingConfig(connect_s=10.0, idle_s=8.0, round_s=120.0)
 """Shortened, so that what is noticed after ``idle_s`` is noticed in seconds; a deployment has 30 s there."""
+PATIENT_IDLE_S = 20.0
+"""Where processes are killed and started again: a loaded machine takes seconds for that, and who is back later lost its place."""
 
 _TEXT = """
 name = "chaos"
@@ -46,19 +48,19 @@ _DOES = ("forgets", "carries", "hides", "paints", "repairs")
 _WHAT = ("a green letter", "the last train", "some warm bread", "an empty boat")
 
 
-def write_small(folder: Path, *, clients: int, rounds: int = 1) -> tuple[Path, Scenario]:
+def write_small(folder: Path, *, clients: int, rounds: int = 1, idle_s: float = TIMING.idle_s) -> tuple[Path, Scenario]:
     """Write the scenario and its texts into ``folder``, made when missing; return the file and what it says."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{who} {does} {what} before the evening comes" for who, does, what in product(_WHO, _DOES, _WHAT)]
     (folder / "private.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines[::5]) + "\n", encoding="utf-8")
     file = folder / "chaos.toml"
-    file.write_text(_TEXT + f"rounds = {rounds}\n" + _timing() + "".join(map(_client, CLIENTS[:clients])), encoding="utf-8")
+    file.write_text(_TEXT + f"rounds = {rounds}\n" + _timing(idle_s) + "".join(map(_client, CLIENTS[:clients])), encoding="utf-8")
     return file, config.load(file)
 
 
-def _timing() -> str:
-    return f"[timing]\nconnect_s = {TIMING.connect_s}\nidle_s = {TIMING.idle_s}\nround_s = {TIMING.round_s}\n"
+def _timing(idle_s: float) -> str:
+    return f"[timing]\nconnect_s = {TIMING.connect_s}\nidle_s = {idle_s}\nround_s = {TIMING.round_s}\n"
 
 
 def _client(name: str) -> str:

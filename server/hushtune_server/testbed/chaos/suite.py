@@ -11,7 +11,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError, HushtuneError
 from hushtune_server.testbed.chaos import cutting, identity, killing, waiting
 from hushtune_server.testbed.chaos.case import Case, Finding, over
-from hushtune_server.testbed.chaos.small import write_small
+from hushtune_server.testbed.chaos.small import PATIENT_IDLE_S, TIMING, write_small
 from hushtune_server.testbed.chaos.stage import SERVERS, Event, Stage, Tell, opened
 
 _CASES: Mapping[int, Case] = {c.number: c for c in (*cutting.CASES, *killing.CASES, *waiting.CASES, *identity.CASES)}
@@ -25,6 +25,7 @@ class Act:
     name: str
     faults: tuple[int, ...]
     rounds: int = 1
+    idle_s: float = TIMING.idle_s
     ahead_s: float = 0.0
     compared: bool = False
     """Whether the same run is played without a fault before."""
@@ -32,8 +33,8 @@ class Act:
 
 ACTS = (
     Act(name="bytes", faults=(1, 2, 8)),
-    Act(name="clients", faults=(3, 5)),
-    Act(name="coordinator", faults=(4,), rounds=2, compared=True),
+    Act(name="clients", faults=(3, 5), idle_s=PATIENT_IDLE_S),
+    Act(name="coordinator", faults=(4,), rounds=2, idle_s=PATIENT_IDLE_S, compared=True),
     Act(name="silence", faults=(6, 9)),
     Act(name="identity", faults=(7, 10), ahead_s=identity.AHEAD_S),
 )
@@ -59,7 +60,7 @@ async def run_suite(folder: Path, *, only: Collection[int], clock: Clock, tell: 
 
 async def _play(act: Act, cases: Sequence[Case], folder: Path, *, clock: Clock, tell: Tell) -> list[Finding]:
     count = max(1, sum(case.clients for case in cases))
-    file, scenario = write_small(folder / act.name, clients=count, rounds=act.rounds)
+    file, scenario = write_small(folder / act.name, clients=count, rounds=act.rounds, idle_s=act.idle_s)
     tell(f"{act.name}: faults {', '.join(str(case.number) for case in cases)}; {count} clients, {act.rounds} round(s)")
     reference: Mapping[int, Event] = {}
     if act.compared:
@@ -110,7 +111,12 @@ def to_json(findings: Sequence[Finding], *, timing: Any, versions: Mapping[str, 
         "version": 1,
         "passed": all(finding.passed for finding in findings),
         "wall_s": round(wall_s, 1),
-        "timing_s": {"connect": timing.connect_s, "idle": timing.idle_s, "round": timing.round_s},
+        "timing_s": {
+            "connect": timing.connect_s,
+            "idle": timing.idle_s,
+            "idle_where_killed": PATIENT_IDLE_S,
+            "round": timing.round_s,
+        },
         "versions": dict(versions),
         "faults": [finding.to_json() for finding in findings],
     }

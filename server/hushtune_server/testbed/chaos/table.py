@@ -27,7 +27,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     timing, versions = result["timing_s"], result["versions"]
     held = sum(len(fault["checks"]) for fault in faults)
     about = f"revision {versions.get('revision', 'unknown')}, Python {versions.get('python')}, grpcio {versions.get('grpcio')}"
-    shortened = f"idle_s = {timing['idle']:g} s, connect_s = {timing['connect']:g} s and round_s = {timing['round']:g} s"
+    idle = f"idle_s = {timing['idle']:g} s ({timing['idle_where_killed']:g} s for faults 3 to 5)"
+    shortened = f"{idle}, connect_s = {timing['connect']:g} s and round_s = {timing['round']:g} s"
     note = f"{held} claims checked in {result['wall_s']:.0f} s, with {shortened} (shortened); {about}."
     return "\n".join([*rows, "", note, *_failures(faults)]) + "\n"
 
