@@ -18,6 +18,7 @@ from hushtune_common.messages import Role
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.endpoint import Kit, Server, connect
 
+_END: Any = vars(grpc.aio)["EOF"]  # exported, but missing from its type stubs
 _BIG_BYTES = 4096
 """A message above this is a part of a blob, and its middle is the part's content."""
 
@@ -48,7 +49,7 @@ class Relay(grpc.GenericRpcHandler):
         """Do ``mischief`` to what passes."""
         self.mischief = mischief
         self._channel: grpc.aio.Channel | None = None
-        self._left: set[asyncio.Task[Any]] = set()
+        self._left: set[asyncio.Future[Any]] = set()
 
     def point_at(self, channel: grpc.aio.Channel) -> None:
         """Pass calls on over ``channel`` from now on."""
@@ -74,7 +75,7 @@ class Relay(grpc.GenericRpcHandler):
         upward = self._changed(name, requests)
         call: Any = self._channel.stream_stream(method)(upward, timeout=context.time_remaining())
         try:
-            async for response in call:
+            while (response := await self._read(call)) is not _END:
                 if name in self.mischief.lose_replies:
                     self.mischief.lose_replies.discard(name)
                     self.mischief.replies_lost.append(name)
@@ -84,10 +85,19 @@ class Relay(grpc.GenericRpcHandler):
             await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
         finally:
             if stalled == self.mischief.stalled:
-                call.cancel()
-            else:  # whoever stalls does not hang up either: the server has to
-                self._left.add(ending := asyncio.create_task(call.code()))
-                ending.add_done_callback(self._left.discard)
+                call.cancel()  # whoever stalls does not hang up either: the server has to
+
+    async def _read(self, call: Any) -> Any:
+        """Return the next response. Shielded: a read that is cancelled ends its call, and a stalled one is not ours to end."""
+        reading = asyncio.ensure_future(call.read())
+        self._left.add(reading)
+        reading.add_done_callback(self._seen)
+        return await asyncio.shield(reading)
+
+    def _seen(self, task: "asyncio.Future[Any]") -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has it, or nobody does any more
 
     async def _changed(self, name: str, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         mischief, parts, damaged = self.mischief, 0, False
