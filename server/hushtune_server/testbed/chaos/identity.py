@@ -52,14 +52,15 @@ async def _show_bad_certificates(stage: Stage, clients: Sequence[str], finding: 
     for called, kit in kits.items():
         await stage.take_part(name, called=called, kit=kit)
     await stage.start_server("air", called="air-expired", kit=kits["expired"])
-    code = {"expired": ConfigError.exit_code, "incomplete": ConfigError.exit_code}
+    code = dict.fromkeys(("expired", "incomplete", "foreign-unnoticed"), ConfigError.exit_code)
     await stage.ended(*kits, "air-expired", within_s=_START_S + stage.scenario.timing.connect_s)
     finding.wall_s = stage.clock.monotonic() - began_s
     for called in kits:
         require_codes(stage, finding, code.get(called, PeerLost.exit_code), called)
         _require_word(stage, finding, called)
     require_codes(stage, finding, ConfigError.exit_code, "air-expired")
-    await _require_refused_without(stage, finding)
+    await _require_hung_up(stage, finding, showing=None)
+    await _require_hung_up(stage, finding, showing=kits["foreign"])
     for reason in ("has expired", "is of another authority", "shows no certificate"):
         told = [e["problem"] for server in ("air", "owner", "coordinator") for e in stage.log(server).find("handshake_refused")]
         finding.check(f"a server said: {reason}", any(reason in problem.lower() for problem in told), told)
@@ -86,7 +87,9 @@ def _bad_kits(stage: Stage) -> dict[str, Path]:
     about = paper.read_text(encoding="utf-8").splitlines()
     later = (stage.clock.wall() + timedelta(days=1)).isoformat(timespec="seconds")
     paper.write_text("\n".join(f'not_after = "{later}"' if line.startswith("not_after") else line for line in about) + "\n")
-    shutil.copy(stage.run.path / "pki" / "ca.crt", kits["foreign-unnoticed"] / "ca.crt")
+    for ours in stage.run.kit(name).iterdir():  # everything but what says who it is
+        if ours.name not in {"tls.crt", "tls.key", "kit.toml"}:
+            shutil.copy(ours, kits["foreign-unnoticed"] / ours.name)
     return kits
 
 
@@ -96,9 +99,11 @@ def _require_word(stage: Stage, finding: Finding, called: str) -> None:
     finding.check(f"{called} says what is wrong", "certificate" in said or "tls.crt" in said, said)
 
 
-async def _require_refused_without(stage: Stage, finding: Finding) -> None:
-    """Call the air with no certificate at all: it must hang up within ``connect_s``."""
+async def _require_hung_up(stage: Stage, finding: Finding, *, showing: Path | None) -> None:
+    """Call the air with no certificate at all, or with a foreign one: it must hang up within ``connect_s``."""
     context = ssl.create_default_context(cafile=str(stage.run.kit("air") / "ca.crt"))
+    if showing is not None:
+        context.load_cert_chain(showing / "tls.crt", showing / "tls.key")
     context.set_alpn_protocols(["h2"])
     host, _, port = stage.way(stage.clients[0], "air").rpartition(":")
     began_s, answer = stage.clock.monotonic(), b"?"
@@ -110,7 +115,8 @@ async def _require_refused_without(stage: Stage, finding: Finding) -> None:
             answer = await reader.read(1)
             writer.transport.abort()
     seconds = stage.clock.monotonic() - began_s
-    finding.check("without a certificate: hung up", answer == b"", f"after {seconds:.1f} s")
+    what = "without a certificate" if showing is None else "with a foreign certificate"
+    finding.check(f"{what}: hung up", answer == b"", f"after {seconds:.1f} s")
 
 
 CASES = (
