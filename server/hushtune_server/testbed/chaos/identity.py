@@ -52,7 +52,7 @@ async def _show_bad_certificates(stage: Stage, clients: Sequence[str], finding: 
     for called, kit in kits.items():
         await stage.take_part(name, called=called, kit=kit)
     await stage.start_server("air", called="air-expired", kit=kits["expired"])
-    code = dict.fromkeys(("expired", "incomplete", "foreign-unnoticed"), ConfigError.exit_code)
+    code: dict[str, int] = {called: ConfigError.exit_code for called in ("expired", "incomplete", "foreign-unnoticed")}
     await stage.ended(*kits, "air-expired", within_s=_START_S + stage.scenario.timing.connect_s)
     finding.wall_s = stage.clock.monotonic() - began_s
     for called in kits:
