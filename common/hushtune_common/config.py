@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -206,6 +206,9 @@ class NoiseConfig(Section, frozen=True):
         return Promise(epsilon=self.epsilon, clip=self.clip, block=self.block)
 
 
+_INTEGERS_LEAST: Final = 2.0
+
+
 class CodecConfig(Section, frozen=True):
     """How the adapter delta becomes bytes."""
 
@@ -215,7 +218,7 @@ class CodecConfig(Section, frozen=True):
     Lang et al. 2022, reconstructed) hides every number in noise of its own, of which rounding is a part, see ``noise``."""
     noise: NoiseConfig | None = None
     """What ``jopeq`` promises; it takes part with no other kind."""
-    bits: Annotated[float, Meta(ge=0.01, le=32.0)] = 4.0
+    bits: Annotated[float, Meta(ge=0.01, le=32.0)] = 2.0
     """Most bits per weight of an update. Its assignment says how many bytes it may spend."""
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
     level: Annotated[int, Meta(ge=1, le=19)] = 3
@@ -233,6 +236,8 @@ class CodecConfig(Section, frozen=True):
             raise ValueError(f"noise: {problem}")
         if self.rank and self.kind not in ("rate_distortion", "blockwise"):
             raise ValueError(f"rank: is for rate_distortion and blockwise; {self.kind} has no use for factors")
+        if self.kind == "blockwise" and self.bits < _INTEGERS_LEAST:
+            raise ValueError(f"bits: blockwise integers have at least {_INTEGERS_LEAST:g} bits, got {self.bits:g}")
         if self.noise is not None and self.bits < (least := self.noise.promise.bits_least):
             raise ValueError(f"bits: at least {least:.3f} per weight for epsilon {self.noise.epsilon:g}, got {self.bits:g}")
 
