@@ -140,6 +140,7 @@ class Duties:
             gain_tap_bound=report.gain_tap,
             sample_count=report.sample_count,
             update_bits=report.update_bits,
+            flops=report.train_flops,
         )
         self._status.enter("waiting for an assignment")
 

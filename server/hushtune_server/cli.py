@@ -274,7 +274,7 @@ def _add_testbed() -> None:
             from hushtune_server.testbed import commands
             from hushtune_server.testbed.codec import commands as codec_commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs", "logs", "trace", "report", "link", "membership", "solve", "experiments"):
+        for name in ("testbed", "runs", "logs", "trace", "report", "dashboard", "link", "membership", "solve", "experiments"):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         for name in ("compare", "search"):
             app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")

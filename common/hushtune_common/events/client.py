@@ -196,6 +196,7 @@ ROUND: Final = (
         "gain_tap_bound",
         sample_count="windows of text it trains on (a count that the coordinator learns)",
         update_bits="size of the update to plan with",
+        flops="operations of the training to come (modelled)",
     ),
     event(
         "channel_told",

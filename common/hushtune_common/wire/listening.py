@@ -172,7 +172,15 @@ class _Progress:
         self._clock = clock
         self._started_s = self._told_s = clock.monotonic()
         self._bytes = self._blocks = 0
-        self._about: dict[str, Any] = {"kind": "reception", "client": notice.transmission.key.client}
+        key = notice.transmission.key
+        self._about: dict[str, Any] = {
+            "kind": "reception",
+            "client": key.client,
+            "round_id": key.round_id,
+            "attempt": key.attempt,
+            "part": notice.transmission.part.value,
+            "blocks": notice.blocks,
+        }
 
     def told(self, size: int, *, blocks: int) -> None:
         self._bytes += size
@@ -180,7 +188,8 @@ class _Progress:
         if self._clock.monotonic() - self._told_s >= _TELL_EVERY_S:
             self._told_s = self._clock.monotonic()
             total = self._bytes * self._notice.blocks // self._blocks
-            log_event(_log, "transfer_progressed", **self._about, bytes_done=self._bytes, bytes_total=total)
+            done = {"blocks_done": self._blocks, "bytes_done": self._bytes, "bytes_total": total}
+            log_event(_log, "transfer_progressed", **self._about, **done)
 
     def finished(self) -> None:
         seconds = self._clock.monotonic() - self._started_s

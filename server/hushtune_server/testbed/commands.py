@@ -17,6 +17,7 @@ from hushtune_common.errors import ConfigError, HushtuneError
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.chaos import commands as chaos
+from hushtune_server.testbed.dashboard import commands as dashboards
 from hushtune_server.testbed.emulators import commands as emulators
 from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
@@ -50,6 +51,7 @@ def register(app: App) -> None:
     logbook.register(app, runs=runs)
     trace.register(app)
     page.register(app)
+    dashboards.register(app)
     app.command(runs)
     link.register(app)
     membership.register(app)
@@ -69,6 +71,9 @@ def run(
     bound: Annotated[bool, Parameter(help="Also train the adapter blocks in the full model, and the full model (slow).")] = False,
     live: Annotated[bool | None, Parameter(help="Live view; by default when standard output is a terminal.")] = None,
     keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
+    dashboard: Annotated[
+        bool, Parameter(negative=(), help="Also show the run on a web page of this machine while it goes on.")
+    ] = False,
     runs: Runs = _RUNS,
     cache: Cache = MODEL_CACHE,
 ) -> int:
@@ -89,7 +94,10 @@ def run(
     )
     if not options.live:
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")
-    outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
+    work = run_experiment(resolved, options=options, clock=SystemClock(), console=console)
+    if dashboard:
+        work = dashboards.beside(work, runs=runs, listen="127.0.0.1:0", tell=lambda said: console.print(said, soft_wrap=True))
+    outcome = asyncio.run(work)
     tables.print_report(rundir.read_json(outcome.run.report), console=console)
     page_at = _page(outcome.run, console)
     console.print(

@@ -161,15 +161,27 @@ def _bits(run: RunDirectory, client: str, round_id: int, assignment: Mapping[str
     design = cast(Json | None, assignment.get("carrier") or assignment.get("design"))
     if design is None or not (truth.exists() and guess.exists() and decoded.exists()):
         return None
-    if truth.stat().st_size != guess.stat().st_size:  # a guess at something else
+    found = compare(truth, guess, decoded, design=design)
+    return None if found is None else found.to_json()
+
+
+def compare(
+    truth: Path, guess: Path, decoded: Path, *, design: Mapping[str, Any], blocks_max: int | None = None
+) -> BitErrors | None:
+    """Compare a guess of a sealed update with the update over the hash blocks that ``decoded`` flags as guessed.
+
+    ``blocks_max`` ends after so many blocks. `None` when the sizes differ, so that it is a guess at something else, or nothing
+    was guessed; `OSError` and `ValueError` where a file is missing or was caught in the middle of being written.
+    """
+    if truth.stat().st_size != guess.stat().st_size:
         return None
     block_bytes = design["message_bits"] // 8 - _CRC_BYTES
-    flags = flags_of(decoded.read_bytes(), count=-(-truth.stat().st_size // block_bytes))
+    flags = flags_of(decoded.read_bytes(), count=-(-truth.stat().st_size // block_bytes))[:blocks_max]
     wrong = of = 0
     for mine, theirs in _blocks(guess, truth, flags, block_bytes):
         wrong += int(np.bitwise_count(mine ^ theirs).sum())
         of += 8 * mine.size
-    return BitErrors(wrong=wrong, of=of).to_json() if of else None
+    return BitErrors(wrong=wrong, of=of) if of else None
 
 
 def _blocks(guess: Path, truth: Path, flags: np.ndarray[Any, np.dtype[np.bool_]], block_bytes: int) -> Iterator[tuple[Any, Any]]:

@@ -1,0 +1,127 @@
+// Which tables and lists are on the page, and what do they say?
+
+import { bytes, clock, db, duration, fixed, h, percent, scaled, sorted, table, there, whole } from "./dom.js";
+import { bars } from "./drawings.js";
+
+/** The number of the latest round that anybody has spoken of. */
+export const latest = (state) => sorted(state.live?.rounds).at(-1);
+export const round = (state) => state.live?.rounds?.[latest(state)] ?? {};
+
+export function head(state) {
+  const run = state.run ?? {};
+  if (run.status === "waiting") {
+    return h("p", { class: "hint" }, "No run here yet. Start one, in another terminal: ", h("code", {}, "hushtune testbed run scenarios/small.toml"));
+  }
+  const now = round(state), emulator = state.live?.emulator ?? {};
+  const damaged = Object.values(state.damaged ?? {}).reduce((sum, count) => sum + count, 0);
+  const clients = Object.values(now.clients ?? {});
+  const accepted = clients.filter((c) => c.judged?.accepted).length;
+  const items = [
+    ["round", latest(state) ? `${latest(state)}${now.rounds ? ` of ${now.rounds}` : ""}` : "–", now.closed ? "closed" : now.opened ? "open" : "not open yet"],
+    ["time", h("span", { id: "spent" }, "–"), run.started ? `since ${run.started.replace("T", " ").slice(0, 16)} UTC` : "since the first line"],
+    ["accepted", clients.length ? `${accepted} of ${clients.length}` : "–", "clients' adapters"],
+    ["emulator", bytes(emulator.bytes_total), there(emulator.share) ? `shows ${percent(emulator.share)} of the model` : "what clients are given"],
+  ];
+  return [
+    run.problem ? h("p", { class: "problem" }, h("b", {}, "What went wrong: "), run.problem) : "",
+    h("ul", { class: "cards" }, items.map(([label, value, note]) =>
+      h("li", {}, h("span", { class: "label" }, label), h("span", { class: "value" }, value), h("span", { class: "note" }, note)))),
+    damaged ? h("p", { class: "hint" }, `${damaged} damaged lines were left out (${sorted(state.damaged).join(", ")}).`) : "",
+  ];
+}
+
+const SETTINGS = [
+  ["full_zero_shot", "full model, zero-shot"], ["emulator_zero_shot", "emulator, zero-shot"],
+  ["emulator_fine_tuned", "emulator + returned blocks"], ["plug_in", "plug-in: full model + blocks"],
+  ["bound", "bound: trained in the full model"], ["full_fine_tuned", "full fine-tuning"],
+];
+const OPTIONAL = new Set(["bound", "full_fine_tuned"]);
+
+export function result(state) {
+  const scores = state.live?.settings ?? {}, now = round(state);
+  const shown = SETTINGS.filter(([key]) => there(scores[key]) || !OPTIONAL.has(key));
+  const top = Math.max(1, ...shown.map(([key]) => scores[key] ?? 0));
+  const rows = shown.map(([key, label]) => [label, there(scores[key]) ? scores[key].toFixed(1) : h("span", { class: "faint" }, "not yet"),
+    h("svg", { class: "hbar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+      h("rect", { class: key === "plug_in" ? "fill strongfill" : "fill", x: 0, y: 1, height: 8, width: there(scores[key]) ? (100 * scores[key]) / top : 0 }))]);
+  const mean = now.mean ?? {};
+  return [
+    table("Perplexity on held-out private text, lower is better", ["setting", "#perplexity", "beside the others"], rows, { strong: (row) => row[0].startsWith("plug-in") }),
+    there(mean.perplexity_public)
+      ? h("p", { class: "note" }, `On public text, round ${latest(state)}'s mean takes the full model from ${mean.perplexity_public_before?.toFixed(1)} to `
+        + `${mean.perplexity_public.toFixed(1)}: ${now.plug_in ? (now.plug_in.kept ? "kept." : `rolled back. ${now.plug_in.reason ?? ""}`) : mean.kept ? "does no harm." : "does harm."}`)
+      : h("p", { class: "note" }, "The referee scores the settings when the last round is over."),
+  ];
+}
+
+const QUANTITIES = [
+  ["band", "bandwidth_hz", (v) => scaled(v, "Hz")], ["share of the update", "adapter_share", percent],
+  ["transmit power", "power_w", (v) => scaled(v, "W")], ["clock", "clock_flops", (v) => scaled(v, "FLOP/s")],
+];
+
+export function allocation(state) {
+  const now = round(state), equal = state.equal?.[latest(state)] ?? {};
+  const names = sorted(now.clients).filter((name) => now.clients[name].assigned);
+  if (!names.length) return h("p", { class: "empty" }, "Nothing is shared out yet: the coordinator waits for every client's report.");
+  const solved = now.solved ?? {};
+  return [
+    h("p", { class: "legend" }, h("span", { class: "key fill" }), " assigned ", equal.clients ? [h("span", { class: "key mark" }), " equal share"] : ""),
+    h("div", { class: "quantities" }, QUANTITIES.map(([label, key, shown]) => bars(label, names.map((name) => ({
+      name, value: now.clients[name].assigned[key], other: equal.clients?.[name]?.[key],
+    })), shown))),
+    h("p", { class: "note" }, solved.method ? `Solved by ${solved.method} in ${duration(solved.seconds)}, value ${fixed(solved.objective, 3)}`
+      + (there(solved.gap) ? `, at most ${percent(solved.gap)} from the best` : "") + (there(equal.objective) ? `; the equal share is worth ${fixed(equal.objective, 3)}.` : ".") : "",
+      equal.problem ? ` An equal share cannot be had: ${equal.problem}` : equal.clients ? "" : " No equal share to compare with: the logs do not say enough, or there is no scenario beside them."),
+  ];
+}
+
+const total = (rows, key) => rows.reduce((sum, row) => sum + (row[key] ?? 0), 0);
+
+export function ledger(state) {
+  const rounds = state.live?.rounds ?? {};
+  const rows = sorted(rounds).flatMap((number) => sorted(rounds[number].clients).map((name) => {
+    const c = rounds[number].clients[name], sent = Object.values(c.sends ?? {}).filter((s) => s.stage === "sent");
+    return { name, number, compute: c.trained?.energy_j, radio: sent.length ? total(sent, "energy_j") : undefined,
+      airtime: sent.length ? total(sent, "airtime_s") : undefined, train: c.trained?.train_s, modelled: c.trained?.train_modelled_s,
+      up: sent.length ? total(sent, "bytes_frame") : undefined };
+  })).filter((row) => [row.compute, row.radio, row.train].some(there));
+  const many = new Set(rows.map((row) => row.number)).size > 1;
+  const shown = rows.map((r) => [many ? `${r.name}, round ${r.number}` : r.name, scaled(r.compute, "J"), scaled(r.radio, "J"), duration(r.modelled),
+    duration(r.airtime), duration(r.train), bytes(r.up)]);
+  if (rows.length > 1) {
+    shown.push(["all", scaled(total(rows, "compute"), "J"), scaled(total(rows, "radio"), "J"), duration(total(rows, "modelled")), duration(total(rows, "airtime")),
+      duration(total(rows, "train")), bytes(total(rows, "up"))]);
+  }
+  return [
+    table("What every client spent", ["client", "#computing", "#radio", "#training", "#on air", "#training here", "#frames sent"], shown, { strong: (row) => row[0] === "all", empty: "Nobody has trained or sent yet." }),
+    rows.length ? h("p", { class: "note" }, "Energy, training and time on air are modelled from the scenario's devices; “training here” is this machine's own time.") : "",
+  ];
+}
+
+const LEVELS = { info: "", warning: "⚠ warning: ", error: "✖ error: ", critical: "✖ error: " };
+
+export function events(state, troubleOnly) {
+  const news = state.live?.news ?? {};
+  const keys = Object.keys(news).sort().reverse().filter((key) => !troubleOnly || news[key].level !== "info");
+  if (!keys.length) return h("p", { class: "empty" }, troubleOnly ? "No warnings and no errors." : "Nothing has happened yet.");
+  return h("ol", { class: "events", tabindex: "0", "aria-label": "Latest events, the newest first" }, keys.map((key) => {
+    const item = news[key];
+    return h("li", { class: item.level === "info" ? null : item.level, title: item.means },
+      h("time", {}, clock(item.at)), h("span", { class: `who ${item.role}` }, item.who),
+      h("span", { class: "what" }, LEVELS[item.level] ?? "", h("b", {}, (item.event ?? "").replaceAll("_", " ")), item.about ? ` (${item.about})` : "", item.text ? `: ${item.text}` : ""));
+  }));
+}
+
+export function processes(state) {
+  const all = state.live?.processes ?? {};
+  const order = ["owner", "coordinator", "air", "eavesdropper", "client", "referee"];
+  const names = sorted(all).sort((a, b) => order.indexOf(all[a].role) - order.indexOf(all[b].role));
+  const rows = names.map((name) => {
+    const p = all[name];
+    return [name, p.ended ? `✖ ${p.ended}` : p.phase || "starting", p.total ? percent(Math.min(1, p.done / p.total)) : "",
+      clock(p.at), [p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
+  });
+  return table("What every process is doing", ["process", "doing", "#done", "last word", ""], rows, { empty: "No process has said anything yet." });
+}
+
+export { db, whole };
