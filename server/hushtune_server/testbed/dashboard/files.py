@@ -18,7 +18,7 @@ from hushtune_server.testbed.dashboard.values import Json, chosen, number, word
 from hushtune_server.testbed.link_referee import compare
 from hushtune_server.testbed.rundir import RunDirectory, read_json
 
-SAMPLE_BYTES: Final = 32
+SAMPLE_BYTES: Final = 48
 _COMPARED_MAX: Final = 4096
 """Hash blocks that are compared on the way: some 16 MB, a few milliseconds. The referee compares all."""
 

@@ -24,6 +24,8 @@ DEFAULT: Final = "127.0.0.1:8080"
 _LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _VIEWERS_MAX: Final = 64
 _STOP_S: Final = 2
+_LAST_WORD_S: Final = 1.5
+"""How long a page beside a run goes on after it, so that its end reaches those who look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,7 @@ async def beside(runs: Path, address: Address, *, clock: Clock) -> AsyncGenerato
         serving = asyncio.create_task(web.serve(sockets=[listening]))
         try:
             yield url_of(listening)
+            await clock.sleep(_LAST_WORD_S)
         finally:
             web.should_exit = True
             await serving

@@ -16,7 +16,7 @@ export function cards(state) {
 function card(name, client, state) {
   const process = state.live?.processes?.[name];
   const id = `client-${[...name].map((c) => c.codePointAt(0).toString(36)).join("-")}`;
-  return h("article", { class: "client", "aria-labelledby": id },
+  return h("article", { class: "card", "aria-labelledby": id },
     h("h3", { id }, name, " ", h("span", { class: "phase" }, doing(process, client))),
     process?.total ? h("progress", { max: process.total, value: process.done, "aria-label": `${process.what}: ${percent(process.done / process.total)}` }) : h("div", { class: "noprogress" }),
     gate(client), training(client), upload(client), outcome(name, client, state));
@@ -100,13 +100,13 @@ export function bytesOf(state) {
 function ears(name, client, laid) {
   const same = client.sealed?.digest && client.received?.digest ? client.sealed.digest === client.received.digest : null;
   return h("article", { class: "pair", "aria-label": `the update of ${name}` }, h("h3", {}, name, " ", h("span", { class: "phase" }, laid.bytes ? bytes(laid.bytes) : bytes(client.sealed?.bytes_sealed))),
-    laid.sent ? h("p", { class: "row" }, h("span", { class: "side" }, "sent"), hex(laid.sent)) : "",
+    laid.sent ? h("div", { class: "sent" }, h("h4", {}, "sent: the first bytes, and as text"), hex(laid.sent), words(laid.sent)) : "",
     h("div", { class: "sides" }, bob(client, laid, same), eve(client, laid)));
 }
 
 function bob(client, laid, same) {
   const tag = same === true ? h("span", { class: "tag good" }, "✓ digest equal") : same === false ? h("span", { class: "tag bad" }, "✖ digest differs") : h("span", { class: "tag wait" }, "… not all there");
-  return h("div", { class: "ear" }, h("h4", {}, "Bob"), h("p", {}, tag), same && laid.sent ? hex(laid.sent) : "",
+  return h("div", { class: "ear" }, h("h4", {}, "Bob"), h("p", {}, tag), same && laid.sent ? [hex(laid.sent), words(laid.sent)] : "",
     facts([["bit errors", same ? "0" : same === false ? "some" : "–"], ["transmissions", whole(client.received?.attempts)],
       ["SHA-256", same === null ? "–" : h("code", {}, client.received.digest.slice(0, 16))], ["SNR", db(client.gate?.snr_main_db)]]));
 }
@@ -115,7 +115,7 @@ function eve(client, laid) {
   const a = client.attacked ?? {}, of = laid.bits_compared, rate = of ? laid.bits_wrong / of : null;
   const guessing = there(rate) && there(laid.guessing_low) ? rate >= laid.guessing_low && rate <= laid.guessing_high : null;
   const tag = a.blocks_heard ? h("span", { class: "tag bad" }, `✖ decoded ${whole(a.blocks_heard)} blocks`) : there(a.blocks) ? h("span", { class: "tag good" }, `✓ decoded none of ${whole(a.blocks)} blocks`) : h("span", { class: "tag wait" }, tapping(client));
-  return h("div", { class: "ear" }, h("h4", {}, "Eve"), h("p", {}, tag), laid.guessed ? hex(laid.guessed, laid.sent) : "",
+  return h("div", { class: "ear" }, h("h4", {}, "Eve"), h("p", {}, tag), laid.guessed ? [hex(laid.guessed, laid.sent), words(laid.guessed)] : "",
     facts([["bit error rate", there(rate) ? `${rate.toFixed(4)}${guessing === null ? "" : guessing ? ", like guessing" : ", not like guessing"}` : "–"],
       ["bits compared", of ? scaled(of, "bit") : "–"], ["check sums that held", whole(a.crc_passes)],
       ["SNR", there(a.snr_mean_db) ? `${db(a.snr_mean_db)}, assumed at most ${db(a.snr_bound_db)}${a.valid === false ? ": NOT HELD" : ""}` : "–"]]));
@@ -127,6 +127,12 @@ function tapping(client) {
 }
 
 const facts = (pairs) => h("dl", {}, pairs.map(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]));
+
+/** The same bytes as a person might try to read them; what is no letter is a dot. */
+function words(text) {
+  const codes = (text.match(/../g) ?? []).map((pair) => parseInt(pair, 16));
+  return h("code", { class: "text", "aria-label": "as text" }, codes.map((code) => (code > 32 && code < 127 ? String.fromCharCode(code) : "·")).join(""));
+}
 
 /** Bytes in hexadecimal; what differs from `truth` is underlined, and counted in words for those who cannot see it. */
 function hex(text, truth) {

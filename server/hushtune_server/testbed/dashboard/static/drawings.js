@@ -18,13 +18,14 @@ export function map(state) {
   const shown = ({ x_m, y_m }) => { const r = Math.hypot(x_m, y_m), k = r ? (unit * Math.log1p(r / 40)) / r : 0; return [x_m * k, -y_m * k]; };
   const spots = names.map((name, i) => ({ name, client: clients[name] ?? {}, xy: shown(at(name, i)) }));
   const [ex, ey] = shown(eve), eveDoing = Object.values(state.live?.processes ?? {}).find((p) => p.role === "eavesdropper")?.phase;
-  const ys = [...spots.map((s) => s.xy[1]), ey, 0], xs = [...spots.map((s) => s.xy[0]), ex, 0];
-  const box = [Math.min(...xs) - 78, Math.min(...ys) - 48, Math.max(...xs) - Math.min(...xs) + 160, Math.max(...ys) - Math.min(...ys) + 104];
+  const ys = [...spots.map((s) => s.xy[1]), ey, 0];
+  const left = Math.min(-60, ...spots.map((s) => s.xy[0] - (s.xy[0] < -25 ? 160 : 80))), right = Math.max(ex + 75, ...spots.map((s) => s.xy[0] + (s.xy[0] > 25 ? 160 : 80)));
+  const box = [left, Math.min(...ys) - 56, right - left, Math.max(...ys) - Math.min(...ys) + 110];
   const words = spots.map(({ name, client }) => `${name}: ${quality(client)}`).join("; ");
   return [
     h("svg", { class: "map", viewBox: box.map((v) => Math.round(v)).join(" "), role: "img", "aria-label": `Map. The owner is in the middle. ${words}` },
       known ? RINGS.filter((m) => m <= far * 1.05).map((m) => [h("circle", { class: "ring", r: unit * Math.log1p(m / 40), cx: 0, cy: 0 }),
-        h("text", { class: "ringlabel", x: 2, y: unit * Math.log1p(m / 40) - 3 }, m >= 1000 ? `${m / 1000} km` : `${m} m`)]) : "",
+        h("text", { class: "ringlabel", x: 2, y: unit * Math.log1p(m / 40) - 3, "text-anchor": "middle" }, m >= 1000 ? `${m / 1000} km` : `${m} m`)]) : "",
       spots.map(({ client, xy: [x, y] }) => [
         h("line", { class: "tapline", x1: x, y1: y, x2: ex, y2: ey }),
         h("line", { class: `link ${mood(client)}`, x1: x, y1: y, x2: 0, y2: 0, "stroke-width": width(client.gate?.snr_main_db) })]),
@@ -37,11 +38,16 @@ export function map(state) {
   ];
 }
 
+/** A mark with a name and a line below it, written away from the middle so that they stay apart. */
 function node(x, y, kind, name, below, shape) {
   const marks = { square: () => h("rect", { x: x - 9, y: y - 9, width: 18, height: 18, rx: 3 }), circle: () => h("circle", { cx: x, cy: y, r: 9 }),
     diamond: () => h("path", { d: `M${x} ${y - 11}L${x + 11} ${y}L${x} ${y + 11}L${x - 11} ${y}Z` }) };
-  return h("g", { class: `node ${kind}` }, marks[shape](), h("text", { class: "name", x, y: y - 16, "text-anchor": "middle" }, name.length > 22 ? `${name.slice(0, 21)}…` : name),
-    h("text", { class: "below", x, y: y + 26, "text-anchor": "middle" }, below.length > 34 ? `${below.slice(0, 33)}…` : below));
+  const beside = shape === "circle" && Math.abs(x) > 25;
+  const anchor = shape === "square" ? "start" : beside ? (x < 0 ? "end" : "start") : "middle";
+  const tx = shape === "square" ? x + 13 : beside ? x + Math.sign(x) * 15 : x, top = shape === "square" ? y + 22 : beside ? y - 1 : y < 0 || shape === "diamond" ? y - 32 : y + 26;
+  const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+  return h("g", { class: `node ${kind}` }, marks[shape](), h("text", { class: "name", x: tx, y: top, "text-anchor": anchor }, cut(name, 22)),
+    h("text", { class: "below", x: tx, y: top + 15, "text-anchor": anchor }, cut(below, 34)));
 }
 
 const mood = (client) => ({ granted: "good", deferred: "wait", excluded: "bad" })[client.gate?.decision ?? client.assigned?.decision] ?? "unknown";

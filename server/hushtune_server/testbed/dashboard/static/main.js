@@ -43,7 +43,8 @@ function soon() {
 /** The line at the top changes only when something a person would want to be told has changed. */
 function line() {
   const run = state.run ?? {}, seen = state.live?.seen ?? {};
-  const told = !connected ? "connection lost – trying again" : run.status === "waiting" ? "waiting for a run to begin"
+  const over = ["finished", "failed", "interrupted"].includes(run.status);
+  const told = !connected ? (over ? `${run.status}; this page is no longer served` : "connection lost – trying again") : run.status === "waiting" ? "waiting for a run to begin"
     : { running: "running, live", finished: "finished", failed: "failed", interrupted: "interrupted", lost: "lost: its testbed is gone",
         gathered: "gathered logs, live" }[run.status] ?? run.status ?? "";
   const node = place("line");

@@ -106,8 +106,8 @@ export function events(state, troubleOnly) {
   if (!keys.length) return h("p", { class: "empty" }, troubleOnly ? "No warnings and no errors." : "Nothing has happened yet.");
   return h("ol", { class: "events", tabindex: "0", "aria-label": "Latest events, the newest first" }, keys.map((key) => {
     const item = news[key];
-    return h("li", { class: item.level === "info" ? null : item.level, title: item.means },
-      h("time", {}, clock(item.at)), h("span", { class: `who ${item.role}` }, item.who),
+    return h("li", { class: item.level === "info" ? null : `is-${item.level}`, title: item.means },
+      h("time", {}, clock(item.at)), h("span", { class: `who by-${item.role}` }, item.who),
       h("span", { class: "what" }, LEVELS[item.level] ?? "", h("b", {}, (item.event ?? "").replaceAll("_", " ")), item.about ? ` (${item.about})` : "", item.text ? `: ${item.text}` : ""));
   }));
 }
@@ -115,7 +115,8 @@ export function events(state, troubleOnly) {
 export function processes(state) {
   const all = state.live?.processes ?? {};
   const order = ["owner", "coordinator", "air", "eavesdropper", "client", "referee"];
-  const names = sorted(all).sort((a, b) => order.indexOf(all[a].role) - order.indexOf(all[b].role));
+  const rank = (name) => (order.indexOf(all[name].role) + order.length + 1) % (order.length + 1);
+  const names = sorted(all).sort((a, b) => rank(a) - rank(b));
   const rows = names.map((name) => {
     const p = all[name];
     return [name, p.ended ? `✖ ${p.ended}` : p.phase || "starting", p.total ? percent(Math.min(1, p.done / p.total)) : "",

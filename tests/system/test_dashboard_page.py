@@ -1,0 +1,123 @@
+"""The dashboard in a real browser: it loads, follows a run that is replayed into its folder, and believes no name."""
+
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hushtune_common.clock import SystemClock
+from hushtune_server.testbed.dashboard import serving
+from tests.contracts.test_dashboard import HOSTILE, served
+from tests.recorded import SCENARIO, Entry, append, tale
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WITHIN_MS = 5_000
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: the page was tried in no browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page was tried in no browser"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    folder = tmp_path / "gathered"
+    folder.mkdir()
+    (folder / "scenario.toml").write_text(SCENARIO, encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def opened(browser: Any, logs: Path, *, width: int = 1366) -> Generator[tuple[Any, list[str]]]:
+    """Yield the page about ``logs`` in a browser, and what its console complains of."""
+    watch = serving.watch_of(logs.parent, str(logs), scenario=None, clock=SystemClock())
+    with served(watch) as server:
+        page, complaints = browser.new_page(viewport={"width": width, "height": 800}), list[str]()
+
+        def complain(said: Any) -> None:
+            complaints.append(str(getattr(said, "text", said)))
+
+        page.on("console", complain)
+        page.on("pageerror", complain)
+        page.set_default_timeout(WITHIN_MS)
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        yield page, complaints
+        page.close()
+
+
+def until(entries: list[Entry], moment: float) -> tuple[list[Entry], list[Entry]]:
+    return [e for e in entries if e[0] <= moment], [e for e in entries if e[0] > moment]
+
+
+def test_the_page_follows_a_run_to_its_end_and_nothing_is_wrong(browser: Any, logs: Path) -> None:
+    now, later = until(tale(), 3.4)
+    append(logs, now)
+    with opened(browser, logs) as (page, complaints):
+        page.wait_for_selector("text=step 3 of 6")
+        assert page.locator(".card").count() == 3
+        assert page.locator("text=✖ excluded").count() == 1
+        now, later = until(later, 5.2)
+        append(logs, now)
+        page.wait_for_selector("text=4 to be sent again")
+        append(logs, later)
+        page.wait_for_selector("text=216.2")
+        assert page.locator("#bytes .tag.good:has-text('digest equal')").count() == 2
+        assert page.locator("#head").inner_text().count("2 of 3") == 1
+        assert complaints == []
+
+
+def test_hostile_names_are_shown_letter_by_letter(browser: Any, logs: Path) -> None:
+    append(logs, tale([HOSTILE, "__proto__", "constructor"]), files={HOSTILE: "c1"})
+    with opened(browser, logs) as (page, complaints):
+        page.wait_for_selector("text=216.2")
+        headings = page.locator("#clients h3").all_inner_texts()
+        assert any(HOSTILE in heading for heading in headings)
+        assert any("__proto__" in heading for heading in headings)
+        assert page.locator("img").count() == page.locator("main script").count() == 0
+        assert page.evaluate("({}).gate === undefined && Object.prototype.toString.call({})") == "[object Object]"
+        assert complaints == []
+
+
+def test_everything_can_be_reached_by_keyboard_and_fits_a_phone(browser: Any, logs: Path) -> None:
+    append(logs, tale())
+    with opened(browser, logs, width=390) as (page, complaints):
+        page.wait_for_selector("text=216.2")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        reached: list[str] = []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            reached.append(
+                page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.tagName")
+            )
+        assert reached[:2] == ["skip", "theme"]
+        assert {"scroll", "events", "trouble", "SUMMARY"} <= {*reached}
+        unnamed = page.evaluate(
+            "[...document.querySelectorAll('svg[role=img]')].filter(s => !s.getAttribute('aria-label')).length"
+        )
+        assert unnamed == 0
+        assert complaints == []
+
+
+def test_the_theme_is_switched_and_kept(browser: Any, logs: Path) -> None:
+    append(logs, tale())
+    with opened(browser, logs) as (page, complaints):
+        ground = "getComputedStyle(document.body).backgroundColor"
+        light = page.evaluate(ground)
+        page.locator("#theme").click(click_count=2)
+        assert page.locator("#theme").inner_text() == "Theme: dark"
+        assert page.evaluate(ground) != light
+        page.reload()
+        assert page.locator("#theme").inner_text() == "Theme: dark"
+        assert complaints == []
