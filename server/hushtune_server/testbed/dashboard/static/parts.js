@@ -75,15 +75,15 @@ export function allocation(state) {
   ];
 }
 
-const total = (rows, key) => rows.reduce((sum, row) => sum + (row[key] ?? 0), 0);
+/** The sum of what is there; nothing where nothing is. */
+const total = (rows, key) => { const found = rows.map((row) => row[key]).filter(there); return found.length ? found.reduce((sum, one) => sum + one, 0) : undefined; };
 
 export function ledger(state) {
   const rounds = state.live?.rounds ?? {};
   const rows = sorted(rounds).flatMap((number) => sorted(rounds[number].clients).map((name) => {
     const c = rounds[number].clients[name], sent = Object.values(c.sends ?? {}).filter((s) => s.stage === "sent");
-    return { name, number, compute: c.trained?.energy_j, radio: sent.length ? total(sent, "energy_j") : undefined,
-      airtime: sent.length ? total(sent, "airtime_s") : undefined, train: c.trained?.train_s, modelled: c.trained?.train_modelled_s,
-      up: sent.length ? total(sent, "bytes_frame") : undefined };
+    return { name, number, compute: c.trained?.energy_j, radio: total(sent, "energy_j"), airtime: total(sent, "airtime_s"),
+      train: c.trained?.train_s, modelled: c.trained?.train_modelled_s, up: total(sent, "bytes_frame") };
   })).filter((row) => [row.compute, row.radio, row.train].some(there));
   const many = new Set(rows.map((row) => row.number)).size > 1;
   const shown = rows.map((r) => [many ? `${r.name}, round ${r.number}` : r.name, scaled(r.compute, "J"), scaled(r.radio, "J"), duration(r.modelled),
