@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hushtune_common.clock import SystemClock
 from hushtune_common.errors import AddressInUse, ConfigError
 from hushtune_common.events.catalogue import EVENTS
-from hushtune_server.testbed.dashboard import about_clients, about_runs, serving
+from hushtune_server.testbed.dashboard import about_clients, about_runs, commands, serving
 from hushtune_server.testbed.dashboard.fold import fold
 from hushtune_server.testbed.dashboard.news import NEWS_MAX
 from hushtune_server.testbed.dashboard.patches import difference, merged
@@ -268,6 +268,34 @@ def test_a_foreign_name_for_this_machine_is_not_served_and_nothing_can_be_posted
         assert server.asked("/state", host="evil.example").status == 421
         assert server.asked("/state", host=f"localhost:{server.port}").status == 200
         assert server.asked("/state", method="POST").status == 405
+
+
+@pytest.mark.slow
+def test_a_page_beside_a_run_turns_to_that_run_and_not_to_an_older_one(tmp_path: Path) -> None:
+    def begun(name: str) -> None:
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "run.json").write_text('{"status": "finished", "started": "2026"}', encoding="utf-8")
+        append(tmp_path / name / "logs", tale())
+
+    def looked(port: int) -> str:
+        begun("told-2")
+        with ExitStack() as stack:
+            return until_told(Server(port, stack).asked("/events"), {}, "told-2")["run"]["id"]
+
+    begun("told-1")
+    told: list[str] = []
+    work = lambda: asyncio.to_thread(looked, int(told[0].rstrip("/").rpartition(":")[2]))  # noqa: E731 - said where it is used
+    assert asyncio.run(commands.beside(work, runs=tmp_path, listen="127.0.0.1:0", tell=told.append)) == "told-2"
+
+
+def test_a_folder_without_logs_is_waited_for_and_one_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    watch = serving.watch_of(tmp_path, str(tmp_path), scenario=None, clock=SystemClock())
+    assert watch.look() == {"run": {"status": "waiting"}}
+    append(tmp_path, tale())
+    state: Any = next(state for state in (watch.look() for _ in range(5)) if "live" in state)
+    assert state["live"]["settings"]["plug_in"] == 216.2
+    with pytest.raises(ConfigError, match="no runs"):
+        serving.watch_of(tmp_path, "nosuch", scenario=None, clock=SystemClock())
 
 
 @pytest.mark.slow

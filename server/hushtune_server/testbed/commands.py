@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +85,7 @@ def run(
 
     Example: hushtune testbed run scenarios/demo.toml --clients 3 --seed 2
     """
-    from hushtune_server.testbed.launch import Options, run_experiment
+    from hushtune_server.testbed.launch import Options, Outcome, run_experiment
 
     resolved = _resolved(scenario, clients=clients, overrides=[*(set_ or []), *([f"seed={seed}"] if seed is not None else [])])
     console = Console()
@@ -94,10 +94,15 @@ def run(
     )
     if not options.live:
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")
-    work = run_experiment(resolved, options=options, clock=SystemClock(), console=console)
-    if dashboard:
-        work = dashboards.beside(work, runs=runs, listen="127.0.0.1:0", tell=lambda said: console.print(said, soft_wrap=True))
-    outcome = asyncio.run(work)
+
+    def work() -> Coroutine[Any, Any, Outcome]:
+        return run_experiment(resolved, options=options, clock=SystemClock(), console=console)
+
+    def tell(said: str) -> None:
+        console.print(said, soft_wrap=True)
+
+    followed = dashboards.beside(work, runs=runs, listen="127.0.0.1:0", tell=tell) if dashboard else work()
+    outcome = asyncio.run(followed)
     tables.print_report(rundir.read_json(outcome.run.report), console=console)
     page_at = _page(outcome.run, console)
     console.print(

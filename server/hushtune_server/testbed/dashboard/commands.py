@@ -59,7 +59,7 @@ def dashboard(
     return 0
 
 
-async def beside(work: Awaitable[_T], *, runs: Path, listen: str, tell: Callable[[str], None]) -> _T:
+async def beside(work: Callable[[], Awaitable[_T]], *, runs: Path, listen: str, tell: Callable[[str], None]) -> _T:
     """Do ``work``, a run that begins in ``runs``, with a page about it beside; ``tell`` says where."""
     with extra("dashboard"):
         from hushtune_server.testbed.dashboard import serving
@@ -67,4 +67,4 @@ async def beside(work: Awaitable[_T], *, runs: Path, listen: str, tell: Callable
     address = serving.address_of(listen)
     async with serving.beside(runs, address, clock=SystemClock()) as url:
         tell(f"dashboard: {url}")
-        return await work
+        return await work()

@@ -71,7 +71,7 @@ def finder(runs: Path, run: str) -> Find:
         try:
             return lines.find(runs, run)
         except ConfigError:
-            if run == "latest" or (Path(run) / "run.json").is_file():
+            if run == "latest" or Path(run).is_dir():
                 return None  # none yet: it will come
             raise
 
