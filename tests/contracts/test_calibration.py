@@ -149,7 +149,7 @@ def measured(folder: Path, *, shares: tuple[float, ...], phases: list[str]) -> M
         tiny_bundle(folder, 2, source=place.source),
         at=place,
         training=TrainingConfig(learning_rate=1e-2, batch_windows=4, epochs=3),
-        codec=CodecConfig(kind="blockwise"),
+        codec=CodecConfig(kind="blockwise", bits=8),
         clock=SystemClock(),
     )
     found = work.measure(Plan(shares=shares, train_windows=16, held_windows=8))
@@ -199,6 +199,7 @@ batch_windows = 4
 epochs = 2
 [codec]
 kind = "blockwise"
+bits = 8
 [[clients]]
 id = "c1"
 position = { x_m = 10.0, y_m = 0.0 }

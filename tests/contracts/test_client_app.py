@@ -527,7 +527,8 @@ class Campaign:
         return codec.decode(envelope.open_sealed(sealed, private=self.stage.private, codec=codec.id).payload, about.schema)
 
     def codec(self, round_id: int) -> AdapterCodec:
-        return make_codec(self.stage.scenario.codec, shipped=AdapterState(read_bundle(self.bundles[round_id]).adapter_numpy()))
+        shipped, scenario = AdapterState(read_bundle(self.bundles[round_id]).adapter_numpy()), self.stage.scenario
+        return make_codec(scenario.codec, shipped=shipped, feedback=scenario.training.error_feedback)
 
     def trained(self, round_id: int) -> AdapterState:
         """Train as the client does."""

@@ -259,7 +259,9 @@ def test_a_plan_of_which_nothing_came_has_no_deviation_and_no_plan_no_entry(tmp_
 def test_what_noise_promises_of_an_update_is_shown_with_the_sum_that_it_comes_to(
     tmp_path: Path, scenario: config.Scenario
 ) -> None:
-    noisy = msgspec.structs.replace(scenario, codec=config.CodecConfig(kind="jopeq", noise=config.NoiseConfig(epsilon=2.0)))
+    noisy = msgspec.structs.replace(
+        scenario, codec=config.CodecConfig(kind="jopeq", bits=4, noise=config.NoiseConfig(epsilon=2.0))
+    )
     run = planned_run(tmp_path, noisy)
     said = Statement.of(config.NoiseConfig(epsilon=2.0).promise, counts=[1000, 500], rounds=1)
     write_log(run, "c1", {"event": "update_noised", "round_id": 1, "terms": said.terms})
