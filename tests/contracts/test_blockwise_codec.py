@@ -146,7 +146,7 @@ def test_a_full_share_is_the_most_and_shares_grow_by_what_they_grant():
 @given(st.integers(0, 2000), states)
 def test_a_blob_fits_its_budget_or_the_least_is_told(budget: int, returned: AdapterState):
     codec = codec_of(WIDEST)
-    least = len(codec.encode_at(returned, bits=2))
+    least = min(len(codec.encode_at(returned, bits=bits)) for bits in WIDTHS)
     if least <= budget:
         assert len(codec.encode(returned, budget_bytes=budget)) <= budget
         return

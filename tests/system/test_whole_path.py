@@ -161,7 +161,15 @@ def test_a_round_runs_from_emulator_to_verdict_and_is_reported(scenario: Path) -
 @pytest.mark.slow
 def test_a_key_over_the_wiretap_code_protects_an_update_that_travels_open_and_partly_bit_by_bit(scenario: Path) -> None:
     process = start_testbed(
-        scenario, "--set", 'secrecy.protections=["key"]', "--set", "air.fidelity=hybrid", "--set", "air.hybrid_share=0.3"
+        scenario,
+        "--set",
+        'secrecy.protections=["key"]',
+        "--set",
+        "air.fidelity=hybrid",
+        "--set",
+        "air.hybrid_share=0.3",
+        "--set",
+        "codec.bits=8",
     )
     output = finish(process, within_s=120)
     assert process.returncode == 0, output
