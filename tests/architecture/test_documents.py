@@ -39,6 +39,16 @@ def parse_compose(arguments: list[str]) -> None:
     assert set(named[: 1 if command == "run" else None]) <= known
 
 
+def parse_kubectl(arguments: list[str]) -> None:
+    assert arguments[0] in {"apply", "delete", "get", "logs", "wait"}
+    assert all((ROOT / word).exists() for word in arguments if "/kubernetes" in word)
+    manifests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "deploy/kubernetes").glob("*.yaml"))
+    named = [word.partition("/") for word in arguments if re.match("(job|statefulset)/", word)]
+    assert all(
+        re.search(rf"^kind: {kind}$\n.*\n  name: {name}$", manifests, re.MULTILINE | re.IGNORECASE) for kind, _, name in named
+    )
+
+
 def parse(app: App, arguments: list[str]) -> None:
     app.parse_args(arguments, exit_on_error=False, print_error=False)
 
@@ -49,7 +59,7 @@ def test_a_command_of_the_readme_and_of_the_operators_parses(line: str) -> None:
     match Path(program).name:
         case "docker-compose":
             parse_compose(arguments)
-        case "compose-test" | "fetch-wheels":
+        case "compose-test" | "fetch-wheels" | "kits":
             assert (ROOT / program).is_file()
         case "make":
             targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -58,6 +68,8 @@ def test_a_command_of_the_readme_and_of_the_operators_parses(line: str) -> None:
             parse(server_cli.app, arguments)
         case "hushtune-client":
             parse(client_cli.app, arguments)
+        case "kubectl":
+            parse_kubectl(arguments)
         case other:
             pytest.fail(f"a document shows an unknown program: {other}")
 
