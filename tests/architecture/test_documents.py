@@ -53,8 +53,11 @@ def parse(app: App, arguments: list[str]) -> None:
     app.parse_args(arguments, exit_on_error=False, print_error=False)
 
 
-@pytest.mark.parametrize("line", [*dict.fromkeys(commands_of("README.md") + commands_of("docs/OPERATIONS.md"))])
-def test_a_command_of_the_readme_and_of_the_operators_parses(line: str) -> None:
+DOCUMENTS = ("README.md", "docs/OPERATIONS.md", "docs/tutorial.md")
+
+
+@pytest.mark.parametrize("line", [*dict.fromkeys(line for document in DOCUMENTS for line in commands_of(document))])
+def test_a_command_of_the_readme_the_operators_and_the_tutorial_parses(line: str) -> None:
     program, *arguments = dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line))
     match Path(program).name:
         case "docker-compose":
