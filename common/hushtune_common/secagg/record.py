@@ -59,10 +59,12 @@ def from_bytes(data: bytes, kind: type[State]) -> State:
 def _bare(value: object) -> object:
     if isinstance(value, Secret):
         return value.material
+    # msgspec asks a hook to say so of what it does not know, and names the field.
     raise NotImplementedError(f"{type(value).__name__} has no place in a state")
 
 
 def _dressed(kind: type[Any], value: object) -> object:
     if kind is Secret:
         return Secret(cast(bytes, value))
+    # As in `_bare`.
     raise NotImplementedError(f"{kind.__name__} has no place in a state")
