@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,20 @@ class Troupe:
         for name, process in self.running.items():
             if process.poll() is None:
                 self.kill(name)
+
+
+@contextmanager
+def on_stage(folder: Path, *, scenario: str, clients: tuple[str, ...]) -> Generator[Troupe]:
+    """Write a scenario and its texts, and stop whatever was started when the test is over."""
+    words = product(
+        ("the river", "my brother", "a small dog", "our teacher"), ("forgets", "hides", "paints"), ("a letter", "bread")
+    )
+    lines = [f"{who} {does} {what} before the evening comes and the lamps are lit" for who, does, what in words]
+    (folder / "private.txt").write_text("\n".join(4 * lines), encoding="utf-8")
+    (folder / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines), encoding="utf-8")
+    (folder / "run.toml").write_text(scenario, encoding="utf-8")
+    made = Troupe(folder, Kits(folder / "kits"), clients)
+    try:
+        yield made
+    finally:
+        made.stop()

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 
 from hushtune_common.adapter import load_adapter
 from hushtune_common.model.bundle import read_bundle
-from tests.kits import Kits
-from tests.troupe import SERVERS, Troupe
+from tests.troupe import SERVERS, Troupe, on_stage
 
 SCENARIO = """
 name = "three-rounds"
@@ -65,18 +63,8 @@ CLIENTS = ("c1", "c2")
 
 @pytest.fixture
 def troupe(tmp_path: Path) -> Iterator[Troupe]:
-    words = product(
-        ("the river", "my brother", "a small dog", "our teacher"), ("forgets", "hides", "paints"), ("a letter", "bread")
-    )
-    lines = [f"{who} {does} {what} before the evening comes and the lamps are lit" for who, does, what in words]
-    (tmp_path / "private.txt").write_text("\n".join(4 * lines), encoding="utf-8")
-    (tmp_path / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines), encoding="utf-8")
-    (tmp_path / "run.toml").write_text(SCENARIO, encoding="utf-8")
-    made = Troupe(tmp_path, Kits(tmp_path / "kits"), CLIENTS)
-    try:
+    with on_stage(tmp_path, scenario=SCENARIO, clients=CLIENTS) as made:
         yield made
-    finally:
-        made.stop()
 
 
 @pytest.mark.slow

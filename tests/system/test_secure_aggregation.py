@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,7 @@ from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.governor import Unpaced
 from hushtune_common.secagg.layout import grid_for
 from hushtune_common.seeding import SeedTree
-from tests.kits import Kits
-from tests.troupe import SERVERS, Troupe
+from tests.troupe import SERVERS, Troupe, on_stage
 
 SCENARIO = """
 name = "sums"
@@ -68,18 +66,8 @@ CLIENTS = ("c1", "c2", "c3")
 
 @pytest.fixture
 def troupe(tmp_path: Path) -> Iterator[Troupe]:
-    words = product(
-        ("the river", "my brother", "a small dog", "our teacher"), ("forgets", "hides", "paints"), ("a letter", "bread")
-    )
-    lines = [f"{who} {does} {what} before the evening comes and the lamps are lit" for who, does, what in words]
-    (tmp_path / "private.txt").write_text("\n".join(4 * lines), encoding="utf-8")
-    (tmp_path / "public.txt").write_text("\n".join(line.replace("the", "any") for line in lines), encoding="utf-8")
-    (tmp_path / "run.toml").write_text(SCENARIO, encoding="utf-8")
-    made = Troupe(tmp_path, Kits(tmp_path / "kits"), CLIENTS)
-    try:
+    with on_stage(tmp_path, scenario=SCENARIO, clients=CLIENTS) as made:
         yield made
-    finally:
-        made.stop()
 
 
 def begin(troupe: Troupe) -> None:

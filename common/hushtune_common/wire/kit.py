@@ -107,3 +107,12 @@ def _date(path: Path, about: dict[str, Any], name: str) -> datetime:
     except ValueError:
         raise ConfigError(f"{path}: {name}", f"is not a date, got {value!r}; {_REMEDY}") from None
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+
+
+def mark_of(file: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a kit's file is written or replaced: time, size and place; none when it cannot be looked at."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -8,7 +8,7 @@ import grpc
 from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
-from hushtune_common.wire.kit import Kit, require_valid
+from hushtune_common.wire.kit import Kit, mark_of, require_valid
 
 _logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Renewals:
         self._kit = kit
         self._clock = clock
         self._path: Path = kit.directory / "tls.crt"
-        self._seen = self._mark()
+        self._seen = mark_of(self._path)
 
     def certificates(self) -> grpc.ServerCertificateConfiguration:
         """Return the certificate in force, as gRPC wants it."""
@@ -33,7 +33,7 @@ class Renewals:
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """Return the certificate to change to, or ``None`` to stay with the one in force."""
-        mark = self._mark()
+        mark = mark_of(self._path)
         if mark == self._seen or mark is None:
             return None
         self._seen = mark
@@ -55,10 +55,3 @@ class Renewals:
                 "own kit back, or restart it",
             )
         return found
-
-    def _mark(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino

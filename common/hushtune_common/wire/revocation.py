@@ -17,7 +17,7 @@ from hushtune_common.errors import CertificateRevoked, ConfigError, NotYours
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Caller
 from hushtune_common.wire import der
-from hushtune_common.wire.kit import Kit
+from hushtune_common.wire.kit import Kit, mark_of
 
 __all__ = ["LIST", "RevocationList", "Revocations", "Withdrawn", "load", "peer_serial", "require_not_revoked"]
 
@@ -133,7 +133,7 @@ class Revocations:
         self._kit = kit
         self._clock = clock
         self._path = kit.directory / LIST
-        self._seen = self._mark()
+        self._seen = mark_of(self._path)
         found = require_not_revoked(kit, clock=clock)
         if found is None:
             raise RuntimeError("a list that is needed is there")
@@ -142,7 +142,7 @@ class Revocations:
 
     def refresh(self) -> bool:
         """Look at the file; return whether another list is in force now."""
-        mark = self._mark()
+        mark = mark_of(self._path)
         if mark == self._seen:
             return False
         self._seen = mark
@@ -173,13 +173,6 @@ class Revocations:
     def is_revoked(self, serial: int) -> bool:
         """Return whether a certificate is on the list in force."""
         return self._list.problem_of(serial) is not None
-
-    def _mark(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _tell(self, event: str) -> None:
         body = self._list.body
