@@ -4,11 +4,11 @@ Adapters are short vectors of exact fractions, so that sums can be compared with
 eight. Everything that a process may forget when it is killed is kept apart from what its journal holds, and is forgotten. After
 every event that matters the laws are checked: nobody trains on the emulator of another round, every update counts at most once,
 and what a client is owed is what its kept updates lost. Replay one world with its trace:
-``python -m tests.simulation.campaign SEED``.
+``python -m tests.simulation.campaign SEED``; ``python -m tests.simulation.campaign 0 10000 --jobs 2`` plays that many from
+there on.
 """
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -35,7 +35,7 @@ from hushtune_common.messages import (
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Joule, Second
 from hushtune_server.coordinator.events import OWNER, Completed, Concluded, Left, Member, Reported, Settled
-from hushtune_server.coordinator.phases import Closed, Rules, is_over
+from hushtune_server.coordinator.phases import Closed, Failed, Rules, is_over
 from hushtune_server.coordinator.phases import State as RunState
 from hushtune_server.coordinator.rounds import advance
 from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, refusal, to_body
@@ -45,6 +45,7 @@ from tests.loopback import manifest_of
 from tests.simulation.actors import ROUND_S, RUN, Actor, Coordinator
 from tests.simulation.checks import Checker
 from tests.simulation.coordination import rules_for
+from tests.simulation.many import Counts, Kind, main
 from tests.simulation.simulator import Violation, World
 
 FAULTS_S = 200.0
@@ -524,23 +525,30 @@ def play(seed: int, *, fair: bool = False, client: type[Client] = Client, owner:
         raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.campaign {seed}") from None
 
 
-def main() -> None:
-    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
-    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for seed in range(first, first + count):
-        campaign = Campaign(seed)
-        try:
-            ending = campaign.run()
-        except Violation:
-            print("\n".join(campaign.world.trace))
-            raise
-        if count == 1:
-            print("\n".join(campaign.world.trace))
-        end = f"{ending.state.name} in round {ending.state.round_id}"
-        print(
-            f"seed {seed}: {end}, {ending.rounds_kept} kept, {ending.rolled_back} rolled back, {ending.asked_again} asked again"
-        )
+def counted(seed: int) -> Counts:
+    """Play one world and count what happened in it."""
+    ending = play(seed)
+    return {
+        "closed": int(isinstance(ending.state.phase, Closed)),
+        "failed": int(isinstance(ending.state.phase, Failed)),
+        "rounds kept": ending.rounds_kept,
+        "rolled back": ending.rolled_back,
+        "restarts of clients": ending.restarts,
+    }
 
+
+def replayed(seed: int) -> None:
+    """Play one world and show its trace."""
+    campaign = Campaign(seed)
+    try:
+        ending = campaign.run()
+    finally:
+        print("\n".join(campaign.world.trace))
+    kept = f"{ending.rounds_kept} kept, {ending.rolled_back} rolled back"
+    print(f"seed {seed}: {ending.state.name} in round {ending.state.round_id}, {kept}")
+
+
+KIND = Kind(name="campaign", play=counted, replay=replayed)
 
 if __name__ == "__main__":
-    main()
+    main(KIND, about=__doc__)

@@ -2,22 +2,26 @@
 
 The coordinator is the production state machine, liveness and straggler policy; owner and clients are scripts. After every event
 the laws are checked; then the faults stop and the run must end. Replay one world with its trace:
-``python -m tests.simulation.coordination SEED``.
+``python -m tests.simulation.coordination SEED``; many worlds from there on:
+``python -m tests.simulation.coordination 0 10000 --jobs 2``. With the word ``adds`` behind the numbers updates are only added,
+and keys, parcels and vows go through the coordinator.
 """
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from hushtune_common.aggregation import SecureConfig
 from hushtune_common.messages import ClientId
 from hushtune_common.units import Hertz, Second
-from hushtune_server.coordinator.phases import Rules, State, is_over
+from hushtune_server.coordinator.phases import Closed, Failed, Rules, State, is_over
 from hushtune_server.coordinator.rounds import advance
 from hushtune_server.coordinator.stragglers import Deadline, Everyone, Quorum, StragglerPolicy
 from hushtune_server.coordinator.sums import SumRules
 from tests.fakes import BAND
 from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Client, Coordinator, Owner
 from tests.simulation.checks import Advance, Checker
+from tests.simulation.many import Counts, Kind, main
 from tests.simulation.simulator import Violation, World
 
 FAULTS_S = 150.0
@@ -121,22 +125,41 @@ def play(seed: int, *, machine: Advance = advance, fair: bool = False, adds: boo
         raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.coordination {again}") from None
 
 
-def main() -> None:
-    """Replay the world of the seed given, with its trace; or with a second number, so many from there on; ``adds`` for sums."""
-    numbers, adds = [int(word) for word in sys.argv[1:] if word.isdigit()], "adds" in sys.argv
-    first, count = numbers[0], numbers[1] if len(numbers) > 1 else 1
-    for seed in range(first, first + count):
-        story = Story(seed, adds=adds)
-        try:
-            ending = story.run()
-        except Violation:
-            print("\n".join(story.world.trace))
-            raise
-        if count == 1:
-            print("\n".join(story.world.trace))
-        end = f"{ending.state.name} in round {ending.state.round_id}"
-        print(f"seed {seed}: {end} after {ending.seconds:.0f} s, {ending.events} events")
+def counted(seed: int) -> Counts:
+    """Play one world and count what happened in it."""
+    return _counts(play(seed))
 
+
+def counted_adds(seed: int) -> Counts:
+    """Play one world whose updates are only added."""
+    ending = play(seed, adds=True)
+    return {**_counts(ending), "rounds vowed": ending.vowed}
+
+
+def _counts(ending: Ending) -> Counts:
+    return {
+        "closed": int(isinstance(ending.state.phase, Closed)),
+        "failed": int(isinstance(ending.state.phase, Failed)),
+        "events": ending.events,
+        "moments with more band": ending.shared_again,
+    }
+
+
+def replayed(seed: int, *, adds: bool = False) -> None:
+    """Play one world and show its trace."""
+    story = Story(seed, adds=adds)
+    try:
+        ending = story.run()
+    finally:
+        print("\n".join(story.world.trace))
+    print(
+        f"seed {seed}: {ending.state.name} in round {ending.state.round_id} after {ending.seconds:.0f} s, {ending.events} events"
+    )
+
+
+KIND = Kind(name="coordination", play=counted, replay=replayed)
+ADDS = Kind(name="coordination adds", play=counted_adds, replay=partial(replayed, adds=True))
 
 if __name__ == "__main__":
-    main()
+    given = sys.argv[1:]
+    main(ADDS if "adds" in given else KIND, about=__doc__, words=[word for word in given if word != "adds"])

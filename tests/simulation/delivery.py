@@ -11,12 +11,12 @@ and restart:
 - a blob has the content of its name, and one that was acknowledged as complete survives any loss of power until it is let go;
 - nothing is refused that only the weather is to blame for; once it is fair, every block arrives.
 
-Replay one world with its trace: ``python -m tests.simulation.delivery SEED``; with a second number, that many worlds from there.
+Replay one world with its trace: ``python -m tests.simulation.delivery SEED``; many worlds from there on:
+``python -m tests.simulation.delivery 0 10000 --jobs 2``.
 """
 
 import asyncio
 import logging
-import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -47,6 +47,7 @@ from tests.simulation.delivery_setting import (
 )
 from tests.simulation.disk import PowerCut, StrictDisk, watched
 from tests.simulation.loop import SimulatedLoop
+from tests.simulation.many import Counts, Kind, main
 from tests.simulation.network import CALM, Channel
 from tests.simulation.simulator import Violation
 
@@ -202,14 +203,20 @@ def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def main() -> None:
-    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
-    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for seed in range(first, first + count):
-        ending = play(seed, show=count == 1)
-        lives = f"{ending.air_lives} lives of the air, {ending.client_lives} of the client"
-        print(f"seed {seed}: {ending.seconds:.0f} s, {ending.attempts} attempts, {lives}, {ending.hearings} hearings")
+def counted(seed: int) -> Counts:
+    """Play one world and count what happened in it."""
+    ending = play(seed)
+    lives = {"lives of the air": ending.air_lives, "lives of the client": ending.client_lives}
+    return {"attempts": ending.attempts, **lives, "hearings": ending.hearings}
 
+
+def replayed(seed: int) -> None:
+    """Play one world and show its trace."""
+    ending = play(seed, show=True)
+    print(f"seed {seed}: {ending}")
+
+
+KIND = Kind(name="delivery", play=counted, replay=replayed)
 
 if __name__ == "__main__":
-    main()
+    main(KIND, about=__doc__)

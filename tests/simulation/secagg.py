@@ -2,10 +2,10 @@
 
 The members, the relay and the aggregator are the production machines, each kept as bytes between two events. A member writes its
 state down before it speaks; a crash loses what it had not written. After every event the laws are checked by a witness that sees
-all that coordinator, owner and some members see. Replay one world with its trace: ``python -m tests.simulation.secagg SEED``.
+all that coordinator, owner and some members see. Replay one world with its trace: ``python -m tests.simulation.secagg SEED``;
+``python -m tests.simulation.secagg 0 10000 --jobs 2`` plays that many from there on.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +22,7 @@ from hushtune_common.secagg.member import Member, MemberState
 from hushtune_common.secagg.messages import Advertisement, Deal, Delivery, Opening, Roster, Survivors, Terms, Upload, Vow, Vows
 from hushtune_common.secagg.relay import Relay, RelayState, Stage
 from tests.secagg import OWNER, Witness, named, signer, terms_for, total_of, verify
+from tests.simulation.many import Counts, Kind, main
 from tests.simulation.simulator import Violation, World
 
 STAGE_S: Final = 40.0
@@ -363,18 +364,25 @@ def play(seed: int, *, make: Make = Member, fair: bool = False) -> Ending:
         raise Violation(f"seed {seed}: {violation}; replay: python -m tests.simulation.secagg {seed}") from None
 
 
-def main() -> None:
-    """Replay the world of the seed given, with its trace; or with a second number, that many worlds from there on."""
-    first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for seed in range(first, first + count):
-        story = Story(seed)
-        try:
-            ending = story.run()
-        finally:
-            if count == 1:
-                print("\n".join(story.world.trace))
-        print(f"seed {seed}: {ending}")
+def counted(seed: int) -> Counts:
+    """Play one world and count what happened in it."""
+    ending = play(seed)
+    if ending.survivors is None:
+        return {"sums": 0, "rounds without one": 1}
+    return {"sums": 1, "rounds without one": 0, "members dropped": ending.members - ending.survivors}
 
+
+def replayed(seed: int) -> None:
+    """Play one world and show its trace."""
+    story = Story(seed)
+    try:
+        ending = story.run()
+    finally:
+        print("\n".join(story.world.trace))
+    print(f"seed {seed}: {ending}")
+
+
+KIND = Kind(name="secagg", play=counted, replay=replayed)
 
 if __name__ == "__main__":
-    main()
+    main(KIND, about=__doc__)
