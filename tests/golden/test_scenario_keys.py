@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from hushtune_common import config, tables
+from hushtune_common.schema import Section
 
 GOLDEN = Path(__file__).parent / "vectors" / "scenario-keys.txt"
 
 
-def lines(section: type[config.Section], *, prefix: str = "") -> list[str]:
+def lines(section: type[Section], *, prefix: str = "") -> list[str]:
     found: list[str] = []
     for field in msgspec.structs.fields(section):
         inner = tables.section_of(field.type)
@@ -27,7 +28,7 @@ def lines(section: type[config.Section], *, prefix: str = "") -> list[str]:
     return found
 
 
-def _is_kind(section: type[config.Section]) -> bool:
+def _is_kind(section: type[Section]) -> bool:
     return section.__struct_config__.tag_field == "kind"
 
 

@@ -1,0 +1,103 @@
+"""How do our values become messages, and which messages are refused? Only this package and ``convert_sums`` know both.
+
+``X_to_wire`` is total; ``X_from_wire`` checks everything a peer could send and raises ``MalformedUpdate`` naming the field.
+"""
+
+from hushtune_common.wire.convert.air import (
+    notice_from_wire,
+    notice_to_wire,
+    receipt_from_ack,
+    receipt_from_transmit,
+    receipt_to_ack,
+    receipt_to_transmit,
+    receive_from_wire,
+    receive_to_wire,
+    transmission_from_wire,
+    transmission_to_wire,
+)
+from hushtune_common.wire.convert.assignments import (
+    assignment_from_wire,
+    assignment_to_wire,
+    design_from_wire,
+    design_to_wire,
+    gate_from_wire,
+    gate_to_wire,
+)
+from hushtune_common.wire.convert.joining import (
+    PROTOCOL_MAJOR,
+    PROTOCOL_MINOR,
+    PROTOCOL_MINOR_MIN,
+    run_from_wire,
+    welcome_from_wire,
+)
+from hushtune_common.wire.convert.owner import manifest_from_wire, manifest_to_wire, verdict_from_wire, verdict_to_wire
+from hushtune_common.wire.convert.reports import (
+    channel_from_wire,
+    channel_to_wire,
+    curve_from_wire,
+    curve_to_wire,
+    keys_from_wire,
+    new_channel_from_wire,
+    new_channel_to_wire,
+    report_from_wire,
+    report_to_wire,
+)
+from hushtune_common.wire.convert.rounds import (
+    beat_from_wire,
+    beat_to_wire,
+    completion_from_wire,
+    completion_to_wire,
+    conclusion_from_wire,
+    conclusion_to_wire,
+    directive_from_wire,
+    directive_to_wire,
+    settlement_from_wire,
+    settlement_to_wire,
+)
+
+__all__ = [
+    "PROTOCOL_MAJOR",
+    "PROTOCOL_MINOR",
+    "PROTOCOL_MINOR_MIN",
+    "assignment_from_wire",
+    "assignment_to_wire",
+    "beat_from_wire",
+    "beat_to_wire",
+    "channel_from_wire",
+    "channel_to_wire",
+    "completion_from_wire",
+    "completion_to_wire",
+    "conclusion_from_wire",
+    "conclusion_to_wire",
+    "curve_from_wire",
+    "curve_to_wire",
+    "design_from_wire",
+    "design_to_wire",
+    "directive_from_wire",
+    "directive_to_wire",
+    "gate_from_wire",
+    "gate_to_wire",
+    "keys_from_wire",
+    "manifest_from_wire",
+    "manifest_to_wire",
+    "new_channel_from_wire",
+    "new_channel_to_wire",
+    "notice_from_wire",
+    "notice_to_wire",
+    "receipt_from_ack",
+    "receipt_from_transmit",
+    "receipt_to_ack",
+    "receipt_to_transmit",
+    "receive_from_wire",
+    "receive_to_wire",
+    "report_from_wire",
+    "report_to_wire",
+    "run_from_wire",
+    "settlement_from_wire",
+    "settlement_to_wire",
+    "transmission_from_wire",
+    "transmission_to_wire",
+    "verdict_from_wire",
+    "verdict_to_wire",
+    "welcome_from_wire",
+]
