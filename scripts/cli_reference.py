@@ -26,7 +26,6 @@ or by name; `...` takes several values, or the option several times. What the ex
 
 _CODE: Final = re.compile(r"(^```.*?^```$|`[^`]*`)", flags=re.DOTALL | re.MULTILINE)
 _HOW_WE_RUN: Final = re.compile(r"^(hushtune[a-z0-9 -]*?) -m [\w.]+", flags=re.MULTILINE)
-_EMPTY: Final = re.compile(r' \*\[default: (?:\(\)|"")\]\*')
 
 
 def document() -> str:
@@ -36,9 +35,9 @@ def document() -> str:
 
 
 def _readable(text: str) -> str:
-    """Leave out defaults that are nothing and how this script was started, write the home folder as ``~``, and keep words in
+    """Leave out how this script was started, write the home folder as ``~``, and keep words in
     angle brackets from becoming HTML."""
-    text = _HOW_WE_RUN.sub(r"\1", _EMPTY.sub("", text)).replace("## Table of Contents", "**All of them**:")
+    text = _HOW_WE_RUN.sub(r"\1", text).replace("## Table of Contents", "**All of them**:")
     text = text.replace(f"[default: {Path.home()}/", "[default: ~/")
     words = _CODE.split(text)  # every second one is code
     words[::2] = [word.replace("<", r"\<") for word in words[::2]]

@@ -15,13 +15,11 @@ if TYPE_CHECKING:
     from hushtune_common.model.finetune import Progress as Step
 
 _File = Annotated[Path, Parameter(help="A signed bundle: a release or a return.")]
-_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative=())]
+_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")]
 _TRUST = "a kit or `ca.crt` for everybody of that authority, or a file of pinned keys for one signer."
 _PostQuantum = Annotated[
     bool,
-    Parameter(
-        help="Refuse whatever a quantum computer could forge; needs pinned keys, as certificates are on P-256.", negative=()
-    ),
+    Parameter(help="Refuse whatever a quantum computer could forge; needs pinned keys, as certificates are on P-256."),
 ]
 
 
@@ -58,7 +56,7 @@ def train(
     ] = None,
     licence: Annotated[str, Parameter(help="Your terms for the adapter, such as an SPDX expression.")] = "",
     describe: Annotated[
-        tuple[str, ...], Parameter(help="What to say of your text in the open; nothing unless given; repeatable.", negative=())
+        tuple[str, ...], Parameter(help="What to say of your text in the open; nothing unless given; repeatable.")
     ] = (),
 ) -> None:
     """Train the adapter blocks of a release on your own text and write them sealed to its owner. No network is used.

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from hushtune_client import bundle_commands, edge, kit_commands
 from hushtune_common.errors import HushtuneError
+from hushtune_common.helptext import default_worth_showing
 from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = App(
     help="Fine-tune on your own text without handing it out: an emulator comes in, a sealed adapter goes home.",
     version="0.1.0",
     result_action="return_value",
+    default_parameter=Parameter(negative=(), show_default=default_worth_showing),
 )
 
 
@@ -69,7 +71,6 @@ def run(
         Parameter(
             name="--set",
             help="Override one scenario key, path.to.key=value; repeatable, and the same for every process.",
-            negative=(),
         ),
     ] = (),
     json_logs: Annotated[

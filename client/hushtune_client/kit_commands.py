@@ -22,7 +22,7 @@ _KIT, _RUN, _DATA = "kit", "run", "data.json"
 _CLIENTS_CALL = ("owner", "coordinator", "air")
 _Addresses = Annotated[
     tuple[str, ...],
-    Parameter(help="Another address than the kit's, such as air=10.0.0.7:7002; repeatable, or with commas.", negative=()),
+    Parameter(help="Another address than the kit's, such as air=10.0.0.7:7002; repeatable, or with commas."),
 ]
 _ScenarioFile = Annotated[Path | None, Parameter(help="The scenario file, where the kit has none.")]
 
@@ -42,13 +42,12 @@ def join(
             help="Your own text, one or more files, used whole: .jsonl and .csv (field text), anything else a record per line. "
             "It stays here. Remembered for the next start.",
             consume_multiple=True,
-            negative=(),
         ),
     ] = (),
     state: Annotated[Path | None, Parameter(help="Folder of this client; `hushtune-NAME` here unless given.")] = None,
     addresses: _Addresses = (),
     scenario: _ScenarioFile = None,
-    skip_doctor: Annotated[bool, Parameter(negative="", help="Start without looking first.")] = False,
+    skip_doctor: Annotated[bool, Parameter(help="Start without looking first.")] = False,
     json_logs: Annotated[
         bool | None,
         Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
@@ -83,7 +82,7 @@ def doctor(
     *,
     addresses: _Addresses = (),
     scenario: _ScenarioFile = None,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON instead of lines.", negative=())] = False,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON instead of lines.")] = False,
 ) -> int:
     """Look whether this machine can take part: kit, certificates, clocks, versions, scenario, disk, and the way to each server.
 

@@ -18,21 +18,17 @@ if TYPE_CHECKING:
 _MODEL_CACHE = Path.home() / ".cache" / "hushtune"
 
 _File = Annotated[Path, Parameter(help="A signed bundle: a release or a return.")]
-_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative=())]
+_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")]
 _Trust = Annotated[
     Path,
     Parameter(help="Whom to trust: a kit or `ca.crt` for everybody of that authority, or a file of pinned keys for one signer."),
 ]
 _PostQuantum = Annotated[
     bool,
-    Parameter(
-        help="Refuse whatever a quantum computer could forge; needs pinned keys, as certificates are on P-256.", negative=()
-    ),
+    Parameter(help="Refuse whatever a quantum computer could forge; needs pinned keys, as certificates are on P-256."),
 ]
 _ScenarioFile = Annotated[Path, Parameter(help="The owner's scenario.")]
-_Set = Annotated[
-    tuple[str, ...], Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())
-]
+_Set = Annotated[tuple[str, ...], Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.")]
 _State = Annotated[Path, Parameter(help="The owner's state folder; made if missing.")]
 _Cache = Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")]
 
@@ -113,7 +109,7 @@ def export_release(
         Path | None, Parameter(help="The emulator (`hushtune emulator build`); else the one that this owner published last.")
     ] = None,
     client: Annotated[
-        tuple[str, ...], Parameter(help="For this client of the scenario; repeatable; all of them unless given.", negative=())
+        tuple[str, ...], Parameter(help="For this client of the scenario; repeatable; all of them unless given.")
     ] = (),
     run: Annotated[
         str | None, Parameter(help="Name of the run of its returns, `offline-…`; made of the emulator if not given.")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
+from hushtune_common.helptext import default_worth_showing
 from hushtune_common.store.disk import disk_fault
 from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
@@ -34,6 +35,15 @@ _USAGE = 2
 _DEFECT = 70
 _INTERRUPTED = 130
 
+GROUPS = {  # as the help page lists them; a command in none of them would stand alone at its top, which a test forbids
+    "Runs on this machine": ("testbed", "runs", "dashboard", "report", "logs", "trace"),
+    "Roles, each a process": ("owner", "coordinator", "air", "eavesdropper"),
+    "Who is who, and does it work": ("pki", "kit", "doctor", "health"),
+    "Studies of one part": ("emulator", "codec", "link", "solve", "membership", "experiments"),
+    "As files": ("bundle", "peft"),
+    "About this program": ("--help", "--version"),
+}
+
 _Start = Callable[["Scenario", "Clock", "SeedTree"], Coroutine[Any, Any, int]]
 _ScenarioFile = Annotated[Path, Parameter(help="The scenario file, the same for every process.")]
 _Listen = Annotated[str, Parameter(help="Address to listen on; port 0 takes a free one, which is logged as `serving_started`.")]
@@ -46,10 +56,11 @@ class RoleOptions:
 
     kit: Annotated[Path, Parameter(help="Folder with this process's certificate and key (`hushtune pki issue`).")]
     state: Annotated[Path, Parameter(help="Folder for everything this process must remember; made if missing.")]
-    set: Annotated[
-        tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())
-    ] = ()
-    json_logs: Annotated[bool | None, Parameter(help="Log JSON lines; the default is to do so unless on a terminal.")] = None
+    set: Annotated[tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.")] = ()
+    json_logs: Annotated[
+        bool | None,
+        Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
+    ] = None
 
 
 app = App(
@@ -57,6 +68,7 @@ app = App(
     help="Fine-tune a language model across parties that trust each other with neither model nor data.",
     version="0.1.0",
     result_action="return_value",
+    default_parameter=Parameter(negative=(), show_default=default_worth_showing),
 )
 _owner = App(name="owner", help="The model owner: publishes an emulator, judges what comes back.")
 _coordinator = App(
@@ -301,3 +313,7 @@ peft_commands.register(app)
 pki_commands.register(app)
 kit_commands.register(app)
 _add_testbed()
+for _place, (_title, _names) in enumerate(GROUPS.items()):
+    _together = Group(_title, sort_key=_place)
+    for _row, _name in enumerate(_names):
+        app[_name].group, app[_name].sort_key = _together, _row

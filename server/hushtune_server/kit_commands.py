@@ -14,7 +14,7 @@ _Role = Literal["owner", "coordinator", "air", "eavesdropper", "client", "operat
 _File = Annotated[Path, Parameter(help="A kit file, as `hushtune kit create` made it.")]
 _Addresses = Annotated[
     tuple[str, ...],
-    Parameter(help="Where the servers listen: owner=HOST:PORT,coordinator=HOST:PORT,air=HOST:PORT.", negative=()),
+    Parameter(help="Where the servers listen: owner=HOST:PORT,coordinator=HOST:PORT,air=HOST:PORT."),
 ]
 
 kit_app = App(name="kit", help="Kits as one file each: certificate, key, authority, addresses and scenario.")
@@ -36,13 +36,9 @@ def create(
     scenario: Annotated[Path | None, Parameter(help="The run's scenario file; goes into the kit, without folders.")] = None,
     set_: Annotated[
         tuple[str, ...],
-        Parameter(
-            name="--set", help="Override one scenario key, as the servers do: `path.to.key=value`; repeatable.", negative=()
-        ),
+        Parameter(name="--set", help="Override one scenario key, as the servers do: `path.to.key=value`; repeatable."),
     ] = (),
-    host: Annotated[
-        tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.", negative=())
-    ] = (),
+    host: Annotated[tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.")] = (),
     authority: Annotated[Path, Parameter(help="The folder made by `hushtune pki init`.")] = Path("authority"),
     out: Annotated[Path, Parameter(help="The file to write; never overwritten.")],
 ) -> None:
@@ -128,7 +124,7 @@ def doctor(
     addresses: _Addresses = (),
     scenario: Annotated[Path | None, Parameter(help="The scenario file that the servers should run.")] = None,
     state: Annotated[Path | None, Parameter(help="The folder whose disk is looked at; the kit's unless given.")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON instead of lines.", negative=())] = False,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON instead of lines.")] = False,
 ) -> int:
     """Look whether a process can work: kit, certificates, clocks, versions, scenario, disk, and the way to the servers it calls.
 

@@ -37,7 +37,7 @@ def export(
     bundle: Annotated[Path | None, Parameter(help="The emulator itself, in place of its plan.")] = None,
     rank: Annotated[int | None, Parameter(help="Keep at most so many components of every matrix.")] = None,
     energy: Annotated[float | None, Parameter(help="Keep the fewest components that hold this share, such as 0.999.")] = None,
-    patch: Annotated[bool, Parameter(help="Write the changed tensors as they are.", negative=())] = False,
+    patch: Annotated[bool, Parameter(help="Write the changed tensors as they are.")] = False,
     cache: _Cache = _CACHE,
 ) -> None:
     """Write adapter blocks as a PEFT checkpoint of the full model, which gives the logits of the plug-in.

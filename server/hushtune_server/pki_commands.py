@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 _Role = Literal["owner", "coordinator", "air", "eavesdropper", "client", "operator"]
 _Authority = Annotated[Path, Parameter(help="The folder made by `hushtune pki init`.")]
-_Host = Annotated[
-    tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.", negative=())
-]
+_Host = Annotated[tuple[str, ...], Parameter(help="DNS name or IP address of a server beside localhost; repeatable.")]
 _Into = Annotated[
     tuple[Path, ...],
-    Parameter(help="A kit folder to put the list into beside those of the register; repeatable.", negative=()),
+    Parameter(help="A kit folder to put the list into beside those of the register; repeatable."),
 ]
 
 pki_app = App(name="pki", help="A tiny certificate authority: who is who, and who is not any more.")
@@ -74,9 +72,7 @@ def renew(
     authority: _Authority,
     kits: Annotated[tuple[Path, ...], Parameter(help="The kit folders to renew, of any role.")],
     *,
-    keep_key: Annotated[
-        bool, Parameter(negative="", help="Certify the kit's old key again instead of making a new one.")
-    ] = False,
+    keep_key: Annotated[bool, Parameter(help="Certify the kit's old key again instead of making a new one.")] = False,
     host: _Host = (),
 ) -> None:
     """Give kits a new certificate of the same identity, valid for 90 days, and the newest revocation list.

@@ -43,7 +43,7 @@ def test_every_option_of_every_command_stands_in_its_place(page: str) -> None:
         (path, name)
         for path, app in COMMANDS.items()
         if app.default_command is not None
-        for argument in app.assemble_argument_collection()
+        for argument in app.assemble_argument_collection(default_parameter=cli_reference.APPS[0].default_parameter)
         if argument.parse and argument.show
         for name in argument.names
         if name.startswith("--") and not re.search(rf"{re.escape(name)}[ ,`]", sections[path])

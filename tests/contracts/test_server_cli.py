@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from hushtune_common.errors import ConfigError
+from hushtune_common.helptext import default_worth_showing
+from hushtune_server import cli
 from hushtune_server.cli import main
 
 SCENARIO = """
@@ -35,6 +37,24 @@ def hushtune(*arguments: str) -> "subprocess.CompletedProcess[str]":
         timeout=60,
         check=False,
     )
+
+
+def test_every_command_has_its_place_on_the_help_page() -> None:
+    grouped = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(set(cli.app) - {"-h"})
+    panels = hushtune("--help").stdout
+    assert "Commands" not in panels
+    assert [panels.index(title) for title in cli.GROUPS] == sorted(panels.index(title) for title in cli.GROUPS)
+
+
+def test_switches_that_are_off_by_default_have_no_opposite_and_empty_defaults_are_not_shown() -> None:
+    shown = hushtune("testbed", "run", "--help").stdout
+    assert "--no-live" in shown
+    assert "--no-bound" not in shown
+    assert "--empty-set" not in shown
+    assert "[default: False]" not in shown
+    shown_defaults = [default_worth_showing(value) for value in (False, (), "", None, 0, ("a", "b"))]
+    assert shown_defaults == [None, None, None, None, "0", "a, b"]
 
 
 def own_lines(stderr: str) -> list[str]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _State = Annotated[Path, Parameter(help="The owner's state folder.")]
 _Name = Annotated[str, Parameter(name="ID", help="Of a version: its id, its digest, or as much of either as is clear.")]
-_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative=())]
+_Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")]
 _ANY = 1 << 62
 _SHOWN = 5
 
@@ -119,7 +119,7 @@ def average(
     json_: _Json = False,
     set_: Annotated[
         tuple[str, ...],
-        Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.", negative=()),
+        Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable."),
     ] = (),
 ) -> int:
     """Average the accepted returns of a round that came in files, judge the mean on public text, and keep it or not.

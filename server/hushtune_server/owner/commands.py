@@ -32,15 +32,11 @@ _ScenarioFile = Annotated[Path | None, Parameter(help="A scenario; without one, 
 class Subject:
     """Of which model, with which method. Where a scenario is given, it says all this and `--set` changes it."""
 
-    set: Annotated[
-        tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())
-    ] = ()
+    set: Annotated[tuple[str, ...], Parameter(help="Override one scenario key: `path.to.key=value`; repeatable.")] = ()
     model: Annotated[str | None, Parameter(help="Model source, as `model.source` in a scenario.")] = None
     public: Annotated[str | None, Parameter(help="Public text, as `data.public` in a scenario.")] = None
     method: Annotated[str | None, Parameter(help="How the emulator is made, as `owner.emulator.method`.")] = None
-    option: Annotated[
-        tuple[str, ...], Parameter(help="An option of the method: `key=value`, such as drop=8; repeatable.", negative=())
-    ] = ()
+    option: Annotated[tuple[str, ...], Parameter(help="An option of the method: `key=value`, such as drop=8; repeatable.")] = ()
     drop: Annotated[int | None, Parameter(help="Short for --option drop=N.")] = None
     adapter_bottom: Annotated[int | None, Parameter(help="Blocks at the bottom that clients train; 4 unless said.")] = None
     adapter_top: Annotated[int | None, Parameter(help="Blocks at the top that clients train; 4 unless said.")] = None
@@ -129,7 +125,9 @@ def build(
     *,
     out: Annotated[Path, Parameter(help="File to write the emulator to, safetensors.")],
     plan: Annotated[Path | None, Parameter(help="A plan made before; the scenario's unless given.")] = None,
-    predict: Annotated[bool, Parameter(help="Rehearse on public text how well a plug-in will do (some training steps).")] = True,
+    predict: Annotated[
+        bool, Parameter(negative="--no-predict", help="Rehearse on public text how well a plug-in will do (some training steps).")
+    ] = True,
     subject: Subject = _NOTHING,
 ) -> None:
     """Make the emulator as its clients will get it, and say what to expect of it.

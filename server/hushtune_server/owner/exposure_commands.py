@@ -22,10 +22,8 @@ def register(owner: App) -> None:
 def show_exposure(
     *,
     state: Annotated[Path, Parameter(help="The owner's state folder; it holds the ledger of releases.")],
-    together: Annotated[
-        tuple[str, ...], Parameter(help="Also show what these know together, as `c1,c2`; repeatable.", negative=())
-    ] = (),
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative=())] = False,
+    together: Annotated[tuple[str, ...], Parameter(help="Also show what these know together, as `c1,c2`; repeatable.")] = (),
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show for each model what every recipient has seen of it, all releases put together. Changes nothing.
 

@@ -28,6 +28,7 @@ from hushtune_server.testbed.solve import commands as solve
 from hushtune_server.testbed.trace import commands as trace
 from hushtune_server.testbed.transport import commands as transport
 
+ScenarioFile = Annotated[Path, Parameter(help="The experiment as a TOML file, such as scenarios/demo.toml.")]
 Runs = Annotated[Path, Parameter(help="Folder that holds the run directories.")]
 Cache = Annotated[Path, Parameter(help="Where converted model weights are kept between runs.")]
 Overrides = Annotated[
@@ -61,7 +62,7 @@ def register(app: App) -> None:
 
 
 def run(
-    scenario: Path,
+    scenario: ScenarioFile,
     *,
     clients: Annotated[
         int | None, Parameter(help="Number of data owners; more than the scenario names are placed for you.")
@@ -69,19 +70,19 @@ def run(
     seed: Annotated[int | None, Parameter(help="Seed instead of the scenario's.")] = None,
     set_: Overrides = None,
     bound: Annotated[bool, Parameter(help="Also train the adapter blocks in the full model, and the full model (slow).")] = False,
-    live: Annotated[bool | None, Parameter(help="Live view; by default when standard output is a terminal.")] = None,
+    live: Annotated[
+        bool | None, Parameter(negative="--no-live", help="Live view; by default when standard output is a terminal.")
+    ] = None,
     keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
-    dashboard: Annotated[
-        bool, Parameter(negative=(), help="Also show the run on a web page of this machine while it goes on.")
-    ] = False,
+    dashboard: Annotated[bool, Parameter(help="Also show the run on a web page of this machine while it goes on.")] = False,
     runs: Runs = _RUNS,
     cache: Cache = MODEL_CACHE,
 ) -> int:
     """Run SCENARIO to its end and print the result.
 
     Starts coordinator, air, owner, eavesdropper and clients, each as a process with a certificate of its own, shows what they do,
-    scores the result on held-out text and writes runs/<id>/report.json and, as a page for people, report.html. Ctrl-C stops
-    everything within seconds.
+    scores the result on held-out text and writes `runs/<id>/report.json` and, as a page for people, `report.html` beside it.
+    Ctrl-C stops everything within seconds.
 
     Example: hushtune testbed run scenarios/demo.toml --clients 3 --seed 2
     """
@@ -123,7 +124,7 @@ def _page(run: rundir.RunDirectory, console: Console) -> Path | None:
 
 
 def sweep(
-    scenario: Path,
+    scenario: ScenarioFile,
     *,
     seeds: Annotated[str, Parameter(help="Seeds, separated by commas.")] = "1,2,3",
     clients: Annotated[int | None, Parameter(help="Number of data owners.")] = None,

@@ -45,10 +45,10 @@ def calibrate(
         Path | None, Parameter(help="An emulator made before (`hushtune emulator build`); the scenario's is made unless given.")
     ] = None,
     set_: Annotated[
-        tuple[str, ...], Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.", negative=())
+        tuple[str, ...], Parameter(name="--set", help="Override one scenario key: `path.to.key=value`; repeatable.")
     ] = (),
-    figure: Annotated[bool, Parameter(help="Draw the figure; it needs matplotlib.")] = True,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the curve as JSON instead of a table.", negative=())] = False,
+    figure: Annotated[bool, Parameter(negative="--no-figure", help="Draw the figure; it needs matplotlib.")] = True,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the curve as JSON instead of a table.")] = False,
     cache: Annotated[Path, Parameter(help="Folder for models and intermediate results, shared between runs.")] = MODEL_CACHE,
 ) -> None:
     """Measure what an update is worth by the share phi of its bytes, and fit `u(phi) = offset - weight * phi**-shape`.

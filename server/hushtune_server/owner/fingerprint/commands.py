@@ -59,7 +59,7 @@ def detect_mark(
     false_alarm_max: Annotated[
         float, Parameter(help="Chance, at most, that anybody is named whose mark the file does not carry.")
     ] = _DEFAULT.false_alarm_max,
-    json_: Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")] = False,
 ) -> int:
     """Tell whose copy a file was; exit code 0 says that somebody's mark is in it, 1 that nobody's is. Changes nothing.
 

@@ -32,15 +32,13 @@ def curve(
     out: Annotated[
         Path, Parameter(help="Folder of results; adapters and every finished cell are kept in it and found again.")
     ] = (Path("runs/codec")),
-    set_: Annotated[
-        tuple[str, ...], Parameter(name="--set", help="Override a setting, for example seeds=[1]; repeatable.", negative=())
-    ] = (),
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", help="Override a setting, for example seeds=[1]; repeatable.")] = (),
     document: Annotated[
         Path | None, Parameter(help="Write the results as a Markdown document, its figure beside it, such as docs/results/x.md.")
     ] = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.")] = False,
     again: Annotated[
-        bool, Parameter(help="Write and score everything again, after the code of a codec changed; adapters stay.", negative=())
+        bool, Parameter(help="Write and score everything again, after the code of a codec changed; adapters stay.")
     ] = False,
     cache: Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")] = MODEL_CACHE,
 ) -> int:

@@ -29,9 +29,7 @@ Out = Annotated[Path, Parameter(help="Folder of results; every finished cell is 
 Cache = Annotated[Path, Parameter(help="Folder for converted models, shared between runs.")]
 Seeds = Annotated[str | None, Parameter(help="Training seeds instead of the file's, separated by commas.")]
 Methods = Annotated[str | None, Parameter(help="Only these emulators of the file, by name, separated by commas.")]
-Replan = Annotated[
-    bool, Parameter(help="Make plans again although they are known, after the code of a method changed.", negative=())
-]
+Replan = Annotated[bool, Parameter(help="Make plans again although they are known, after the code of a method changed.")]
 Overrides = Annotated[
     list[str] | None, Parameter(name="--set", help="Override a setting, for example data.test_windows=20 (repeatable).")
 ]
@@ -53,11 +51,11 @@ def compare(
     seeds: Seeds = None,
     methods: Methods = None,
     set_: Overrides = None,
-    cost: Annotated[bool, Parameter(help="Also measure speed and memory of a client's training.", negative=())] = False,
+    cost: Annotated[bool, Parameter(help="Also measure speed and memory of a client's training.")] = False,
     document: Annotated[
         Path | None, Parameter(help="Write the results as a Markdown document, figures beside it, such as docs/results/x.md.")
     ] = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.")] = False,
     replan: Replan = False,
     cache: Cache = MODEL_CACHE,
 ) -> int:
@@ -93,13 +91,13 @@ def search(
     sizes: Annotated[
         int, Parameter(help="Try every method at so many of its sizes; 0 takes the emulators as the file has them.")
     ] = 0,
-    sure: Annotated[bool, Parameter(help="Judge by the lower ends of the intervals.", negative=())] = False,
+    sure: Annotated[bool, Parameter(help="Judge by the lower ends of the intervals.")] = False,
     plan: Annotated[Path | None, Parameter(help="Write the plan to take to this file, JSON.")] = None,
     out: Out = _OUT,
     seeds: Seeds = None,
     methods: Methods = None,
     set_: Overrides = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the answer as JSON.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the answer as JSON.")] = False,
     replan: Replan = False,
     cache: Cache = MODEL_CACHE,
 ) -> int:

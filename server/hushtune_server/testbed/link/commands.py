@@ -157,7 +157,10 @@ def bench(
     threads: Threads = 1,
     peer: Annotated[
         bool,
-        Parameter(help="Also Sionna's LDPC code at qpsk-0.825 on the same core, when it is installed; with one thread only."),
+        Parameter(
+            negative="--no-peer",
+            help="Also Sionna's LDPC code at qpsk-0.825 on the same core, when it is installed; with one thread only.",
+        ),
     ] = True,
     json_: Json = False,
 ) -> int:
@@ -208,7 +211,7 @@ def attack(
     log2_delta: Annotated[float, Parameter(help="Leakage bound of the design.", validator=_LOG2_DELTA)] = -64.0,
     train: Annotated[int, Parameter(help="Hash blocks to learn from.", validator=Number(gte=4, lte=_MOST_BLOCKS))] = 12_000,
     test: Annotated[int, Parameter(help="Hash blocks to be judged on.", validator=Number(gte=1, lte=_MOST_BLOCKS))] = 6_000,
-    neural: Annotated[bool, Parameter(help="Also train a neural network (minutes).")] = True,
+    neural: Annotated[bool, Parameter(negative="--no-neural", help="Also train a neural network (minutes).")] = True,
     seed: Seed = 1,
     threads: Threads = _CORES,
     json_: Json = False,

@@ -36,26 +36,22 @@ def show(
     *,
     role: Annotated[
         list[str] | None,
-        Parameter(alias="--process", help="Only this role or process: owner, client, c1 … (repeatable).", negative=()),
+        Parameter(alias="--process", help="Only this role or process: owner, client, c1 … (repeatable)."),
     ] = None,
-    client: Annotated[list[str] | None, Parameter(help="Only lines of, or about, this client (repeatable).", negative=())] = None,
-    round_: Annotated[
-        list[int] | None, Parameter(name="--round", help="Only lines about this round (repeatable).", negative=())
-    ] = None,
-    event: Annotated[
-        list[str] | None, Parameter(help="Only this event, or a pattern such as 'update_*' (repeatable).", negative=())
-    ] = None,
+    client: Annotated[list[str] | None, Parameter(help="Only lines of, or about, this client (repeatable).")] = None,
+    round_: Annotated[list[int] | None, Parameter(name="--round", help="Only lines about this round (repeatable).")] = None,
+    event: Annotated[list[str] | None, Parameter(help="Only this event, or a pattern such as 'update_*' (repeatable).")] = None,
     level: Annotated[Literal["info", "warning", "error"], Parameter(help="Only lines at least as bad as this.")] = "info",
     since: Annotated[
         str | None, Parameter(help="5m (before the end), +30s (after the start), 09:41:30 (UTC), or a date with time.")
     ] = None,
-    follow: Annotated[bool, Parameter(name=("--follow", "-f"), negative=(), help="Go on with what is being written.")] = False,
-    all_: Annotated[bool, Parameter(name="--all", negative=(), help="Also lines that only say that it goes on.")] = False,
+    follow: Annotated[bool, Parameter(name=("--follow", "-f"), help="Go on with what is being written.")] = False,
+    all_: Annotated[bool, Parameter(name="--all", help="Also lines that only say that it goes on.")] = False,
     explain: Annotated[
         bool,
-        Parameter(negative=(), help="Say what each event means, once; with an event's name for RUN, only what that one means."),
+        Parameter(help="Say what each event means, once; with an event's name for RUN, only what that one means."),
     ] = False,
-    json_: Annotated[bool, Parameter(name="--json", negative=(), help="The JSON lines as they are, all of them.")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="The JSON lines as they are, all of them.")] = False,
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = _RUNS,
 ) -> int:
     """Print the events of RUN from all processes, in order of time.
@@ -89,7 +85,7 @@ def show(
 def catalogue(
     *,
     document_: Annotated[Path | None, Parameter(name="--document", help="Write the page about all events to this file.")] = None,
-    json_: Annotated[bool, Parameter(name="--json", negative=(), help="The catalogue as JSON.")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="The catalogue as JSON.")] = False,
 ) -> int:
     """List every event that a process may log, with the meaning and unit of each field.
 

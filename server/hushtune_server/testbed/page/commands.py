@@ -20,7 +20,7 @@ def register(app: App) -> None:
 def report(
     *run: str,
     out: Annotated[Path | None, Parameter(help="The file to write; beside the run's report.json unless given.")] = None,
-    compare: Annotated[bool, Parameter(negative=(), help="Put all RUNs side by side on one page.")] = False,
+    compare: Annotated[bool, Parameter(help="Put all RUNs side by side on one page.")] = False,
     figures: Annotated[Path | None, Parameter(help="Write every figure of the page to this folder as well.")] = None,
     formats: Annotated[str, Parameter(help="As what: png, pdf, svg, separated by commas.")] = "png,pdf",
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = Path("runs"),

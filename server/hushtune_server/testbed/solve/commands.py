@@ -28,12 +28,10 @@ def solve(
     instance: Annotated[Path | None, Parameter(help="The problem, a .toml or .json file (docs/SOLVE.md).")] = None,
     *,
     allocator: Annotated[Method, Parameter(help="Whose choice is shown, client by client.")] = "global",
-    compare: Annotated[bool, Parameter(help="Ask every allocator and print them side by side.", negative=())] = False,
+    compare: Annotated[bool, Parameter(help="Ask every allocator and print them side by side.")] = False,
     admission: Annotated[
         bool,
-        Parameter(
-            help="Let `global` leave clients out where that raises the objective; all share out among the rest.", negative=()
-        ),
+        Parameter(help="Let `global` leave clients out where that raises the objective; all share out among the rest."),
     ] = False,
     random: Annotated[
         int | None, Parameter(help="Draw a problem of this many clients instead of reading one.", validator=_CLIENTS)
@@ -47,7 +45,7 @@ def solve(
     limit_s: Annotated[float, Parameter(help="Time that each allocator may take, in seconds.", validator=_SECONDS)] = 60.0,
     figures: Annotated[Path | None, Parameter(help="Write figures (SVG) into this folder; made if missing.")] = None,
     out: Annotated[Path | None, Parameter(help="Write the JSON document to this file.")] = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of tables.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print one JSON document instead of tables.")] = False,
 ) -> int:
     """Choose every client's share of the adapter, band, power and clock, and say how far from the best choice that can be.
 

@@ -29,7 +29,7 @@ def trace(
     digest: str,
     *,
     run: Annotated[str, Parameter(help="A run's id or a beginning of it, latest, or a folder of logs.")] = "latest",
-    json_: Annotated[bool, Parameter(name="--json", negative=(), help="The story as JSON.")] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="The story as JSON.")] = False,
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = Path("runs"),
 ) -> int:
     """Follow one adapter through all processes: trained, sealed, on air, heard, attacked, decoded, opened, judged.

@@ -31,9 +31,9 @@ def load(
     clients: Annotated[int, Parameter(help="Light clients, 100 to a process.")] = 200,
     rounds: Annotated[int, Parameter(help="Rounds to play; the first one, in which everybody connects, does not count.")] = 10,
     kill: Annotated[
-        bool, Parameter(help="Kill the coordinator (SIGKILL) in the middle, start it again, tell what that cost.", negative=())
+        bool, Parameter(help="Kill the coordinator (SIGKILL) in the middle, start it again, tell what that cost.")
     ] = False,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON object.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON object.")] = False,
 ) -> int:
     """Let many clients that train nothing play rounds against a real coordinator, and tell how that went.
 
@@ -67,7 +67,7 @@ def bench(
     document: Annotated[
         Path | None, Parameter(help="Write the results as a Markdown document, such as docs/results/transport.md.")
     ] = None,
-    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.", negative=())] = False,
+    json_: Annotated[bool, Parameter(name="--json", help="Print the result as one JSON document.")] = False,
 ) -> int:
     """Measure the transport beside named peers in the same run, over loopback and mutual TLS.
 
