@@ -51,6 +51,8 @@ class Troupe:
                 command = ["hushtune_server", name, "serve", *common, "--listen", at[name]]
             case "owner":
                 command = ["hushtune_server", name, "serve", *common, *to_servers, "--listen", at[name]]
+            case "eavesdropper":
+                command = ["hushtune_server", name, "listen", *common, "--air", at["air"]]
             case _:
                 command = ["hushtune_client", "run", *common, "--client", name, *to_servers]
         with self.log(name).open("ab") as log, (self.folder / f"{name}.err").open("ab") as errors:

@@ -132,7 +132,12 @@ class _Life:
         status = Status()
         status.enter("reading private text")
         async with AsyncExitStack() as stack:
-            state = ClientState.open(options.state_dir, client=ClientId(device.id), attempts_max=scenario.limits.attempts_max)
+            state = ClientState.open(
+                options.state_dir,
+                client=ClientId(device.id),
+                attempts_max=scenario.limits.attempts_max,
+                durability=scenario.state.durability,
+            )
             stack.push_async_callback(state.close)
             trainer = Trainer(clock=self._clock, throttle=_throttle(scenario))
             stack.push_async_callback(trainer.stop)

@@ -24,11 +24,11 @@ from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
 from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, Verdict
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
-from hushtune_common.store.journal import Journal
+from hushtune_common.store.journal import Durability, Journal
 from hushtune_common.store.partial import install, make_folder
 
 _T = TypeVar("_T")
-SCHEMA = "hushtune-client/2"
+_SCHEMA, _VERSION = "hushtune-client", 2
 
 _EVENTS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -150,13 +150,13 @@ class ClientState:
         self.last_seen_seq = 0
 
     @staticmethod
-    def open(directory: Path, *, client: ClientId, attempts_max: int) -> "ClientState":
+    def open(directory: Path, *, client: ClientId, attempts_max: int, durability: Durability = "process") -> "ClientState":
         """Open or make the state folder and fold its journal; `ConfigError` when it is not usable or not this client's."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError("--state", f"cannot use the folder {directory} ({error.strerror})") from error
-        journal = Journal.open(directory / "journal.sqlite", schema=SCHEMA)
+        journal = Journal.open(directory / "journal.sqlite", schema=_SCHEMA, version=_VERSION, durability=durability)
         state = ClientState(directory, journal, client=client, attempts_max=attempts_max)
         for entry in journal.events():
             state._fold(entry.kind, entry.body)

@@ -116,11 +116,11 @@ def test_another_schema_and_other_files_are_refused(tmp_path: Path):
 
 def test_a_journal_of_another_scenario_is_refused_as_such(tmp_path: Path):
     async def run() -> None:
-        await Journal.open(tmp_path / "j.db", schema=f"owner/{'a' * 64}").close()
+        await Journal.open(tmp_path / "j.db", schema="owner", scenario="a" * 64).close()
         with pytest.raises(ScenarioMismatch, match="run of scenario aaaaaaaaaaaa, this is scenario bbbbbbbbbbbb"):
-            Journal.open(tmp_path / "j.db", schema=f"owner/{'b' * 64}")
-        with pytest.raises(ConfigError, match="another journal"):
-            Journal.open(tmp_path / "j.db", schema=f"air/{'b' * 64}")
+            Journal.open(tmp_path / "j.db", schema="owner", scenario="b" * 64)
+        with pytest.raises(ConfigError, match="a journal of 'owner', not of 'air'"):
+            Journal.open(tmp_path / "j.db", schema="air", scenario="b" * 64)
 
     asyncio.run(run())
 

@@ -82,6 +82,13 @@ class TimingConfig(Section, frozen=True):
     round_s: Positive = 900.0
 
 
+class StateConfig(Section, frozen=True):
+    """What a process makes sure of before it tells anybody. A matter of each machine: the scenario's digest is without it."""
+
+    durability: Literal["process", "power"] = "process"
+    """What its journal survives: the end of the process, or a loss of power as well, for one wait for the disk per commit."""
+
+
 class LimitsConfig(Section, frozen=True):
     """Bounds on everything a peer can make us hold."""
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from hushtune_common.config.air import AirConfig, ClientConfig, EavesdropperConfig, SecrecyConfig
 from hushtune_common.config.codec import CodecConfig
-from hushtune_common.config.coordinator import CoordinatorConfig, LimitsConfig, TimingConfig
+from hushtune_common.config.coordinator import CoordinatorConfig, LimitsConfig, StateConfig, TimingConfig
 from hushtune_common.config.learning import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from hushtune_common.config.owner import OwnerConfig
 from hushtune_common.errors import ConfigError
@@ -36,12 +36,14 @@ class Scenario(Section, frozen=True):
     coordinator: CoordinatorConfig = CoordinatorConfig()
     timing: TimingConfig = TimingConfig()
     limits: LimitsConfig = LimitsConfig()
+    state: StateConfig = StateConfig()
 
     @property
     def digest(self) -> Digest:
-        """Digest of everything but the seed, which the eavesdropper must not learn, and folders, which differ by machine."""
+        """Digest of all but the seed, which the eavesdropper must not learn, and what differs by machine: folders, ``state``."""
         body = cast(dict[str, object], msgspec.to_builtins(without_folders(self)))
         body.pop("seed")
+        body.pop("state")
         return Digest(hashlib.sha256(msgspec.json.encode(body, order="sorted")).digest())
 
     def client(self, client_id: str) -> ClientConfig:

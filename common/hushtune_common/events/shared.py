@@ -42,6 +42,16 @@ SHARED_EVENTS: Final = (
         events="entries of the journal that were read",
         state="where the round stood",
     ),
+    event(
+        "journal_upgraded",
+        (CLIENT, OWNER, COORDINATOR, AIR),
+        "The state folder is of an older release; its journal was brought to this one's form.",
+        path="the journal",
+        schema="whose events it holds",
+        layout="of its tables, as it was",
+        version="of its events, as it was",
+        version_now="of its events, as it is",
+    ),
     event("phase_changed", ROLES, "The process does something else now.", "round_id", phase="what it does, in words"),
     event("round_opened", (CLIENT, COORDINATOR), "A round has begun.", "round_id", "rounds"),
     event(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -9,22 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
-from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, ScenarioMismatch, StorageFull
+from hushtune_common.errors import ConfigError, LimitExceeded, Replayed, StorageFull
+from hushtune_common.logs import log_event
+from hushtune_common.store.layout import Raised, Schema, Upgrade, prepare
+from hushtune_common.store.partial import make_folder, sync_folder
 
-_VERSION = 1
+_log = logging.getLogger(__name__)
+Durability = Literal["process", "power"]
+_SYNCHRONOUS: Final[Mapping[Durability, str]] = {"process": "NORMAL", "power": "FULL"}
+_NO_UPGRADES: Final[Mapping[int, Upgrade]] = {}
 _BODY_CHARS_MAX = 8 << 20
 """Journals hold metadata, of which the longest is a list of 2**20 blocks; bulk bytes are blobs."""
 
-_DIGEST_CHARS = 64
 _PREDECESSOR_S = 2.0
 """How long opening waits for a process that is just giving the journal up."""
-
-_TABLES = """
-CREATE TABLE about (schema TEXT NOT NULL, version INTEGER NOT NULL);
-CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT UNIQUE, body TEXT NOT NULL);
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,10 @@ class _Entry:
 class Journal:
     """An append-only list of events that survives the process.
 
-    Laws: an event that ``append`` returned is there after a crash of the process; events are never changed or reordered; a key
-    has at most one event; one process at a time has it open. Not safe against power cuts: the last commits may be lost then,
-    never the order.
+    Laws: an event that ``append`` returned is there after a crash of the process, and, where that was asked for, of the machine;
+    events are never changed or reordered but by the upgrade of a file that an older release left; a key has at most one event;
+    one process at a time has it open. Without durability against a loss of power the last commits may be lost by it, never the
+    order.
     """
 
     def __init__(self, writer: "_Writer", executor: ThreadPoolExecutor, events: list[Event]) -> None:
@@ -63,21 +65,34 @@ class Journal:
         self._closed = False
 
     @staticmethod
-    def open(path: Path, *, schema: str) -> "Journal":
-        """Open or make the journal at ``path``.
+    def open(
+        path: Path,
+        *,
+        schema: str,
+        version: int = 1,
+        scenario: str = "",
+        upgrades: Mapping[int, Upgrade] = _NO_UPGRADES,
+        durability: Durability = "process",
+    ) -> "Journal":
+        """Open or make the journal at ``path``, of what ``schema`` names, of a scenario by its digest, or of none.
 
-        ``ConfigError`` when the file is no journal of ``schema``, cannot be written, or is open in another process;
-        ``ScenarioMismatch`` when it is one of another scenario, whose digest ends ``schema``.
+        Events of an older version are upgraded, for good and in one step. What ``append`` returned survives the end of the
+        process, or a loss of ``power`` as well, at the price of one wait for the disk per commit.
+
+        ``ConfigError`` when the file is no journal of ``schema``, is of a newer release or of one too old, cannot be written, or
+        is open in another process; ``ScenarioMismatch`` when it is one of another scenario.
         """
+        wanted = Schema(name=schema, version=version, scenario=scenario, upgrades=upgrades)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         except OSError as error:
             raise ConfigError(
                 str(path.parent), f"cannot be made ({error.strerror}); choose a folder that can be written"
             ) from None
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         try:
-            writer = executor.submit(_Writer, path, schema).result()
+            writer = executor.submit(_Writer, path, wanted, durability).result()
+            _tell(path, writer.raised, wanted)
             return Journal(writer, executor, executor.submit(writer.read).result())
         except BaseException:
             executor.shutdown()
@@ -141,32 +156,22 @@ class Journal:
 class _Writer:
     """The connection; every method runs in the writer thread."""
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path, schema: Schema, durability: Durability) -> None:
         self._keys: dict[str, Event] = {}
         self._last = 0
         try:
             with ExitStack() as undo:
                 self._db = sqlite3.connect(path, isolation_level=None, timeout=_PREDECESSOR_S)
                 undo.callback(self._db.close)
-                found = self._prepare(schema)
-                _require_own(path, found, schema)
+                # Two processes with one state folder would each number their events without the other's.
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
+                self.raised = prepare(self._db, path, schema)
+                sync_folder(path.parent)  # the file's name as well would survive a loss of power
                 undo.pop_all()
         except sqlite3.DatabaseError as error:
             raise ConfigError(str(path), _open_problem(error)) from None
-
-    def _prepare(self, schema: str) -> tuple[str, int]:
-        # Two processes with one state folder would each number their events without the other's.
-        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.execute("BEGIN IMMEDIATE")
-        known = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if known == 0:
-            for statement in _TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.execute("INSERT INTO about VALUES (?, ?)", (schema, _VERSION))
-        self._db.execute("COMMIT")
-        return tuple(self._db.execute("SELECT schema, version FROM about").fetchone())
 
     def read(self) -> list[Event]:
         """Return all events, and remember their keys."""
@@ -210,15 +215,10 @@ class _Writer:
         self._db.close()
 
 
-def _require_own(path: Path, found: tuple[str, int], schema: str) -> None:
-    """Raise unless a journal is what we write: `ScenarioMismatch` where only the scenario's digest, the last word, differs."""
-    if found == (schema, _VERSION):
-        return
-    (kind, _, held), (wanted, _, ours) = found[0].rpartition("/"), schema.rpartition("/")
-    if kind == wanted and found[1] == _VERSION and len(held) == len(ours) == _DIGEST_CHARS:
-        remedy = f"start with an empty state folder, or go on with the scenario that {path.parent} holds"
-        raise ScenarioMismatch(f"{path} is of a run of scenario {held[:12]}, this is scenario {ours[:12]}: {remedy}")
-    raise ConfigError(str(path), f"holds another journal ({found}), not {schema!r}; move it away to start afresh")
+def _tell(path: Path, raised: Raised | None, schema: Schema) -> None:
+    if raised is not None:
+        was = {"layout": raised.layout, "version": raised.version}
+        log_event(_log, "journal_upgraded", path=str(path), schema=schema.name, **was, version_now=schema.version)
 
 
 def _open_problem(error: sqlite3.DatabaseError) -> str:

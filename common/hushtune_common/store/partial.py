@@ -110,7 +110,7 @@ def install(file: Path, target: Path) -> None:
     with full_disk_is_typed():
         make_folder(target.parent)
         file.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
@@ -125,10 +125,11 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
             folder = folder.parent
         for made in reversed(missing):
             made.mkdir(mode=mode, exist_ok=True)
-            _sync_folder(made.parent)
+            sync_folder(made.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable which names stand in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -53,7 +53,13 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
     kit = endpoint.Kit.load(options.kit)
     quota = _BLOBS_PER_CLIENT * len(scenario.clients) * scenario.limits.frame_bytes_max
     store = BlobStore(options.state_dir / "blobs", quota_bytes=quota)
-    journal = Journal.open(options.state_dir / "journal.sqlite", schema=f"air/2/{scenario.digest.hex}")
+    journal = Journal.open(
+        options.state_dir / "journal.sqlite",
+        schema="air",
+        version=2,
+        scenario=scenario.digest.hex,
+        durability=scenario.state.durability,
+    )
     sky = Sky(
         scenario,
         medium=_MEDIA[Fidelity(scenario.air.fidelity)](scenario),

@@ -33,7 +33,6 @@ from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Des
 from hushtune_server.coordinator.sums import Sum, needed
 
 _log = logging.getLogger(__name__)
-_SCHEMA = "coordinator/1"
 _STARTED = "started"
 _GRACE_S = 2.0
 
@@ -93,7 +92,8 @@ async def serve_until(
     scenario = options.scenario
     log_event(_log, "scenario_resolved", scenario=scenario.name, digest=scenario.digest, run=options.run)
     kit = endpoint.Kit.load(options.kit)
-    journal = Journal.open(options.state_dir / "journal.sqlite", schema=_SCHEMA)
+    durability = scenario.state.durability
+    journal = Journal.open(options.state_dir / "journal.sqlite", schema="coordinator", durability=durability)
     try:
         rules = Rules.of(scenario, run=options.run)
         state = await _recall(journal, options, rules)

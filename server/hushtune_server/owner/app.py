@@ -79,7 +79,12 @@ async def serve(options: OwnerOptions, *, clock: Clock, seeds: SeedTree) -> int:
     log_event(_log, "aggregation_resolved", **resolved(scenario.owner.aggregation, clients=len(scenario.clients)))
     kit = endpoint.Kit.load(options.kit)
     options.state_dir.mkdir(parents=True, exist_ok=True)
-    journal = Journal.open(options.state_dir / "journal.sqlite", schema=f"owner/{scenario.digest.hex}")
+    journal = Journal.open(
+        options.state_dir / "journal.sqlite",
+        schema="owner",
+        scenario=scenario.digest.hex,
+        durability=scenario.state.durability,
+    )
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch")
     process = OwnerProcess(options, kit=kit, journal=journal, worker=worker, clock=clock, seeds=seeds)
     try:
