@@ -22,9 +22,11 @@ from hushtune_common.model.bundle import read_bundle
 from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.book import Judgement
+from hushtune_server.owner.emulators.engine import Telling
 from hushtune_server.owner.incoming import Link
+from hushtune_server.owner.preparing import Prepared, prepare
 from hushtune_server.owner.sums import SumTable
-from hushtune_server.owner.workshop import Prepared, Telling, Workshop, prepare
+from hushtune_server.owner.workshop import Workshop
 from tests.models import SPEC
 from tests.radio import link_seed, qpsk_design
 from tests.secagg import verify

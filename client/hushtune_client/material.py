@@ -11,7 +11,7 @@ from hushtune_client.ports import Fetched, Ports
 from hushtune_client.private import own_windows
 from hushtune_client.progress import Status, TransferLog
 from hushtune_client.state import ClientState, RoundFiles
-from hushtune_client.trainer import save_windows
+from hushtune_client.windows import save_windows
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.logs import log_event

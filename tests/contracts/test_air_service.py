@@ -60,7 +60,8 @@ from hushtune_server.air.hybrid import HybridMedium
 from hushtune_server.air.ledger import ACKNOWLEDGED, OVERHEARD, TRANSMITTED, Ledger, Sent, key_body, receipt_body
 from hushtune_server.air.medium import Medium
 from hushtune_server.air.meter import Constellation, Meter
-from hushtune_server.air.service import AirBlobs, AirService, Sky, register_air
+from hushtune_server.air.service import AirBlobs, AirService, register_air
+from hushtune_server.air.sky import Sky
 from tests.fakes import FakeClock
 from tests.kits import Kits
 from tests.radio import frame_bytes, link_seed, qpsk_design, random_update, reader, scenario, transmission

@@ -19,7 +19,7 @@ from hushtune_common.units import PowerRatio, Second
 from hushtune_common.wire.interceptors import Gatekeeper
 from hushtune_server.air.abstract import AbstractMedium
 from hushtune_server.air.fading import Geography
-from hushtune_server.air.service import Sky
+from hushtune_server.air.sky import Sky
 from hushtune_server.coordinator.events import OWNER, ChannelChanged, Joined, Left, Member, Reported, Solved
 from hushtune_server.coordinator.phases import Rules, State
 from hushtune_server.coordinator.rounds import advance

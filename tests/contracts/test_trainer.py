@@ -15,7 +15,8 @@ import pytest
 
 from hushtune_client.finetune import finetune
 from hushtune_client.governor import PacingGovernor
-from hushtune_client.trainer import Order, StepReport, Trained, Trainer, load_windows, save_windows
+from hushtune_client.trainer import Order, StepReport, Trained, Trainer
+from hushtune_client.windows import load_windows, save_windows
 from hushtune_common.adapter import load_adapter
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import ComputeConfig, DpConfig, TrainingConfig

@@ -11,7 +11,8 @@ from hushtune_common.messages import ClientId, UpdateKey
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.naming import block_of
 from hushtune_common.model.revision import apply_revision
-from hushtune_server.owner.workshop import Workshop, reopen
+from hushtune_server.owner.preparing import reopen
+from hushtune_server.owner.workshop import Workshop
 from tests.bench import EXACT, PRIVATE, RUN, Owner, equal, owner, seated, went_on
 
 C1, C2 = ClientId("c1"), ClientId("c2")

@@ -15,7 +15,8 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.units import PowerRatio
 from hushtune_server.air.medium import Medium
-from hushtune_server.air.service import AirBlobs, Sky
+from hushtune_server.air.service import AirBlobs
+from hushtune_server.air.sky import Sky
 
 if TYPE_CHECKING:
     from tests.simulation.delivery import World

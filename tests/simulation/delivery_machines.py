@@ -34,7 +34,8 @@ from hushtune_common.wire.transfer import register_blobs
 from hushtune_common.wire.v1 import air_pb2_grpc
 from hushtune_server.air.bit_exact import BitExactMedium
 from hushtune_server.air.fading import Geography
-from hushtune_server.air.service import AirService, Sky, register_air
+from hushtune_server.air.service import AirService, register_air
+from hushtune_server.air.sky import Sky
 from tests.simulation.delivery_laws import WatchedMedium, WatchedStore, WitnessedBlobs
 from tests.simulation.delivery_setting import (
     ATTEMPTS_MAX,

@@ -22,7 +22,8 @@ from hushtune_server.air.fading import Geography
 from hushtune_server.air.hybrid import HybridMedium
 from hushtune_server.air.ledger import Ledger
 from hushtune_server.air.medium import Medium
-from hushtune_server.air.service import AirBlobs, AirService, Sky, register_air
+from hushtune_server.air.service import AirBlobs, AirService, register_air
+from hushtune_server.air.sky import Sky
 
 _log = logging.getLogger(__name__)
 _SERVICES = ("hushtune.v1.Air", "hushtune.v1.Blobs")

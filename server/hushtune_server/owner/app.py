@@ -45,7 +45,8 @@ from hushtune_server.owner.versions import FOLDER as VERSIONS
 if TYPE_CHECKING:  # torch is imported in the worker thread, so that signals are heard from the first second on
     from hushtune_common.model.weights import Weights
     from hushtune_server.owner.emulators.engine import Telling
-    from hushtune_server.owner.workshop import Prepared, Workshop
+    from hushtune_server.owner.preparing import Prepared
+    from hushtune_server.owner.workshop import Workshop
 
 _log = logging.getLogger(__name__)
 _SERVICES = ("hushtune.v1.Owner", "hushtune.v1.Blobs")
@@ -361,20 +362,20 @@ class OwnerProcess:
 
 def _load(options: OwnerOptions, bundle: Path, seeds: SeedTree, clock: Clock) -> "Prepared":
     """Prepare in the worker thread; torch is imported here and not before."""
-    from hushtune_server.owner.workshop import prepare
+    from hushtune_server.owner.preparing import prepare
 
     return prepare(options.scenario, cache=options.cache_dir, bundle=bundle, seeds=seeds, telling=_telling(clock))
 
 
 def _reload(options: OwnerOptions, bundle: Path, seeds: SeedTree, clock: Clock) -> "Prepared":
     """Load, in the worker thread, what goes with an emulator that an earlier life made."""
-    from hushtune_server.owner.workshop import reopen
+    from hushtune_server.owner.preparing import reopen
 
     return reopen(options.scenario, cache=options.cache_dir, bundle=bundle, seeds=seeds, telling=_telling(clock))
 
 
 def _telling(clock: Clock) -> "Telling":
-    from hushtune_server.owner.workshop import Telling
+    from hushtune_server.owner.emulators.engine import Telling
 
     return Telling(phase=lambda phase: log_event(_log, "phase_changed", phase=phase), progress=_teller(clock))
 

@@ -1,8 +1,8 @@
 """What judges adapters that come in files, while no owner runs? The full model as it sits, and the same desk as in a run."""
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
 from hushtune_server.owner.gatekeeper.desk import Desk
-from hushtune_server.owner.gatekeeper.finding import Finding, told
+from hushtune_server.owner.gatekeeper.finding import Finding
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper
 from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
@@ -36,6 +36,7 @@ from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.releases import Telling
 from hushtune_server.owner.versions import FOLDER as VERSIONS
 from hushtune_server.owner.versions import Version, Versions
+from hushtune_server.owner.watched import WatchedSeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +78,13 @@ class OfflineBench:
         source = _source(place, bundle)
         windows = _public(place, source)
         torch.set_num_threads(scenario.compute.threads)
-        self._model = source.load(scenario.compute)
-        self._canaries = Canaries(prompts(gate, tokens=source.tokens, public=windows), loss=self._model.loss, gate=gate)
-        _seat(self._model, versions, bundle)
+        model = source.load(scenario.compute)
+        canaries = Canaries(prompts(gate, tokens=source.tokens, public=windows), loss=model.loss, gate=gate)
+        _seat(model, versions, bundle)
         self._versions = versions
         self._schema = bundle.schema
-        self._plugin = Plugin(self._model, schema=bundle.schema, windows=windows, increase_max=gate.public_loss_increase_max_nats)
+        self._plugin = Plugin(model, schema=bundle.schema, windows=windows, increase_max=gate.public_loss_increase_max_nats)
+        self._seat = WatchedSeat(self._plugin, canaries=canaries, loss=model.loss)
         self._desk = Desk(
             _gatekeeper(place, bundle, release),
             schema=bundle.schema,
@@ -91,7 +93,7 @@ class OfflineBench:
             quarantine=Quarantine(
                 place.state / QUARANTINE, count_max=gate.quarantine_count_max, bytes_max=gate.quarantine_bytes_max
             ),
-            canaries=self._watched,
+            canaries=self._seat.findings,
             clock=clock,
         )
 
@@ -108,16 +110,8 @@ class OfflineBench:
         misfits = self._desk.company(given)
         parts = {client: version for client, version in given.items() if client not in misfits}
         merged = mean([(self._versions.load(version, self._schema), 1.0) for version in parts.values()])
-        findings = self._watched(merged)
-        trial = replace(self._plugin.try_in(merged), kept=False, reason=told(findings)) if findings else self._plugin.keep(merged)
+        trial = self._seat.keep(merged)
         return Mean(version=self._desk.merged(merged, parts=parts, trial=trial), trial=trial, left_out=misfits)
-
-    def _watched(self, state: AdapterState) -> Sequence[Finding]:
-        try:
-            insert(self._model, state, expected=self._schema)
-            return self._canaries.findings(loss=self._model.loss)
-        finally:
-            self._model.set_adapter(self._plugin.seated.tensors)
 
 
 def emulator_at(path: Path, *, lineage: Lineage, by: str, telling: Telling) -> Bundle:

@@ -1,8 +1,9 @@
 """Does the owner's model get better or worse with these adapter blocks in it, and does it keep them?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from hushtune_common.adapter import AdapterState
 from hushtune_common.messages import TensorSpec
 from hushtune_common.model.adapter import extract, insert
 from hushtune_common.model.language import LanguageModel
+
+T = TypeVar("T")
 
 _NATS_MAX = 700.0
 """Above this the exponential leaves double precision; such a model knows nothing anyway."""
@@ -58,8 +61,8 @@ def decide(*, loss_before: float, loss_after: float, increase_max: float) -> tup
 class Plugin:
     """The full model with one seat for adapter blocks. The model is held once; only the blocks in the seat change.
 
-    Laws: after `try_in`, and after a `keep` that was rolled back, the model is bit for bit what it was before; after a `keep`
-    that was kept, its adapter blocks are exactly those given.
+    Laws: after `ask` and `try_in`, and after a `keep` that was rolled back, the model is bit for bit what it was before; after a
+    `keep` that was kept, its adapter blocks are exactly those given.
     """
 
     def __init__(
@@ -88,13 +91,17 @@ class Plugin:
         """Loss on public text of the model as it is now, in nats."""
         return self._loss
 
-    def try_in(self, state: AdapterState) -> Trial:
-        """Evaluate with ``state`` in the seat, then put back what was there; `MalformedUpdate` if it does not fit."""
+    def ask(self, state: AdapterState, question: Callable[[], T]) -> T:
+        """Return the answer of the model with ``state`` in the seat, then put back what was there."""
         try:
             insert(self._model, state, expected=self._schema)
-            after = self._model.loss(self._windows)
+            return question()
         finally:
             self._model.set_adapter(self._seated.tensors)
+
+    def try_in(self, state: AdapterState) -> Trial:
+        """Evaluate with ``state`` in the seat, then put back what was there; `MalformedUpdate` if it does not fit."""
+        after = self.ask(state, lambda: self._model.loss(self._windows))
         kept, reason = decide(loss_before=self._loss, loss_after=after, increase_max=self._increase_max)
         return Trial(loss_before=self._loss, loss_after=after, kept=kept, reason=reason)
 

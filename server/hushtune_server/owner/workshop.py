@@ -1,20 +1,15 @@
-"""What does the owner do with weights, one thing at a time? Loads, plans, judges updates, merges them. Blocks while it works."""
+"""What does the owner do with weights, one thing at a time? Judges updates, merges them, renews the emulator. Blocks."""
 
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import file_digest
 from math import inf, isfinite
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from hushtune_common.adapter import AdapterState, Float32
-from hushtune_common.aggregation import SecureConfig
 from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.config import Scenario
@@ -23,28 +18,17 @@ from hushtune_common.errors import ConfigError, ProtocolFault
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey, UtilityCurve
 from hushtune_common.model.adapter import insert
-from hushtune_common.model.bundle import Bundle, bundle_notes, emulator_tensors, read_bundle, write_bundle
-from hushtune_common.model.data import load_records
-from hushtune_common.model.language import LanguageModel
-from hushtune_common.model.plan import Plan
+from hushtune_common.model.bundle import Bundle, bundle_notes, read_bundle
 from hushtune_common.model.rates import reach
 from hushtune_common.model.revision import revise, write_revision
-from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.aggregate import mean
 from hushtune_server.owner.book import Copy, Judgement, refusal
 from hushtune_server.owner.copies import NO_COPIES
-from hushtune_server.owner.emulators.engine import Built, Telling, Workplace, build
-from hushtune_server.owner.emulators.fidelity import Fidelity, fidelity
-from hushtune_server.owner.emulators.method import EmulatorRequest
-from hushtune_server.owner.emulators.planning import request_of, shipped_plan
 from hushtune_server.owner.emulators.realign import Alignment
-from hushtune_server.owner.emulators.sensitivity import known_to_both
-from hushtune_server.owner.emulators.text import public_text
 from hushtune_server.owner.gatekeeper.canary import Canaries, prompts
 from hushtune_server.owner.gatekeeper.desk import Desk
-from hushtune_server.owner.gatekeeper.finding import Finding, told
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper
 from hushtune_server.owner.gatekeeper.quarantine import FOLDER as QUARANTINE
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
@@ -53,105 +37,14 @@ from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake, Seals
 from hushtune_server.owner.plugin import Plugin, Trial
 from hushtune_server.owner.ports import Bench, Merged, Renewal
+from hushtune_server.owner.preparing import MIDDLES, Prepared
 from hushtune_server.owner.sums import SumIntake, SumTable
 from hushtune_server.owner.versions import AGGREGATE, About, Version, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
+from hushtune_server.owner.watched import WatchedSeat
 from hushtune_server.owner.worth import worth
 
 _log = logging.getLogger(__name__)
-
-MIDDLES = "middles"
-"""Name of the folder in the owner's state where alignment goes on from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """The owner's model in memory, the plan of its emulator, and the public windows (N, T) it is judged on.
-
-    ``fidelity`` is unknown of an emulator that was made in an earlier life of this process.
-    """
-
-    place: Workplace
-    plan: Plan
-    windows: NDArray[np.int64]
-    fidelity: Fidelity | None = None
-
-    @property
-    def source(self) -> ModelSource:
-        """Where the model comes from."""
-        return self.place.source
-
-    @property
-    def model(self) -> LanguageModel:
-        """The model."""
-        return self.place.model
-
-
-def prepare(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
-    """Load the model, find or make the plan, write the emulator to ``bundle``. Minutes for a large model.
-
-    A plan that was made for another model or another request is refused before anything is loaded or written.
-    """
-    source = _source(scenario, cache=cache, telling=telling)
-    request = request_of(scenario.model, source=source)
-    plan = _shipped(scenario, request)
-    place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
-    built = build(scenario.owner.emulator, request, at=place, plan=plan)
-    codes = not isinstance(scenario.owner.aggregation, SecureConfig)  # what is added is not coded
-    known = known_to_both(scenario.codec, built.plan, at=place) if codes else None
-    telling.phase("writing the emulator")
-    bundle.parent.mkdir(parents=True, exist_ok=True)
-    write_bundle(bundle, source=source, plan=built.plan, refinement=built.refinement, sensitivity=known)
-    telling.phase("comparing gradients with the model's")
-    alike = _fidelity(place, built, scenario, probe=windows[: scenario.data.public_windows // 3 or 1])
-    alignment = Alignment.of(scenario.owner, at=place, plan=built.plan, folder=bundle.parent / MIDDLES)
-    if alignment is not None:
-        alignment.keep({} if built.refinement is None else built.refinement.trained, of=_digest(bundle))
-    return Prepared(place=place, plan=built.plan, windows=windows, fidelity=alike)
-
-
-def reopen(scenario: Scenario, *, cache: Path, bundle: Path, seeds: SeedTree, telling: Telling) -> Prepared:
-    """Load the model for an emulator that was published in an earlier life of this process."""
-    source = _source(scenario, cache=cache, telling=telling)
-    place, windows = _opened(scenario, source, cache=cache, seeds=seeds, telling=telling)
-    return Prepared(place=place, plan=read_bundle(bundle).plan, windows=windows)
-
-
-def _source(scenario: Scenario, *, cache: Path, telling: Telling) -> ModelSource:
-    torch.set_num_threads(scenario.compute.threads)
-    telling.phase("loading the model")
-    return open_source(scenario.model.source, cache=cache)
-
-
-def _opened(
-    scenario: Scenario, source: ModelSource, *, cache: Path, seeds: SeedTree, telling: Telling
-) -> tuple[Workplace, NDArray[np.int64]]:
-    public = load_records(scenario.data.public)
-    windows = source.tokens.spread_windows(public, length=scenario.data.window_tokens, count=scenario.data.public_windows)
-    if not len(windows):
-        raise ConfigError("data.public", f"holds fewer than {scenario.data.window_tokens} tokens; give more public text")
-    place = Workplace(
-        source=source,
-        model=source.load(scenario.compute),
-        text=public_text(public, tokens=source.tokens, length=scenario.data.window_tokens),
-        compute=scenario.compute,
-        seeds=seeds,
-        work=cache / "emulators",
-        telling=telling,
-    )
-    return place, windows
-
-
-def _fidelity(place: Workplace, built: Built, scenario: Scenario, *, probe: NDArray[np.int64]) -> Fidelity:
-    """Return how alike the adapter blocks' gradients are on a few public windows."""
-    tensors = emulator_tensors(place.source, plan=built.plan, refinement=built.refinement)
-    emulator = LanguageModel.build(place.source.config, tensors, slots=built.plan.slots, compute=scenario.compute)
-    return fidelity(place.model, emulator, probe, adapter=built.plan.adapter)
-
-
-def _digest(file: Path) -> Digest:
-    with file.open("rb") as stream:
-        return Digest(file_digest(stream, "sha256").digest())
 
 
 def _admitted(_bundle: Path) -> None:
@@ -203,7 +96,7 @@ class Workshop:
         self._adapters = state_dir / "adapters"
         self._adapters.mkdir(parents=True, exist_ok=True)
         watched = prompts(gate, tokens=prepared.source.tokens, public=prepared.windows)
-        self._canaries = Canaries(watched, loss=prepared.model.loss, gate=gate)
+        canaries = Canaries(watched, loss=prepared.model.loss, gate=gate)
         self._versions = Versions(
             state_dir / VERSIONS, count_max=gate.versions_count_max, bytes_max=gate.versions_bytes_max, clock=self._clock
         )
@@ -214,6 +107,7 @@ class Workshop:
         self._seat_current(base=manifest.base)
         increase_max = gate.public_loss_increase_max_nats
         self._plugin = Plugin(prepared.model, schema=self._schema, windows=prepared.windows, increase_max=increase_max)
+        self._seat = WatchedSeat(self._plugin, canaries=canaries, loss=prepared.model.loss)
         self._alignment = Alignment.of(scenario.owner, at=prepared.place, plan=prepared.plan, folder=state_dir / MIDDLES)
         self._middle: Mapping[str, Float32] | None = None
         self._serve(manifest, bundle, accepted=accepted, copies=copies)
@@ -242,7 +136,7 @@ class Workshop:
             base=manifest.base,
             versions=self._versions,
             quarantine=self._quarantine,
-            canaries=self._watched,
+            canaries=self._seat.findings,
             clock=self._clock,
         )
         self._manifest, self._bundle = manifest, bundle
@@ -349,7 +243,7 @@ class Workshop:
         misfits = self._desk.company(given)
         parts = {client: version for client, version in given.items() if client not in misfits}
         merged = mean([(self._versions.load(version, self._schema), 1.0) for version in parts.values()])
-        trial = self._keep(merged)
+        trial = self._seat.keep(merged)
         version = self._desk.merged(merged, parts=parts, trial=trial)
         self._versions.copy(version, self._path(AGGREGATE))
         log_event(
@@ -372,7 +266,7 @@ class Workshop:
             return _merged(_remembered(before.about), clients=clients, left_out={})
         state = sums.mean(round_id, shipped=self._shipped).state
         findings = self._gatekeeper.screen(state, client=ClientId(AGGREGATE), others={}, earlier=()).findings
-        trial = replace(self._plugin.try_in(state), kept=False, reason=told(findings)) if findings else self._keep(state)
+        trial = self._seat.refused(state, findings) if findings else self._seat.keep(state)
         version = self._desk.summed(state, run=run, round_id=round_id, trial=trial)
         self._versions.copy(version, self._path(AGGREGATE))
         log_event(
@@ -396,20 +290,6 @@ class Workshop:
         # Without asking public text: what the gate kept, round by round, may add up, and a person may promote what they want.
         insert(self._model, self._versions.load(version, self._schema), expected=self._schema)
 
-    def _watched(self, state: AdapterState) -> Sequence[Finding]:
-        """Return what the owner's prompts say about the model with ``state`` in it; then it is as it was."""
-        try:
-            insert(self._model, state, expected=self._schema)
-            return self._canaries.findings(loss=self._model.loss)
-        finally:
-            self._model.set_adapter(self._plugin.seated.tensors)
-
-    def _keep(self, state: AdapterState) -> Trial:
-        findings = self._watched(state)
-        if findings:
-            return replace(self._plugin.try_in(state), kept=False, reason=told(findings))
-        return self._plugin.keep(state)
-
     def _last(self, client: ClientId) -> Version:
         version = self._versions.latest(client)
         if version is None:
@@ -428,16 +308,6 @@ class Workshop:
 
     def _path(self, name: str) -> Path:
         return self._adapters / f"{name}.safetensors"
-
-
-def _shipped(scenario: Scenario, request: EmulatorRequest) -> Plan | None:
-    try:
-        return shipped_plan(scenario.owner.emulator, request=request)
-    except ConfigError as error:
-        if error.field != "owner.emulator.plan":
-            raise
-        advice = "recompute it with: hushtune emulator plan SCENARIO --out PLAN"
-        raise ConfigError(error.field, f"{error.problem}; {advice}") from error
 
 
 def _remembered(about: About) -> Trial:

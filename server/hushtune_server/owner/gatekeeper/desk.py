@@ -92,31 +92,22 @@ class Desk:
     def merged(self, state: AdapterState, *, parts: Mapping[ClientId, Version], trial: Trial) -> Version:
         """Store an average of ``parts``, at least one; it sits in the model from now on when the ``trial`` kept it."""
         first = next(iter(parts.values())).about
-        about = About(
-            run=first.run,
-            round_id=first.round_id,
-            who=AGGREGATE,
-            base=self._base,
-            parents=tuple(version.id for version in parts.values()),
-            kept=trial.kept,
-            reason=trial.reason,
-            loss_before=_finite(trial.loss_before),
-            loss_after=_finite(trial.loss_after),
-        )
-        version = self._versions.add(state, about)
-        if trial.kept:
-            self._versions.promote(version)
-        return version
+        parents = tuple(version.id for version in parts.values())
+        return self._mean(state, run=first.run, round_id=first.round_id, parents=parents, trial=trial)
 
     def summed(self, state: AdapterState, *, run: RunId, round_id: int, trial: Trial) -> Version:
         """Store a mean of updates that nobody has seen; it sits in the model from now on when the ``trial`` kept it."""
         current = self._versions.current
+        parents = () if current is None else (current.id,)
+        return self._mean(state, run=run, round_id=round_id, parents=parents, trial=trial)
+
+    def _mean(self, state: AdapterState, *, run: RunId, round_id: int, parents: tuple[str, ...], trial: Trial) -> Version:
         about = About(
             run=run,
             round_id=round_id,
             who=AGGREGATE,
             base=self._base,
-            parents=() if current is None else (current.id,),
+            parents=parents,
             kept=trial.kept,
             reason=trial.reason,
             loss_before=_finite(trial.loss_before),

@@ -41,7 +41,8 @@ from hushtune_common.wire.endpoint import Kit, Server, serve
 from hushtune_server.air.bit_exact import BitExactMedium
 from hushtune_server.air.fading import Geography
 from hushtune_server.air.medium import Medium
-from hushtune_server.air.service import AirService, Sky, register_air
+from hushtune_server.air.service import AirService, register_air
+from hushtune_server.air.sky import Sky
 from hushtune_server.testbed.transport.bare import serve_bare
 
 CLOCK = SystemClock()
