@@ -33,9 +33,13 @@ class Refining(EmulatorOptions, frozen=True):
     """Training of the emulator's own parts on public text; the adapter blocks are never touched."""
 
     steps: Whole = 300
+    """Steps of training, at most."""
     batch_windows: Count = 8
+    """Windows of public text per step."""
     learning_rate: Positive = 3e-4
+    """Highest rate of the optimiser."""
     warmup_share: OpenShare = 0.1
+    """Share of the steps in which the rate rises."""
     plateau_share: NotNegative = 0.0
     """Stop early when the loss of the last tenth of the steps improved on the tenth before by less than this share; 0 never."""
 
@@ -44,6 +48,7 @@ class UniformOptions(EmulatorOptions, frozen=True, tag="uniform"):
     """Evenly spaced layer drop."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
     rounding: Literal["half_up", "half_even", "floor"] = "half_up"
     """Published code bases differ here; it decides which blocks stay."""
 
@@ -52,6 +57,7 @@ class InfluenceOptions(EmulatorOptions, frozen=True, tag="influence"):
     """Drops the blocks that turn the hidden state least: one pass over public text."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
     adjacent_max: Count = 4
     """Never drop more than this many neighbours."""
 
@@ -60,23 +66,31 @@ class AblationOptions(EmulatorOptions, frozen=True, tag="ablation"):
     """Drops the blocks whose loss public text misses least, each by itself."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
 
 
 class GreedyOptions(EmulatorOptions, frozen=True, tag="greedy"):
     """Ablation, measured again after every drop: sees how blocks interact, at ``drop`` times the cost."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
 
 
 class DistillOptions(Refining, frozen=True, tag="distill"):
     """Drops blocks, then trains those that stay to give the whole middle's output (offsite-tuning)."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
     ranking: Ranking = "ablation"
+    """How the blocks to leave out are chosen."""
     language_weight: NotNegative = 1.0
+    """Weight of the loss of the next token."""
     hidden_weight: NotNegative = 30.0
+    """Weight of the error of the middle's output."""
     layerwise_weight: NotNegative = 0.0
+    """Weight of the same error after every block of the middle that stayed."""
     logits_weight: NotNegative = 0.0
+    """Weight of the divergence from the model's own predictions."""
     hidden_scale: Literal["overall", "channel"] = "overall"
     """Measure errors of the hidden state against its mean square as a whole, or each channel against its own variance, so that
     the few channels of huge magnitude that many models have do not decide alone."""
@@ -102,6 +116,7 @@ class CrashOptions(EmulatorOptions, frozen=True, tag="crash"):
     """Clusters neighbours by similarity, keeps one of each cluster, and lets it stand in for the rest."""
 
     drop: Whole = 8
+    """Blocks to leave out."""
     share: bool = True
     """Let kept blocks stand in for removed ones; without it clustering alone decides what is dropped."""
     prefer_frozen: bool = False
@@ -116,9 +131,13 @@ class ScaleotOptions(Refining, frozen=True, tag="scaleot"):
     replace: Whole = 8
     """Blocks that a harmonizer replaces."""
     rank: Count = 64
+    """Rank of a harmonizer."""
     group: Annotated[int, Meta(ge=2)] = 4
+    """Neighbouring blocks that are drawn from together."""
     candidates: Annotated[int, Meta(ge=2)] = 3
+    """Choices of blocks that are tried against each other in a step."""
     reward_rate: Positive = 0.1
+    """How far a step moves the scores of blocks."""
     reward: Literal["centred", "standardised"] = "standardised"
     """Divide rewards by their spread as well; reconstructed."""
     sampler: Literal["threshold", "gumbel_topk"] = "threshold"
@@ -135,21 +154,28 @@ class GradotOptions(EmulatorOptions, frozen=True, tag="gradot"):
     """Cuts ranks of attention and channels of MLPs where the adapter blocks' gradients stay and the loss goes up."""
 
     attention_keep: Share = 0.6
+    """Share of singular values that stay in attention matrices."""
     channel_keep: Share = 0.6
+    """Share of channels that stay in MLPs."""
     top_keep: OpenShare = 0.05
     """Share of the largest singular values of a matrix that always stay."""
     attention_lambda: NotNegative = 1.0
     """Reconstructed: weight of raising the loss against keeping gradients, both scaled to their medians."""
     channel_lambda: NotNegative = 1.0
+    """Reconstructed: the same as ``attention_lambda``, for channels."""
     damping: Positive = 1e-3
+    """Added to the diagonal of second moments, as a share of its mean."""
 
 
 class WidthOptions(Refining, frozen=True, tag="width"):
     """Keeps the feed-forward neurons of largest norm in every middle block (FedPFT); attention stays whole."""
 
     channel_keep: Share = 0.25
+    """Share of the feed-forward neurons that stay."""
     hidden_weight: NotNegative = 30.0
+    """Weight of the error of the middle's output in training."""
     language_weight: NotNegative = 0.0
+    """Weight of the loss of the next token in training."""
 
 
 class MarginOptions(Refining, frozen=True, tag="margin"):
@@ -162,13 +188,19 @@ class MarginOptions(Refining, frozen=True, tag="margin"):
     batch_windows: Count = 4
     """Second derivatives make steps dear: on SmolLM2-135M one took 4.2 s of one core and 3 GB, 1.8 s in bf16."""
     drop: Whole = 8
+    """Blocks to leave out."""
     ranking: Ranking = "ablation"
+    """How the blocks to leave out are chosen."""
     margin_nats: NotNegative = 1.0
+    """How much higher the emulator's loss is to be than the model's."""
     gradient_weight: NotNegative = 1.0
+    """Weight of the angle between the adapter blocks' gradients in emulator and model."""
     hidden_weight: NotNegative = 0.0
+    """Weight of the relative error of the middle's output."""
     one_sided: bool = False
     """Punish only a loss below the margin."""
     harmonizer_rank: Whole = 0
+    """Rank of harmonizers where blocks were dropped; 0: none."""
 
 
 MethodOptions = (

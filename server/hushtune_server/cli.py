@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.helptext import default_worth_showing
 from hushtune_common.store.disk import disk_fault
-from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands
+from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands, scenario_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
 from hushtune_server.owner import commands as emulator_commands
 from hushtune_server.owner.calibration import commands as calibration_commands
@@ -36,7 +36,7 @@ _DEFECT = 70
 _INTERRUPTED = 130
 
 GROUPS = {  # as the help page lists them; a command in none of them would stand alone at its top, which a test forbids
-    "Runs on this machine": ("testbed", "runs", "dashboard", "report", "logs", "trace"),
+    "Runs on this machine": ("scenario", "testbed", "runs", "dashboard", "report", "logs", "trace"),
     "Roles, each a process": ("owner", "coordinator", "air", "eavesdropper"),
     "Who is who, and does it work": ("pki", "kit", "doctor", "health"),
     "Studies of one part": ("emulator", "codec", "link", "solve", "membership", "experiments"),
@@ -312,6 +312,7 @@ calibration_commands.register(app)
 peft_commands.register(app)
 pki_commands.register(app)
 kit_commands.register(app)
+scenario_commands.register(app)
 _add_testbed()
 for _place, (_title, _names) in enumerate(GROUPS.items()):
     _together = Group(_title, sort_key=_place)

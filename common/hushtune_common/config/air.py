@@ -11,16 +11,21 @@ class Position(Section, frozen=True):
     """A place on the map, in metres; the owner's receiver stands at the origin."""
 
     x_m: float
+    """Metres east of the owner's receiver."""
     y_m: float
+    """Metres north of it."""
 
 
 class ClientConfig(Section, frozen=True):
     """One data owner: its device and its place."""
 
     id: Name
+    """Its name in certificates, logs and reports."""
     position: Position
     clock_max_flops: Positive = 2.0e12
+    """Fastest that its processor computes; what it is assigned is at most this."""
     power_max_w: Positive = 0.2
+    """Most that its transmitter radiates."""
     energy_max_j: Positive = 5_000.0
     """Modelled energy for one round's training; a client that would need more takes no part in the round."""
     energy_w_per_flops3: Positive = 1.0e-36
@@ -31,6 +36,7 @@ class MoveConfig(Section, frozen=True):
     """A client that stands somewhere else from a moment on."""
 
     client: Name
+    """Which one, by its id."""
     after_s: NotNegative
     """Seconds after anybody first sounded the air."""
     position: Position
@@ -47,7 +53,9 @@ class AirConfig(Section, frozen=True):
     metered_blocks: Annotated[int, Meta(ge=0, le=1_048_576)] = 256
     """Hash blocks per transmission whose realised information density at the tap is computed, for the referee."""
     fading: Literal["none", "rayleigh_block"] = "none"
+    """Beside shadowing: none, or Rayleigh fading that stays as it is for the length of a coherence block."""
     bandwidth_hz: Positive = 20e6
+    """Band that the clients of a round share."""
     shadowing_db: NotNegative = 4.0
     """Standard deviation of log-normal shadowing; 4 dB is 3GPP's urban micro cell in line of sight, about 8 without."""
     eavesdropper: Position = Position(x_m=450.0, y_m=0.0)
@@ -99,7 +107,9 @@ class SecrecyConfig(Section, frozen=True):
     log2_delta: Annotated[float, Meta(le=-1.0, ge=-512.0)] = -64.0
     """Leakage bound per hash block."""
     block_error_max: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-2
+    """Error rate of hash blocks at the owner up to which a coding point counts as decodable; lost blocks are coded anew."""
     message_bits_min: Annotated[int, Meta(ge=64)] = 512
+    """Fewest secret bits of a hash block that make a design worth sending."""
     tap_margin_db: float = 12.0
     """Added to the tap's deterministic path gain to get the assumed upper bound (3 sigma of 4 dB shadowing by default)."""
     fading_design: Literal["outage", "interleaved"] = "outage"
@@ -109,3 +119,4 @@ class SecrecyConfig(Section, frozen=True):
     main_margin_db: NotNegative = 0.5
     """Power kept above the coding point's threshold."""
     codewords: Annotated[int, Meta(ge=1, le=16)] = 4
+    """LDPC codewords that one hash block is spread over; more hide better and are decoded later."""

@@ -44,6 +44,7 @@ class CodecConfig(Section, frozen=True):
     bits: Annotated[float, Meta(ge=0.01, le=32.0)] = 2.0
     """Most bits per weight of an update. Its assignment says how many bytes it may spend."""
     block_size: Annotated[int, Meta(ge=16, le=4096)] = 64
+    """Numbers that share one scale, with ``blockwise``."""
     level: Annotated[int, Meta(ge=1, le=19)] = 3
     """Zstandard level of the entropy coder."""
     rank: Annotated[int, Meta(ge=0, le=1024)] = 0

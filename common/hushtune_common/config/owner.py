@@ -44,9 +44,11 @@ class GateConfig(Section, frozen=True):
     quarantine_count_max: Whole = 16
     """Refused adapters that are kept for inspection; the oldest go first."""
     quarantine_bytes_max: Whole = 2_147_483_648
+    """Bytes of them, at most."""
     versions_count_max: Count = 256
     """Accepted adapters that are kept beside each other; the oldest go first, what sits in the model stays."""
     versions_bytes_max: Count = 8_589_934_592
+    """Bytes of them, at most."""
 
 
 class FingerprintConfig(Section, frozen=True):

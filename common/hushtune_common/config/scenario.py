@@ -22,7 +22,9 @@ class Scenario(Section, frozen=True):
     """One experiment."""
 
     name: Name
+    """What the experiment is called, in run directories and reports."""
     seed: int
+    """Root of all simulated randomness. Secrets do not come from it, and the eavesdropper does not get it."""
     model: ModelConfig
     data: DataConfig
     clients: Annotated[tuple[ClientConfig, ...], Meta(min_length=1)]
