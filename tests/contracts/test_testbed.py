@@ -98,6 +98,14 @@ def test_a_run_is_found_by_a_unique_beginning_and_the_newest_by_name(tmp_path: P
         rundir.find(tmp_path, "other")
 
 
+def test_a_run_is_found_by_its_path_wherever_it_lies(tmp_path: Path, scenario: config.Scenario) -> None:
+    run = rundir.create(tmp_path / "elsewhere", scenario, now=NOW)
+    run.update(started="2026-01-02")
+    assert rundir.find(tmp_path / "runs", str(run.path)).path == run.path
+    with pytest.raises(ConfigError, match="holds no run.json"):
+        rundir.find(tmp_path / "runs", str(tmp_path))
+
+
 def test_a_log_cut_short_by_a_crash_still_gives_its_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"event": "one"}\n{"event": "two"}\n{"event": "thr')

@@ -213,7 +213,12 @@ def list_runs(
 
 
 def show(run_id: str = "latest", *, runs: Runs = _RUNS, json_: Annotated[bool, Parameter(name="--json")] = False) -> int:
-    """Show the result of RUN_ID (or a unique beginning of it, or the latest run)."""
+    """Show the result of RUN_ID: a run's id, a unique beginning of it, `latest`, or a run directory.
+
+    Example: hushtune runs show latest
+
+    Example: hushtune runs show /elsewhere/runs/demo-20261122-101500-s1
+    """
     directory = rundir.find(runs, run_id)
     report = rundir.read_json(directory.report)
     if not report:

@@ -152,7 +152,12 @@ def _is_alive(known: object) -> bool:
 
 
 def find(root: Path, run_id: str) -> RunDirectory:
-    """Return the run called ``run_id``, or the newest for ``latest``; a unique beginning is enough."""
+    """Return the run called ``run_id``, or the newest for ``latest``; a unique beginning or the path of a run is enough."""
+    given = Path(run_id)
+    if run_id != "latest" and (given / "run.json").is_file():
+        return RunDirectory(given.resolve())
+    if os.sep in run_id:
+        raise ConfigError(run_id, "holds no run.json, so it is no run directory; hushtune runs list shows the runs")
     runs = list(all_runs(root))
     if not runs:
         raise ConfigError("--runs", f"no runs in {root}; start one with: hushtune testbed run scenarios/demo.toml")

@@ -38,7 +38,7 @@ def report(
     from hushtune_server.testbed.page.gathering import gather
     from hushtune_server.testbed.page.pages import PAGE, put, render
 
-    found = [_find(runs, name) for name in (run or ("latest",))]
+    found = [rundir.find(runs, name) for name in (run or ("latest",))]
     if compare:
         return _compare(found, out or runs / COMPARISON)
     if len(found) > 1:
@@ -61,7 +61,3 @@ def _compare(found: list[rundir.RunDirectory], out: Path) -> int:
     print(put(out, compare.render([gather(run) for run in found])))
     return 0
 
-
-def _find(runs: Path, name: str) -> rundir.RunDirectory:
-    given = Path(name)
-    return rundir.RunDirectory(given.resolve()) if (given / "run.json").is_file() else rundir.find(runs, name)
