@@ -87,10 +87,13 @@ def test_every_setting_is_the_loss_of_its_own_model_with_its_own_blocks_on_the_s
     emulator.set_adapter(returned(2).tensors)
     full.set_adapter(returned(2).tensors)
     expected |= {"emulator_fine_tuned": emulator.loss(windows), "plug_in": full.loss(windows)}
-    assert {name: score["perplexity"] for name, score in result["settings"].items()} == {n: exp(v) for n, v in expected.items()}
+    found = {name: score["perplexity"] for name, score in result["settings"].items()}
+    assert found == pytest.approx({name: exp(loss) for name, loss in expected.items()}, rel=1e-6)
+    first = result["settings"]["plug_in"]["windows_nats"]
+    assert first == pytest.approx([full.loss(window[None]) for window in windows], abs=2e-6)
     for number, client in enumerate(("c1", "c2")):
         full.set_adapter(returned(number).tensors)
-        assert result["clients"][client]["plug_in"]["loss_nats"] == full.loss(windows)
+        assert result["clients"][client]["plug_in"]["loss_nats"] == pytest.approx(full.loss(windows), rel=1e-6)
     assert rundir.read_json(run.path / "referee.json") == result
 
 

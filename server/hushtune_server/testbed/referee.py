@@ -1,10 +1,11 @@
 """The referee: scores every setting on held-out private text. Exists in a testbed only, because it sees both sides."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_server.owner.versions import AGGREGATE, Versions
 from hushtune_server.owner.versions import FOLDER as VERSIONS
 from hushtune_server.testbed import link_referee, plots
+from hushtune_server.testbed.emulators.tasks import scores
 from hushtune_server.testbed.rundir import RunDirectory, read_json, write_json
 
 _logger = logging.getLogger(__name__)
@@ -58,20 +60,21 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
 
     Perplexities are on the held-out test windows, the same for every setting; nobody has trained on them. Emulator and plug-in
     are scored with the mean of the returned adapters, the plug-in with each client's as well. ``bound`` adds the adapter blocks
-    trained in the full model and full fine-tuning, both on the training text of all clients together (slow).
+    trained in the full model and full fine-tuning, both on the training text of all clients together (slow). Beside every score
+    stand the losses of the windows, in their order, so that differences can be given with intervals.
     """
     evidence = gather(run, scenario, cache=cache)
     result: dict[str, Any] = {"test_windows": len(evidence.test), "settings": {}, "clients": {}}
     log_event(_logger, "phase_changed", phase="scoring on held-out text")
 
-    def record(setting: str, loss: float, *, client: str | None = None) -> None:
-        score = {"perplexity": exp(loss), "loss_nats": loss}
+    def record(setting: str, losses: Sequence[float], *, client: str | None = None) -> None:
+        score = score_of(losses)
         if client is None:
             result["settings"][setting] = score
         else:
             result["clients"].setdefault(client, {})[setting] = score
         name = setting if client is None else f"{setting} of {client}"
-        log_event(_logger, "setting_evaluated", setting=name, perplexity=exp(loss))
+        log_event(_logger, "setting_evaluated", setting=name, perplexity=score["perplexity"])
 
     _score_emulator(evidence, record)
     result["rounds"] = _score_full(evidence, record)
@@ -82,6 +85,15 @@ def judge(run: RunDirectory, scenario: Scenario, *, cache: Path, bound: bool, cl
         _score_bounds(evidence, record, work=run.state("referee"), clock=clock)
     write_json(run.path / "referee.json", result)
     return result
+
+
+def score_of(losses: Sequence[float]) -> dict[str, Any]:
+    """Return the perplexity over windows of equal length from the loss of each, in nats per token."""
+    loss = fmean(losses)
+    return {"perplexity": exp(loss), "loss_nats": loss, "windows_nats": [round(each, _DIGITS) for each in losses]}
+
+
+_DIGITS = 6
 
 
 def gather(run: RunDirectory, scenario: Scenario, *, cache: Path) -> Evidence:
@@ -113,27 +125,26 @@ Record = Callable[..., None]
 def _score_emulator(evidence: Evidence, record: Record) -> None:
     bundle = read_bundle(evidence.bundle)
     emulator = bundle.load(evidence.scenario.compute)
-    record("emulator_zero_shot", emulator.loss(evidence.test))
+    record("emulator_zero_shot", scores(emulator, evidence.test))
     if "aggregate" in evidence.adapters:
         if evidence.newest != evidence.bundle:  # its middle may be another one by now
             emulator = read_bundle(evidence.newest).load(evidence.scenario.compute)
         emulator.set_adapter(load_adapter(evidence.adapters["aggregate"], bundle.schema).tensors)
-        record("emulator_fine_tuned", emulator.loss(evidence.test))
+        record("emulator_fine_tuned", scores(emulator, evidence.test))
 
 
 def _score_full(evidence: Evidence, record: Record) -> dict[str, Any]:
     """Score the full model with nothing and with each adapter in it; return its scores after every round of several."""
     schema = read_bundle(evidence.bundle).schema
     model = evidence.source.load(evidence.scenario.compute)
-    record("full_zero_shot", model.loss(evidence.test))
+    record("full_zero_shot", scores(model, evidence.test))
     for name, path in evidence.adapters.items():
-        score = _plugged(model, load_adapter(path, schema), evidence.test)
-        record("plug_in", score, client=None if name == "aggregate" else name)
+        record("plug_in", _plugged(model, load_adapter(path, schema), evidence.test), client=None if name == "aggregate" else name)
     found: dict[str, Any] = {}
     for round_id, path in sorted(evidence.averages.items()):
-        loss = _plugged(model, load_adapter(path, schema), evidence.test)
-        found[str(round_id)] = {"plug_in": {"perplexity": exp(loss), "loss_nats": loss}}
-        log_event(_logger, "setting_evaluated", setting=f"plug_in of round {round_id}", perplexity=exp(loss))
+        score = score_of(_plugged(model, load_adapter(path, schema), evidence.test))
+        found[str(round_id)] = {"plug_in": score}
+        log_event(_logger, "setting_evaluated", setting=f"plug_in of round {round_id}", perplexity=score["perplexity"])
     return found
 
 
@@ -143,9 +154,9 @@ def _averages(folder: Path, *, run: str) -> dict[int, Path]:
     return {v.about.round_id: versions.file(v) for v in averaged}
 
 
-def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> float:
+def _plugged(model: LanguageModel, adapter: AdapterState, windows: Windows) -> Sequence[float]:
     model.set_adapter(adapter.tensors)
-    return model.loss(windows)
+    return scores(model, windows)
 
 
 def _score_bounds(evidence: Evidence, record: Record, *, work: Path, clock: Clock) -> None:
