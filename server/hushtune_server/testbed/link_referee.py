@@ -23,6 +23,9 @@ Z_99: Final = 2.5758293035489004
 _READ_BLOCKS: Final = 1024
 _CRC_BYTES: Final = 4
 
+ROUNDS_MAX: Final = 100
+"""Rounds that are judged one by one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitErrors:
@@ -57,13 +60,12 @@ class BitErrors:
 def judge(run: RunDirectory, scenario: Scenario) -> Json:
     """Return what became of every client's update on air: at the owner, at the tap, and in the channel between them.
 
-    That is the update of the last round; what has leaked at most adds up over all of them.
+    That is the update of the last round; what has leaked at most adds up over all of them. ``earlier`` has the same of the
+    rounds before, of the latest `ROUNDS_MAX`.
     A low bit error rate at the tap proves a leak; one of a half proves nothing, which the result says.
     """
-    evidence = read_json(run.state("eavesdropper") / "evidence.json").get("updates") or []
-    carried = read_json(run.state("air") / "air.json").get("transmissions") or []
-    rounds = _rounds(run)
-    clients = [_client(run, scenario, c.id, rounds, evidence, carried) for c in scenario.clients]
+    seen, rounds = _Seen.of(run, scenario), _rounds(run)
+    earlier = range(max(0, len(rounds) - ROUNDS_MAX), len(rounds) - 1)
     return {
         "round_id": rounds[-1].get("round_id", 1),
         "rounds": len(rounds),
@@ -71,30 +73,74 @@ def judge(run: RunDirectory, scenario: Scenario) -> Json:
         "claim": Fidelity(scenario.air.fidelity).claim,
         "randomness": "operating system" if scenario.secrecy.randomness == "os" else "reproducible, not secret",
         "caveat": "a bit error rate of one half and failed attacks are checks of the machinery, not evidence of secrecy",
-        "clients": clients,
+        "clients": [_client(seen, c.id, rounds) for c in scenario.clients],
+        "earlier": [_earlier(seen, rounds[: k + 1]) for k in earlier],
     }
 
 
-def _client(
-    run: RunDirectory,
-    scenario: Scenario,
-    client: str,
-    rounds: Sequence[Json],
-    evidence: Sequence[Json],
-    carried: Sequence[Json],
-) -> Json:
-    last, mine = rounds[-1], [t for t in carried if t["client"] == client]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What both sides left: what the tap tried, what the air carried, and digests by (client, round) at both ends."""
+
+    run: RunDirectory
+    scenario: Scenario
+    evidence: Sequence[Json]
+    carried: Sequence[Json]
+    sealed: Mapping[tuple[str, Any], str]
+    received: Mapping[tuple[str, Any], str]
+
+    @staticmethod
+    def of(run: RunDirectory, scenario: Scenario) -> "_Seen":
+        sealed = {
+            (c.id, e.get("round_id")): str(e.get("digest")) for c in scenario.clients for e in _said(run, c.id, "update_sealed")
+        }
+        received = {
+            (str(e.get("client")), e.get("round_id")): str(e.get("digest")) for e in _said(run, "owner", "update_received")
+        }
+        return _Seen(
+            run=run,
+            scenario=scenario,
+            evidence=read_json(run.state("eavesdropper") / "evidence.json").get("updates") or [],
+            carried=read_json(run.state("air") / "air.json").get("transmissions") or [],
+            sealed=sealed,
+            received=received,
+        )
+
+    def exact(self, client: str, round_id: object) -> bool | None:
+        """Whether the digest of what the owner put together is that of what the client sealed; None when either is missing."""
+        sent, got = self.sealed.get((client, round_id)), self.received.get((client, round_id))
+        return None if sent is None or got is None else sent == got
+
+
+def _said(run: RunDirectory, process: str, event: str) -> Iterator[Json]:
+    return (e for e in read_log(run.log(process)) if e.get("event") == event)
+
+
+def _earlier(seen: _Seen, rounds: Sequence[Json]) -> Json:
+    """Return the same of the last of ``rounds``, without what only figures need."""
+    found = [_client(seen, c.id, rounds) for c in seen.scenario.clients]
+    brief = [{**c, "density": _brief(c["density"]), "constellation": None} for c in found]
+    return {"round_id": rounds[-1].get("round_id"), "clients": brief}
+
+
+def _brief(density: Json | None) -> Json | None:
+    return None if density is None else {**density, "values_bits": []}
+
+
+def _client(seen: _Seen, client: str, rounds: Sequence[Json]) -> Json:
+    run, scenario = seen.run, seen.scenario
+    last, mine = rounds[-1], [t for t in seen.carried if t["client"] == client]
     round_id = last.get("round_id", 1)
     assignment = _about(last.get("assignments"), client, {})
     transmissions = [t for t in mine if t["round_id"] == round_id]
-    heard = [e for e in evidence if e["client"] == client and e["round_id"] == round_id]
+    heard = [e for e in seen.evidence if e["client"] == client and e["round_id"] == round_id]
     secret = [e for e in heard if e["secret"]]
     over_code = _over_code(transmissions, assignment)
     held = _all_held([e["assumption_held"] for e in secret])
     return {
         "client": client,
         "protection": assignment.get("protection"),
-        "owner_has_every_byte": _exact(run, client, round_id),
+        "owner_has_every_byte": seen.exact(client, round_id),
         "design": assignment.get("design"),
         "snr_main_db": transmissions[0]["snr_main_db"] if transmissions else None,
         "snr_tap_true_db": transmissions[0]["snr_tap_db"] if transmissions else None,
@@ -191,19 +237,6 @@ def _blocks(guess: Path, truth: Path, flags: np.ndarray[Any, np.dtype[np.bool_]]
             mine, theirs = (np.frombuffer(f.read(wanted.size * block_bytes), dtype=np.uint8) for f in (one, other))
             chosen = np.repeat(wanted, block_bytes)[: mine.size]
             yield mine[chosen], theirs[chosen]
-
-
-def _exact(run: RunDirectory, client: str, round_id: int) -> bool | None:
-    """Whether the digest of what the owner put together is that of what the client sealed; None when either is missing."""
-    sent = _digest(run, client, "update_sealed", round_id=round_id)
-    got = _digest(run, "owner", "update_received", round_id=round_id, client=client)
-    return None if sent is None or got is None else sent == got
-
-
-def _digest(run: RunDirectory, process: str, event: str, **fields: object) -> str | None:
-    wanted = {"event": event, **fields}
-    found = [str(e.get("digest")) for e in read_log(run.log(process)) if all(e.get(k) == v for k, v in wanted.items())]
-    return found[-1] if found else None
 
 
 def _density(transmissions: Sequence[Json], assignment: Mapping[str, Any], scenario: Scenario) -> Json | None:

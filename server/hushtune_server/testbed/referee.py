@@ -139,7 +139,9 @@ def _score_full(evidence: Evidence, record: Record) -> dict[str, Any]:
     model = evidence.source.load(evidence.scenario.compute)
     record("full_zero_shot", scores(model, evidence.test))
     for name, path in evidence.adapters.items():
-        record("plug_in", _plugged(model, load_adapter(path, schema), evidence.test), client=None if name == "aggregate" else name)
+        record(
+            "plug_in", _plugged(model, load_adapter(path, schema), evidence.test), client=None if name == "aggregate" else name
+        )
     found: dict[str, Any] = {}
     for round_id, path in sorted(evidence.averages.items()):
         score = score_of(_plugged(model, load_adapter(path, schema), evidence.test))

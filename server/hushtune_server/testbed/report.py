@@ -59,6 +59,7 @@ def gather(run: RunDirectory, scenario: Scenario) -> Json:
             referee=referee,
             clients=[c.id for c in scenario.clients],
         ),
+        "shared_out": rounds_of.shared_out(scenario, rounds),
         "aggregation": sums.gather(run, rounds, scenario),
         "test_windows": referee.get("test_windows"),
         "link": referee.get("link"),

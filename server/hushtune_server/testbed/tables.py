@@ -36,7 +36,8 @@ def print_report(report: Mapping[str, Any], *, console: Console) -> None:
         console.print(_plan(report))
     for client in report["clients"]:
         if client["gate"] not in (None, "granted") or client["outcome"] != "accepted":
-            why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") else ""
+            told = str(client["gate_reason"]) in client["outcome"]
+            why = f" ({client['gate_reason']})" if client["gate"] in ("deferred", "excluded") and not told else ""
             console.print(f"  {client['id']}: {client['outcome']}{why}", markup=False)  # a client says why it did not upload
     _print_utility(report, console)
     _print_solutions(report, console)

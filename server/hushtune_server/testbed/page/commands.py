@@ -60,4 +60,3 @@ def _compare(found: list[rundir.RunDirectory], out: Path) -> int:
         raise ConfigError("--compare", f"needs 2 to {_COMPARED_MAX} runs, got {len(found)}; hushtune runs list shows them")
     print(put(out, compare.render([gather(run) for run in found])))
     return 0
-
