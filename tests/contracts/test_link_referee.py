@@ -195,6 +195,15 @@ def test_the_last_round_is_judged_by_its_number(run: RunDirectory) -> None:
     assert judged(run)["tap_bits"]["bits_wrong"] == 1
 
 
+def test_rounds_before_the_last_are_judged_too_each_by_itself(run: RunDirectory) -> None:
+    for round_id in (1, 2, 3):
+        assign(run, round_id=round_id)
+    carried(run, {"blocks": 6}, {"round_id": 2, "blocks": 24}, {"round_id": 3, "blocks": 1})
+    earlier = link_referee.judge(run, scenario())["earlier"]
+    assert [(each["round_id"], each["clients"][0]["blocks_sent"]) for each in earlier] == [(1, 6), (2, 24)]
+    assert earlier[1]["clients"][0]["log2_delta_all_rounds"] == pytest.approx(DESIGN.log2_delta + log2(6 + 24))
+
+
 # -- bytes at the owner ------------------------------------------------------------------------------------------------
 
 

@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from math import exp, log
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hushtune_common import config
 from hushtune_common.errors import ConfigError
 from hushtune_server import cli
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.page import claims, pages, phases, tables, ways
+from hushtune_server.testbed.page import claims, intervals, links, pages, phases, tables, ways
 from hushtune_server.testbed.page.gathering import gather
 from hushtune_server.testbed.rundir import RunDirectory, write_json
 from tests.contracts.test_plots import sender
@@ -342,5 +345,70 @@ def test_the_way_of_an_adapter_is_one_row_and_disagreement_stands_out(tmp_path: 
 def test_a_referee_of_an_earlier_version_that_said_less_is_believed_that_much(tmp_path: Path) -> None:
     heard_less = {"client": "c1", "transmissions": 1, "log2_delta_total": -52.63, "protection": "payload"}
     material = gather(run_in(tmp_path, link={"rounds": 1, "clients": [heard_less]}))
-    assert tables.ears(material).rows[0][:2] == ("c1", "payload")
+    assert links.ears(material, material.rounds[-1]).rows[0][:2] == ("c1", "payload")
     assert "2^-52.6" in claims.claims(material)[0].says
+
+
+def assigned(name: str, *, owner_db: float, gate: str = "granted", **more: Any) -> dict[str, Any]:
+    """Return what a report has of a client in one round."""
+    cost = {"energy_j": 2.0, "bytes_uploaded": 10}
+    told = client(name)
+    numbers = {**told["gate_numbers"], "snr_main_db": owner_db}
+    return {**told, "gate": gate, "gate_numbers": numbers, "cost": cost, "missing_because": None, **more}
+
+
+def rounds_of(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "round_id": n,
+            "allocation": {"method": "global", "objective": n},
+            "equal_share": {},
+            "clients": [assigned("c1", owner_db=n)],
+        }
+        for n in range(1, count + 1)
+    ]
+
+
+@pytest.mark.slow
+def test_every_round_has_its_gate_its_allocation_and_both_ears_the_latest_first(tmp_path: Path) -> None:
+    brief = {**heard("c1"), "constellation": None, "density": None, "tap_bits": {"bit_error_rate": 0.44444}}
+    link = {"round_id": 3, "rounds": 3, "clients": [heard("c1")], "earlier": [{"round_id": 2, "clients": [brief]}]}
+    ended = [{"round_id": n, "accepted": ["c1"], "missing": ["c2"] if n == 2 else [], "owner": {}} for n in (1, 2, 3)]
+    material = gather(run_in(tmp_path, shared_out=rounds_of(3), link=link, rounds=ended))
+    page = Page(pages.render(material))
+    assert [links.gate(each).rows[0][2] for each in material.rounds] == ["1.0", "2.0", "3.0"]
+    assert "0.44444" in links.ears(material, material.rounds[1]).rows[0][4]
+    opened = [found for tag, found in page.elements if tag == "details" and found.get("class") == "round"]
+    assert ["open" in found for found in opened] == [True, False, False] * 2
+    assert "Round 2: accepted c1; closed by quorum without c2" in page.text
+    assert tables.energy_of_rounds(material) == {1: 2.0, 2: 2.0, 3: 2.0}
+
+
+def test_why_a_client_is_missing_stands_beside_what_the_gate_said(tmp_path: Path) -> None:
+    told = [{**each, "clients": [assigned("c1", owner_db=1.0, missing_because="died during the round")]} for each in rounds_of(2)]
+    material = gather(run_in(tmp_path, shared_out=told))
+    assert links.reasons(material.rounds[0]) == [("c1", "closes for c1; died during the round")]
+
+
+def windows(losses: list[float]) -> dict[str, Any]:
+    return {"perplexity": exp(fmean(losses)), "loss_nats": fmean(losses), "windows_nats": losses}
+
+
+def test_an_interval_over_windows_is_that_of_their_mean_and_a_paired_one_is_narrower() -> None:
+    drawn = np.random.default_rng(1).normal(5.0, 0.5, size=200)
+    base, tuned = windows(list(drawn + 0.2)), windows(list(drawn))
+    own, beside = intervals.perplexity(tuned), intervals.change(tuned, base)
+    assert own is not None
+    assert beside is not None
+    half = 1.96 * drawn.std() / 200**0.5
+    assert (log(own.low), log(own.high)) == pytest.approx((drawn.mean() - half, drawn.mean() + half), abs=0.1 * half)
+    assert (beside.low, beside.high) == pytest.approx((100 * (exp(-0.2) - 1),) * 2)
+    assert intervals.perplexity(windows([1.0, 2.0])) is None
+    assert intervals.change(tuned, {"perplexity": 2.0}) is None
+
+
+def test_the_interval_of_few_seeds_is_students() -> None:
+    found = intervals.mean([131.9, 134.2, 121.7])  # t(0.975; 2) = 4.3027, sample deviation 6.6531
+    assert found is not None
+    assert (found.value, found.high - found.value) == pytest.approx((129.2667, 4.3027 * 6.6531 / 3**0.5), rel=1e-4)
+    assert intervals.mean([1.0]) is None

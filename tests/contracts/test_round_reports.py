@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hushtune_server.testbed.rounds import ending, gather, table
+from hushtune_server.testbed.rounds import SHARED_OUT_MAX, ending, gather, shared_out, table
 from hushtune_server.testbed.rundir import RunDirectory
+from tests.radio import scenario
 
 OWNER = {
     "rounds": [
@@ -54,6 +55,20 @@ def test_a_round_has_its_scores_and_its_bytes_both_ways(tmp_path: Path) -> None:
 def test_a_round_of_which_only_the_coordinator_left_something_is_told_as_far_as_it_goes(tmp_path: Path) -> None:
     (entry,) = gather(RunDirectory(path=tmp_path), [record(1)], owner={}, referee={}, clients=["c1"])
     assert (entry["plug_in"], entry["downlink"], entry["owner"]["kept"]) == (None, {"bytes": 0, "clients": {}}, None)
+
+
+def test_what_was_shared_out_is_told_of_each_of_the_latest_rounds() -> None:
+    gate = {"decision": "deferred", "reason": "too near", "snr_main_db": 2.0}
+    told = {
+        "assignments": [{"client": "c2", "round_id": 1, "gate": gate, "adapter_share": 0.5}],
+        "reasons": {"c2": "gate deferred"},
+    }
+    found = shared_out(scenario(), [record(n, died=["c3"], **told) for n in range(1, SHARED_OUT_MAX + 3)])
+    c1, c2, c3 = found[0]["clients"]
+    assert [each["round_id"] for each in (found[0], found[-1])] == [3, SHARED_OUT_MAX + 2]
+    assert (c1["accepted"], c1["cost"]["bytes_uploaded"], c1["assignment"]) == (True, 70, {})
+    assert (c2["gate"], c2["gate_numbers"], c2["assignment"]) == ("deferred", {"snr_main_db": 2.0}, {"adapter_share": 0.5})
+    assert [each["missing_because"] for each in (c1, c2, c3)] == [None, "gate deferred", "died during the round"]
 
 
 def test_people_see_one_line_per_round_and_why_it_ended(tmp_path: Path) -> None:

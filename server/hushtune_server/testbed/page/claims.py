@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
+from scipy.special import ndtr
+
 from hushtune_server.testbed.logbook import readable
 from hushtune_server.testbed.page.gathering import Json, Material
 
@@ -59,15 +61,29 @@ def _wiretap_rests(material: Material, coded: list[Json]) -> tuple[str, ...]:
     )
     margin, delta = material.setting("secrecy", "tap_margin_db"), material.setting("secrecy", "log2_delta")
     randomness = material.link.get("randomness", "not said")
+    blocks = ", ".join(f"{c['blocks_sent']} of {c['client']}" for c in coded[:_NAMED_MAX] if c.get("blocks_sent"))
     return (
         f"Eve's SNR stays at or below the bound of the design ({bounds}): {_db(margin)} above the path gain at her place in "
-        "the scenario, an assumption, not a measurement.",
+        f"the scenario, an assumption, not a measurement.{_exceeded(material)}",
         "In a testbed her true SNR is known, and is shown beside it.",
-        f"Each hash block leaks at most 2^{'?' if delta is None else delta} (delta); blocks and repeats add up.",
-        "Eve is passive, has one antenna, and works with nobody.",
+        f"Each hash block leaks at most 2^{'?' if delta is None else delta} (delta); blocks and repeats add up"
+        + (f" ({blocks} went on air)." if blocks else "."),
+        "Eve stands where the scenario says or farther away, is passive, has one antenna, and works with nobody.",
         f"Random bits, hash seeds and dither come from: {randomness}.",
         "The bound follows published lines, is not peer reviewed, and holds on average over the public hash seed.",
         str(material.link.get("claim") or f"Fidelity {material.report.get('fidelity')}") + ".",
+    )
+
+
+def _exceeded(material: Material) -> str:
+    """Say how likely the scenario's own shadowing exceeds the margin, where that is all that varies."""
+    margin, deviation = material.setting("secrecy", "tap_margin_db"), material.setting("air", "shadowing_db")
+    if not isinstance(margin, int | float) or not isinstance(deviation, int | float) or deviation <= 0.0:
+        return ""
+    beyond = float(ndtr(-margin / deviation))
+    return (
+        f" The scenario's shadowing (standard deviation {deviation:g} dB) exceeds the margin with a probability of "
+        f"{readable.number(beyond, 'share of 1')} for each client; where it does, no bound holds."
     )
 
 
@@ -138,9 +154,15 @@ def _privacy(material: Material) -> Claim:
         rests_on=(
             f"DP-SGD: each window's gradient is clipped at norm {dp.get('clip_norm')}; noise is from the operating system.",
             "Spending is found by a PRV accountant over all rounds.",
+            *_told_by_clients(material, "privacy"),
             "A person with several windows, the number of windows and the time of training are not covered.",
         ),
     )
+
+
+def _told_by_clients(material: Material, key: str) -> list[str]:
+    """Return what each client's own accountant said, as far as there is room."""
+    return [f"{c['id']} says: {c[key]}." for c in material.clients[:_NAMED_MAX] if c.get(key)]
 
 
 def _noise(material: Material) -> Claim:
@@ -154,6 +176,7 @@ def _noise(material: Material) -> Claim:
         rests_on=(
             f"Changes of a block are clipped at {noise.get('clip')} in sum of magnitudes, a number set without looking at data.",
             "Noise comes from the operating system, and an update is encoded once.",
+            *_told_by_clients(material, "noise"),
             "Epsilons of all blocks and rounds add up; for a whole update the sum is large and says nothing about it as a whole.",
         ),
     )

@@ -40,6 +40,21 @@ _HEARD: Final[Json] = dict.fromkeys(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One round: what each client was assigned and came to (``clients``), and what both ears made of it (``heard``)."""
+
+    round_id: int | None
+    clients: Sequence[Json]
+    heard: Sequence[Json]
+    allocation: Json
+    equal_share: Json
+
+    def on_air(self, client: str) -> Json:
+        """The referee's entry of one client; empty without one."""
+        return next((entry for entry in self.heard if entry.get("client") == client), {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
     """All that a page is made from. ``scenario`` is the resolved file as plain tables, ``scenario_text`` as it stands there."""
 
@@ -64,6 +79,25 @@ class Material:
     def on_air(self, client: str) -> Json:
         """The referee's entry of one client; empty without one."""
         return next((entry for entry in self.link.get("clients") or () if entry.get("client") == client), {})
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """The rounds that the report tells of one by one, the latest last; one at least."""
+        told: list[Json] = self.report.get("shared_out") or []
+        if len(told) < 2:
+            return [self._round({**self.report, "round_id": self.link.get("round_id", 1)})]
+        return [self._round(entry) for entry in told]
+
+    def _round(self, entry: Json) -> Round:
+        number = entry.get("round_id")
+        heard = [self.link, *(self.link.get("earlier") or ())]
+        return Round(
+            round_id=number,
+            clients=entry.get("clients") or [],
+            heard=next((each.get("clients") or [] for each in heard if each.get("round_id") == number), []),
+            allocation=entry.get("allocation") or {},
+            equal_share=entry.get("equal_share") or {},
+        )
 
     def setting(self, *path: str) -> Any:
         """Return a value of the scenario by its path, `None` where there is none."""
@@ -106,7 +140,7 @@ def _completed(found: Json) -> Json:
     clients: list[Json] = [{"gate_numbers": {}, "update": {}, **client} for client in found["clients"]]
     link: Json = found.get("link") or {}
     heard: list[Json] = [{**_HEARD, **entry} for entry in link.get("clients") or ()]
-    return {**found, "clients": clients, "link": {**link, "clients": heard} if heard else None}
+    return {**found, "clients": clients, "link": {"round_id": 1, **link, "clients": heard} if heard else None}
 
 
 def _text(run: RunDirectory) -> str:

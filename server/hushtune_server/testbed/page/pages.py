@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +14,10 @@ from markupsafe import Markup, escape
 
 from hushtune_common.errors import ConfigError
 from hushtune_server.testbed.logbook import readable
-from hushtune_server.testbed.page import tables
+from hushtune_server.testbed.page import links, tables
 from hushtune_server.testbed.page.claims import claims, learns
 from hushtune_server.testbed.page.figures import Drawing, drawings
-from hushtune_server.testbed.page.gathering import Material, gather
+from hushtune_server.testbed.page.gathering import Material, Round, gather
 from hushtune_server.testbed.page.ways import ways
 from hushtune_server.testbed.rundir import FAILED, FINISHED, RunDirectory
 
@@ -97,7 +98,8 @@ def framed(made: Mapping[str, Drawing]) -> Mapping[str, Figure]:
 def _context(material: Material) -> dict[str, Any]:
     return {
         "report": material.report,
-        "started": material.facts.get("started") or "at an unknown time",
+        "started": _moment(material.facts.get("started")),
+        "versions_said": _versions(material),
         "cards": cards(material),
         "figures": framed(drawings(material)),
         "claims": claims(material),
@@ -105,9 +107,7 @@ def _context(material: Material) -> dict[str, Any]:
         "assumptions": material.report.get("assumptions") or [],
         "tables": {
             "settings": tables.settings(material),
-            "gate": tables.gate(material),
-            "ears": tables.ears(material),
-            "allocation": tables.allocation(material),
+            "attacks": links.attacks(material),
             "updates": tables.updates(material),
             "ways": ways(material),
             "ledger": tables.ledger(material),
@@ -116,13 +116,67 @@ def _context(material: Material) -> dict[str, Any]:
             "events": tables.log_summary(material),
             "trouble": tables.trouble(material),
             "versions": tables.versions(material),
+            "inputs": tables.inputs(material),
         },
-        "solution": tables.solution(material),
+        "rounds": [_told(material, each) for each in reversed(material.rounds)],
+        "rounds_left_out": max(0, len(material.report.get("rounds") or ()) - len(material.rounds)),
         "eve": (material.report.get("eavesdropper") or {}).get("summary") or "no evidence was left",
         "scenario_text": material.scenario_text,
         "commands": _commands(material),
         "wall": "" if material.report.get("wall_s") is None else tables.shown("seconds", material.report["wall_s"]),
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldRound:
+    """One round on the page: a line about it, then tables of the gate, of both ears, and of what was shared out."""
+
+    number: str
+    summary: str
+    gate: tables.Table
+    ears: tables.Table
+    reasons: Sequence[tuple[str, str]]
+    allocation: tables.Table
+    solution: str
+
+
+def _told(material: Material, told: Round) -> ToldRound:
+    return ToldRound(
+        number=str(told.round_id),
+        summary=_came_to(material, told),
+        gate=links.gate(told),
+        ears=links.ears(material, told),
+        reasons=links.reasons(told),
+        allocation=links.allocation(told),
+        solution=links.solution(told),
+    )
+
+
+def _came_to(material: Material, told: Round) -> str:
+    """Say in a line what came of a round, and without whom it closed."""
+    entry = next((r for r in material.report.get("rounds") or () if r.get("round_id") == told.round_id), {})
+    if entry.get("failed_reason"):
+        return f"failed: {entry['failed_reason']}"
+    accepted, missing = (", ".join(map(str, entry.get(key) or ())) for key in ("accepted", "missing"))
+    said = f"accepted {accepted or 'nobody'}" if entry else "not over"
+    return f"{said}; closed by quorum without {missing}" if accepted and missing else said
+
+
+def _moment(text: object) -> str:
+    """Return a moment as people write it; what is none, as it stands."""
+    try:
+        return f"{datetime.fromisoformat(str(text)).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return "at an unknown time" if text is None else str(text)
+
+
+_NAMED: Final = {"hushtune-server": "Hushtune", "revision": "revision", "python": "Python", "torch": "torch", "numpy": "NumPy"}
+
+
+def _versions(material: Material) -> str:
+    """Return the versions that matter most in a line."""
+    found: Mapping[str, Any] = material.report.get("versions") or {}
+    return ", ".join(f"{name} {found[key]}" for key, name in _NAMED.items() if key in found)
 
 
 def _commands(material: Material) -> Sequence[str]:
@@ -182,7 +236,8 @@ def _tap(material: Material) -> Card | None:
 
 
 def _energy(material: Material) -> Card | None:
-    spent = [c["energy_j"] for c in material.clients if c.get("energy_j") is not None]
+    spent = tables.energy_of_rounds(material)
     if not spent:
         return None
-    return Card(value=readable.number(float(sum(spent)), "J"), label="energy of all clients", note="modelled from the scenario")
+    note = "modelled from the scenario" + (f", {len(material.rounds)} rounds" if len(material.rounds) > 1 else "")
+    return Card(value=readable.number(sum(spent.values()), "J"), label="energy of all clients", note=note)

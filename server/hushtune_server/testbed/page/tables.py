@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hushtune_common.events.event import unit_of
+from hushtune_server.testbed.emulators.statistics import Interval
 from hushtune_server.testbed.logbook import readable
 from hushtune_server.testbed.logbook.choosing import counted
-from hushtune_server.testbed.page.figures import planned
+from hushtune_server.testbed.page import intervals
 from hushtune_server.testbed.page.gathering import Json, Material
 from hushtune_server.testbed.page.phases import spans
 from hushtune_server.testbed.tables import SETTINGS
@@ -73,151 +74,49 @@ def number(given: object, digits: int = 2, *, unit: str = "") -> str:
     return f"{given:.{digits}f}{f' {unit}' if unit else ''}"
 
 
-def _pair(name: str, given: object, other: object) -> str:
+def pair(name: str, given: object, other: object) -> str:
     """Return two values, the other in brackets; a line may break between them, and nowhere else."""
     first, second = (shown(name, one).replace(" ", "\N{NO-BREAK SPACE}") for one in (given, other))
     return f"{first} ({second})"
 
 
 def settings(material: Material) -> Table:
-    """The settings' perplexities, with what each is beside the full model as it was."""
+    """The settings' perplexities with their intervals over the windows, and what each is beside the full model as it was."""
     scores: Mapping[str, Json] = material.report.get("settings") or {}
-    base = (scores.get("full_zero_shot") or {}).get("perplexity")
+    base: Json = scores.get("full_zero_shot") or {}
     kept = [(key, label, scores[key]) for key, label in SETTINGS if key in scores]
-    rows = tuple(
-        (label, number(s["perplexity"], 1), number(s["loss_nats"], 4), _beside(s["perplexity"], base)) for _, label, s in kept
-    )
+    known = any(intervals.perplexity(score) is not None for _, _, score in kept)
+    rows = tuple((label, *_scored(s, {} if key == "full_zero_shot" else base)) for key, label, s in kept)
     return Table(
         caption="Perplexity on held-out private text",
         columns=("setting", "perplexity", "loss, nats per token", "beside the full model"),
         rows=rows,
         numeric=frozenset({1, 2, 3}),
         strong=frozenset(k for k, (key, _, _) in enumerate(kept) if key == "plug_in"),
+        note=_OF_WINDOWS if known else "",
         empty="Not scored: the run did not get that far.",
     )
 
 
-def _beside(perplexity: float, base: float | None) -> str:
-    return NOTHING if not base else f"{100.0 * (perplexity / base - 1.0):+.1f} %"
+_OF_WINDOWS: Final = (
+    "In brackets: 95 % intervals by resampling the windows of text, differences paired window by window. They say how far other "
+    "text of the same kind may differ, not other seeds, which hushtune testbed sweep measures."
+)
 
 
-def gate(material: Material) -> Table:
-    """The secrecy gate's decisions with the numbers that decided them."""
-    true_db = {c["id"]: material.on_air(c["id"]).get("snr_tap_true_db") for c in material.clients}
-    columns = [
-        Column(heading="client", cell=lambda c: c["id"], numeric=False),
-        Column(heading="decision", cell=lambda c: c.get("gate") or NOTHING, numeric=False),
-        Column(heading="owner, dB", cell=lambda c: number(c["gate_numbers"].get("snr_main_db"), 1)),
-        Column(heading="tap assumed at most, dB", cell=lambda c: number(c["gate_numbers"].get("snr_tap_bound_db"), 1)),
-        Column(heading="tap true, dB", cell=lambda c: number(true_db[c["id"]], 1)),
-        Column(heading="secret bit/symbol", cell=lambda c: number(c["gate_numbers"].get("rate_coded"), 2)),
-        Column(heading="Gaussian baseline", cell=lambda c: number(c["gate_numbers"].get("rate_gaussian"), 2)),
-        Column(heading="block errors expected", cell=lambda c: shown("p_x", c["gate_numbers"].get("block_error_rate"))),
-        Column(heading="why", cell=lambda c: c.get("gate_reason") or NOTHING, numeric=False),
-    ]
-    bad = frozenset(k for k, c in enumerate(material.clients) if c.get("gate") not in ("granted", None))
-    note = (
-        "The tap's true SNR is known in a testbed only. The baseline, a difference of Gaussian capacities, is reached by no code."
+def _scored(score: Json, base: Json) -> tuple[str, str, str]:
+    beside = NOTHING if not base else f"{100.0 * (score['perplexity'] / base['perplexity'] - 1.0):+.1f} %"
+    return (
+        _with(number(score["perplexity"], 1), intervals.perplexity(score), digits=1),
+        number(score["loss_nats"], 4),
+        _with(beside, intervals.change(score, base) if base else None, digits=1, sign="+"),
     )
-    return table("Link quality and secrecy gate", columns, material.clients, note=note, bad=bad)
 
 
-def ears(material: Material) -> Table:
-    """What the owner (Bob) and the eavesdropper (Eve) made of the same transmissions."""
-    entries = [c for c in material.link.get("clients") or () if c.get("transmissions")]
-    failed = _failed_blocks(material)
-    columns = [
-        Column(heading="client", cell=lambda c: c["client"], numeric=False),
-        Column(
-            heading="code hides",
-            cell=lambda c: {"crypto_only": "nothing"}.get(c["protection"], c["protection"] or NOTHING),
-            numeric=False,
-        ),
-        Column(heading="Bob: bits wrong", cell=lambda c: {True: "0", False: "some", None: NOTHING}[c["owner_has_every_byte"]]),
-        Column(heading="Bob: blocks to repeat", cell=lambda c: failed.get(c["client"], NOTHING)),
-        Column(heading="Eve: bit error rate", cell=lambda c: number((c["tap_bits"] or {}).get("bit_error_rate"), 5)),
-        Column(heading="bits compared", cell=lambda c: shown("n", (c["tap_bits"] or {}).get("bits_compared"))),
-        Column(
-            heading="Eve: check sums held", cell=lambda c: NOTHING if c["tap_crc_passes"] is None else str(c["tap_crc_passes"])
-        ),
-        Column(heading="most bits passed", cell=lambda c: number((c["density"] or {}).get("max_bits"), 0)),
-        Column(heading="budget, bits", cell=lambda c: number((c["density"] or {}).get("budget_bits"), 0)),
-        Column(
-            heading="leakage at most",
-            cell=lambda c: NOTHING if c["log2_delta_total"] is None else f"2^{c['log2_delta_total']:.1f}",
-        ),
-        Column(
-            heading="assumption held",
-            cell=lambda c: {True: "yes", False: "NO", None: "not known"}[c["tap_assumption_held"]],
-            numeric=False,
-        ),
-    ]
-    bad = frozenset(k for k, c in enumerate(entries) if c.get("bound_void") or c["owner_has_every_byte"] is False)
-    void = {c["bound_void"]: None for c in entries if c.get("bound_void")}
-    note = "; ".join([str(material.link.get("caveat", "")), *(f"VOID: {why}" for why in void)])
-    return table("What Bob (the owner) and Eve made of the same transmissions", columns, entries, note=_sentence(note), bad=bad)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("." if text and not text.endswith(".") else "")
-
-
-def _failed_blocks(material: Material) -> Mapping[str, str]:
-    """Return by client how many blocks the owner could not decode, of how many that were sent in the last round."""
-    last = material.link.get("round_id")
-    found: dict[str, dict[object, tuple[int, int]]] = {}
-    for line in material.lines:
-        if line.event == "reception_decoded" and line.client is not None and line.round_id == last:
-            blocks, sound = line.record.get("blocks"), line.record.get("blocks_sound")
-            if isinstance(blocks, int) and isinstance(sound, int):
-                found.setdefault(line.client, {})[(line.record.get("part"), line.record.get("attempt"))] = (
-                    blocks - sound,
-                    blocks,
-                )
-    sums = {c: (sum(f for f, _ in each.values()), sum(b for _, b in each.values())) for c, each in found.items()}
-    return {client: f"{wrong} of {of}" for client, (wrong, of) in sums.items()}
-
-
-def allocation(material: Material) -> Table:
-    """What each client was assigned, beside an equal share of the same round."""
-    equal: Mapping[str, Json] = (material.report.get("equal_share") or {}).get("clients") or {}
-    granted = [c for c in material.clients if (c.get("assignment") or {}).get("planned")]
-
-    def both(key: str) -> Callable[[Json], str]:
-        def cell(client: Json) -> str:
-            other = equal.get(client["id"], {}).get(key)
-            return _pair(key, planned(client, key), other) if equal else shown(key, planned(client, key))
-
-        return cell
-
-    columns = [
-        Column(heading="client", cell=lambda c: c["id"], numeric=False),
-        Column(heading="band", cell=both("bandwidth_hz")),
-        Column(heading="power", cell=both("power_w")),
-        Column(heading="clock", cell=both("clock_flops")),
-        Column(heading="share of the update", cell=both("adapter_share")),
-        Column(heading="secret rate", cell=both("secrecy_rate_bps")),
-        Column(heading="airtime", cell=both("airtime_s")),
-        Column(heading="energy", cell=both("energy_j")),
-    ]
-    note = "In brackets: what an equal share of the same round would have planned. " if equal else ""
-    return table("Allocation, as planned", columns, granted, note=note + "Power, clock and energy are modelled.")
-
-
-def solution(material: Material) -> str:
-    """Say how good the allocation is, by its certificate and beside the equal share."""
-    found: Json = material.report.get("allocation") or {}
-    equal: Json = material.report.get("equal_share") or {}
-    said = [f"Method {found.get('method', NOTHING)}"]
-    if isinstance(found.get("objective"), int | float):
-        said.append(f"utility over cost {found['objective']:.4g}")
-    if isinstance(equal.get("objective"), int | float):
-        said.append(f"an equal share reaches {equal['objective']:.4g}")
-    if isinstance(found.get("gap"), int | float):
-        said.append(f"at most {100 * found['gap']:.2g} % below the best, by its own certificate")
-    if equal.get("problem"):
-        said.append(f"an equal share cannot be had: {equal['problem']}")
-    return "; ".join([*said, *(str(note) for note in found.get("notes") or ())]) + "."
+def _with(text: str, interval: Interval | None, *, digits: int, sign: str = "") -> str:
+    """Return a number with its interval; a line may break between them, and nowhere else."""
+    between = intervals.said(interval, digits, sign=sign).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{text} ({between[1:-1]})".replace("-", "\N{MINUS SIGN}") if between else text
 
 
 def updates(material: Material) -> Table:
@@ -245,23 +144,31 @@ def ledger(material: Material) -> Table:
     plan: Mapping[str, Json | None] = material.report.get("plan") or {}
     entries = [(name, entry) for name, entry in plan.items() if entry]
 
-    def pair(key: str) -> Callable[[tuple[str, Json]], str]:
-        return lambda e: _pair(key, e[1]["realised"].get(key), e[1]["planned"].get(key))
+    def both(key: str) -> Callable[[tuple[str, Json]], str]:
+        return lambda e: pair(key, e[1]["realised"].get(key), e[1]["planned"].get(key))
 
     columns = [
         Column(heading="client", cell=lambda e: e[0], numeric=False),
-        Column(heading="computing", cell=pair("compute_j")),
-        Column(heading="radio", cell=pair("radio_j")),
-        Column(heading="training on the device", cell=pair("train_s")),
-        Column(heading="on air", cell=pair("airtime_s")),
+        Column(heading="computing", cell=both("compute_j")),
+        Column(heading="radio", cell=both("radio_j")),
+        Column(heading="training on the device", cell=both("train_s")),
+        Column(heading="on air", cell=both("airtime_s")),
         Column(heading="training on this machine", cell=lambda e: shown("train_s", e[1].get("train_wall_s"))),
     ]
     note = "In brackets: as planned. Energy, the device's clock and airtime are modelled; only the last column was measured."
     return table("Energy and time", columns, entries, note=note)
 
 
+def energy_of_rounds(material: Material) -> Mapping[object, float]:
+    """Return by round the energy of all clients, in J and modelled; of the last one alone where that is all that is known."""
+    told = [(r.round_id, [(c.get("cost") or {}).get("energy_j", c.get("energy_j")) for c in r.clients]) for r in material.rounds]
+    sums = {number: [float(j) for j in each if isinstance(j, int | float)] for number, each in told}
+    return {number: sum(each) for number, each in sums.items() if each}
+
+
 def rounds(material: Material) -> Table:
     """What each round brought and cost."""
+    energy = energy_of_rounds(material)
     columns = [
         Column(heading="round", cell=lambda r: str(r.get("round_id")), numeric=False),
         Column(heading="accepted", cell=lambda r: ", ".join(r.get("accepted") or ()) or NOTHING, numeric=False),
@@ -272,6 +179,7 @@ def rounds(material: Material) -> Table:
         Column(heading="after", cell=lambda r: number((r.get("owner") or {}).get("perplexity_public"), 1)),
         Column(heading="down", cell=lambda r: shown("bytes", (r.get("downlink") or {}).get("bytes"))),
         Column(heading="up", cell=lambda r: shown("bytes", r.get("uplink_bytes"))),
+        Column(heading="energy", cell=lambda r: shown("energy_j", energy.get(r.get("round_id")))),
         Column(heading="took", cell=lambda r: shown("seconds", r.get("seconds"))),
         Column(
             heading="the model",
@@ -279,7 +187,29 @@ def rounds(material: Material) -> Table:
             numeric=False,
         ),
     ]
-    return table("Rounds", columns, material.report.get("rounds") or [], note="Bytes are of all clients together.")
+    return table("Rounds", columns, material.report.get("rounds") or [], note=_OF_ROUNDS)
+
+
+_OF_ROUNDS: Final = (
+    "Bytes and energy (modelled) are of all clients together. A round closes when enough clients have come through, without "
+    "those who are missing."
+)
+
+
+def inputs(material: Material) -> Table:
+    """What went in, by its digest: equal digests, equal bytes."""
+    owner: Json = material.report.get("owner") or {}
+    found = [("scenario", material.report.get("scenario_digest")), *((what, owner.get(key)) for key, what in _WENT_IN)]
+    rows = tuple((what, str(digest)) for what, digest in found if digest)
+    return Table(caption="What went in, by SHA-256", columns=("what", "digest"), rows=rows)
+
+
+_WENT_IN: Final = (
+    ("base", "the full model's weights"),
+    ("tokenizer", "tokenizer"),
+    ("plan", "plan of the emulator"),
+    ("emulator", "emulator as published"),
+)
 
 
 def timeline(material: Material) -> Table:
