@@ -1,11 +1,13 @@
 """What does a line say about the run as a whole: processes, rounds, the emulator, settings? By role and event."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from hushtune_server.testbed.dashboard.values import Json, chosen, count, number, word
 
 Record = Mapping[str, Any]
+_REASONS_MAX: Final = 64
+_NAMED_MAX: Final = 8
 Change = Callable[[Record, float], Json]
 
 
@@ -43,7 +45,12 @@ def _opened(record: Record, moment: float) -> Json:
 
 
 def _closed(record: Record, moment: float) -> Json:
-    return {"closed": moment, **chosen(record, ("accepted", "missing", "failed_reason"))}
+    made: Json = {"closed": moment, **chosen(record, ("accepted", "missing", "failed_reason"))}
+    said = record.get("reasons")
+    if isinstance(said, Mapping):
+        pairs = [(word(client), word(why)) for client, why in list(cast(Mapping[object, object], said).items())[:_REASONS_MAX]]
+        made["reasons"] = {client: why for client, why in pairs if client and why}
+    return made
 
 
 def _solved(record: Record, _moment: float) -> Json:
@@ -58,6 +65,30 @@ def _mean(record: Record, _moment: float) -> Json:
     if record.get("client") != "aggregate":
         return {}
     return {"mean": chosen(record, ("perplexity_public", "perplexity_public_before", "kept", "reason"))}
+
+
+def _began(_record: Record, moment: float) -> Json:
+    return {"opened": moment}
+
+
+def _ended(record: Record, moment: float) -> Json:
+    told = chosen(record, ("accepted", "missing", "failed_reason"))
+    missing = cast(list[str], told.get("missing") or [])
+    reason = told.get("failed_reason") or None
+    made: Json = {"closed": moment, "accepted": len(told.get("accepted") or ()), "missing": missing[:_NAMED_MAX]}
+    return made if reason is None else {**made, "failed_reason": reason}
+
+
+def _scored(record: Record, _moment: float) -> Json:
+    if record.get("client") != "aggregate":
+        return {}
+    pairs = (("before", "perplexity_public_before"), ("after", "perplexity_public"))
+    found = ((name, number(record.get(field))) for name, field in pairs)
+    return {name: each for name, each in found if each is not None}
+
+
+def _held(kept: bool) -> Change:
+    return lambda _record, _moment: {"kept": kept}
 
 
 def _emulator(record: Record, _moment: float) -> Json:
@@ -98,3 +129,9 @@ ROUND_CHANGES: Final[Mapping[str, Mapping[str, Change]]] = {
     },
 }
 """By role and event: what changes in the entry of a round."""
+
+HISTORY_CHANGES: Final[Mapping[str, Mapping[str, Change]]] = {
+    "coordinator": {"round_opened": _began, "round_closed": _ended, "round_failed": _ended},
+    "owner": {"plugin_evaluated": _scored, "plugin_kept": _held(True), "plugin_rolled_back": _held(False)},
+}
+"""By role and event: what changes in the line that is kept of a round when all else of it is forgotten."""

@@ -11,6 +11,7 @@ the count; the state's size is bounded.
     rounds      by number: opened, closed, accepted …; clients by id, each with what every role says about it
     settings    perplexity by setting;  settings_of: of one client's plug-in
     emulator    what clients are given
+    history     by number of the round: one line about it, kept when the rest is not any more
     news        the latest events in words, by a key that sorts by time
 """
 
@@ -25,6 +26,9 @@ from hushtune_server.testbed.logbook.lines import Line
 
 ROUNDS_MAX: Final = 12
 """Rounds that are kept, the latest ones; the finished report has all of them."""
+
+HISTORY_MAX: Final = 400
+"""Rounds of which one line is kept."""
 
 CLIENTS_MAX: Final = 128
 PROCESSES_MAX: Final = 256
@@ -89,7 +93,11 @@ def _of_round(state: Tree, line: Line, *, process: str) -> Tree:
     made: Json = {} if of_round is None else of_round(line.record, line.moment)
     if of_client is not None and client is not None and _has_room(state, str(round_id), client):
         made["clients"] = {client: of_client(line.record, line.moment)}
-    return _latest_rounds(merged(state, {"rounds": {str(round_id): made}}))
+    line_of = about_runs.HISTORY_CHANGES.get(line.role, {}).get(line.event)
+    changes: Json = {"rounds": {str(round_id): made}}
+    if line_of is not None and (told := line_of(line.record, line.moment)):
+        changes["history"] = {str(round_id): told}
+    return _latest(_latest(merged(state, changes), "rounds", ROUNDS_MAX), "history", HISTORY_MAX)
 
 
 def _has_room(state: Tree, round_id: str, client: str) -> bool:
@@ -97,12 +105,13 @@ def _has_room(state: Tree, round_id: str, client: str) -> bool:
     return client in known or len(known) < CLIENTS_MAX
 
 
-def _latest_rounds(state: Tree) -> Tree:
-    rounds = at(state, "rounds")
-    if len(rounds) <= ROUNDS_MAX:
+def _latest(state: Tree, part: str, most: int) -> Tree:
+    """Return the state with the latest ``most`` rounds of ``part``."""
+    rounds = at(state, part)
+    if len(rounds) <= most:
         return state
-    kept = sorted(rounds, key=int)[-ROUNDS_MAX:]
-    return {**state, "rounds": {key: rounds[key] for key in kept}}
+    kept = sorted(rounds, key=int)[-most:]
+    return {**state, part: {key: rounds[key] for key in kept}}
 
 
 def _news(state: Tree, line: Line) -> Tree:

@@ -14,7 +14,6 @@ from hushtune_server.testbed.emulators.statistics import Bootstrap, Interval, di
 Json = Mapping[str, Any]
 
 RESAMPLES: Final = 4000
-LEVEL_SAID: Final = "95 %"
 _WINDOWS_MIN: Final = 5
 """Fewer windows than these say nothing about the text that they are a sample of."""
 
@@ -49,11 +48,3 @@ def mean(values: Sequence[float]) -> Interval | None:
     middle = fmean(values)
     half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     return Interval(value=middle, low=middle - half, high=middle + half)
-
-
-def said(interval: Interval | None, digits: int = 1, *, sign: str = "") -> str:
-    """Return the ends of an interval in brackets; nothing for nothing."""
-    if interval is None:
-        return ""
-    low, high = (f"{end:{sign}.{digits}f}".replace("-", "\N{MINUS SIGN}") for end in (interval.low, interval.high))
-    return f"[{low}, {high}]"

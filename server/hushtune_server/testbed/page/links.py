@@ -6,7 +6,7 @@ from typing import Any, Final
 from hushtune_server.eavesdropper.proportion import Proportion
 from hushtune_server.testbed.page.figures import planned
 from hushtune_server.testbed.page.gathering import Json, Material, Round
-from hushtune_server.testbed.page.tables import NOTHING, Column, Table, number, pair, shown, table
+from hushtune_server.testbed.page.tables import NOTHING, Column, Table, number, pair, shown, table, with_range
 
 _ATTACKS_MAX: Final = 60
 
@@ -78,7 +78,7 @@ def _guess(entry: Json) -> str:
     bits: Json = entry["tap_bits"] or {}
     low, high = bits.get("guessing_interval_99") or (None, None)
     rate = number(bits.get("bit_error_rate"), 5)
-    return rate if low is None else f"{rate} ({number(low, 5)} to {number(high, 5)})"
+    return rate if low is None else with_range(rate, number(low, 5), number(high, 5))
 
 
 def _sentence(text: str) -> str:
@@ -102,7 +102,7 @@ def _lost(each: Any) -> str:
     if not 0 <= wrong <= of or not of:
         return f"{wrong} of {of}"
     low, high = (f"{100.0 * end:.2g}" for end in Proportion(count=wrong, of=of).interval)
-    return f"{wrong} of {of} ({low} to {high} %)"
+    return with_range(f"{wrong} of {of}", low, f"{high} %")
 
 
 def allocation(told: Round) -> Table:
@@ -156,7 +156,7 @@ def attacks(material: Material) -> Table:
         Column(heading="attack", cell=lambda e: str(e[1].get("name")), numeric=False),
         Column(
             heading="on",
-            cell=lambda e: "a broken design (control: must succeed)" if e[1].get("control") else "the design in use",
+            cell=lambda e: "control, must succeed" if e[1].get("control") else "the design in use",
             numeric=False,
         ),
         Column(heading="at", cell=lambda e: number(e[1].get("snr_db"), 1, unit="dB")),
@@ -185,5 +185,5 @@ def _right(result: Json) -> str:
     if not isinstance(rate, int | float):
         return NOTHING
     low, high = result.get("interval_95") or (None, None)
-    ends = "" if low is None or high is None else f" ({100.0 * low:.1f} to {100.0 * high:.1f})"
-    return f"{100.0 * rate:.1f} %{ends}"
+    said = f"{100.0 * rate:.1f} %"
+    return said if low is None or high is None else with_range(said, f"{100.0 * low:.1f}", f"{100.0 * high:.1f}")

@@ -80,6 +80,12 @@ def pair(name: str, given: object, other: object) -> str:
     return f"{first} ({second})"
 
 
+def with_range(text: str, low: str, high: str) -> str:
+    """Return a number with the ends of its interval in brackets; a line may break before the brackets, and nowhere else."""
+    first, ends = (part.replace(" ", "\N{NO-BREAK SPACE}") for part in (text, f"({low} to {high})"))
+    return f"{first} {ends}"
+
+
 def settings(material: Material) -> Table:
     """The settings' perplexities with their intervals over the windows, and what each is beside the full model as it was."""
     scores: Mapping[str, Json] = material.report.get("settings") or {}
@@ -114,9 +120,10 @@ def _scored(score: Json, base: Json) -> tuple[str, str, str]:
 
 
 def _with(text: str, interval: Interval | None, *, digits: int, sign: str = "") -> str:
-    """Return a number with its interval; a line may break between them, and nowhere else."""
-    between = intervals.said(interval, digits, sign=sign).replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{text} ({between[1:-1]})".replace("-", "\N{MINUS SIGN}") if between else text
+    """Return a number with its interval, if it has one."""
+    if interval is None:
+        return text
+    return with_range(text, *(f"{end:{sign}.{digits}f}" for end in (interval.low, interval.high))).replace("-", "\N{MINUS SIGN}")
 
 
 def updates(material: Material) -> Table:

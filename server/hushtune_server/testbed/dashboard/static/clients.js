@@ -23,7 +23,7 @@ function card(name, client, state) {
 }
 
 function doing(process, client) {
-  if (client.died) return `silent for ${duration(client.died.silent_s)}: taken for dead`;
+  if (client.died) return `✖ silent for ${duration(client.died.silent_s)}, taken for dead`;
   if (process?.ended) return process.ended;
   return process?.phase || "not started";
 }
@@ -71,12 +71,14 @@ function transmission(key, send, client) {
 }
 
 function outcome(name, client, state) {
-  const judged = client.judged ?? {}, trouble = client.trouble;
+  const judged = client.judged ?? {}, trouble = client.trouble, now = round(state);
+  const without = now.closed && now.missing?.includes(name) && !now.failed_reason, why = now.reasons?.[name];
   const alone = state.live?.settings_of?.[name];
   const lines = [
     judged.accepted === true ? h("span", { class: "tag good" }, "✓ accepted by the owner") : judged.accepted === false ? h("span", { class: "tag bad" }, `✖ refused: ${judged.reason ?? ""}`) : "",
     there(judged.perplexity_public) ? ` public text ${fixed(judged.perplexity_public_before, 1)} → ${fixed(judged.perplexity_public, 1)}` : "",
     there(alone) ? `; alone, on held-out private text: ${fixed(alone, 1)}` : "",
+    without ? [h("span", { class: "tag wait" }, "… the round closed by quorum without it"), why ? ` ${why}` : ""] : "",
     trouble ? h("span", { class: "tag bad" }, `✖ ${[trouble.duty, trouble.problem ?? trouble.reason].filter(Boolean).join(": ")}`) : "",
   ].filter(Boolean);
   return lines.length ? part("Verdict", h("p", {}, lines)) : "";

@@ -63,7 +63,8 @@ export function scaled(value, unit) {
   if (!there(value)) return "–";
   if (value === 0) return `0 ${unit}`;
   const [size, prefix] = PREFIXES.find(([each]) => Math.abs(value) >= each * 0.9995) ?? PREFIXES.at(-1);
-  return `${Number((value / size).toPrecision(3))} ${prefix}${unit}`;
+  const digits = prefix === "" && Number.isInteger(value) ? String(value) : (value / size).toPrecision(3);
+  return `${digits} ${prefix}${unit}`;
 }
 export const bytes = (value) => scaled(value, "B");
 export const db = (value) => (there(value) ? `${value.toFixed(1).replace("-", "−")} dB` : "–");

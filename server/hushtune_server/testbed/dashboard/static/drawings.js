@@ -19,9 +19,9 @@ export function map(state) {
   const spots = names.map((name, i) => ({ name, client: clients[name] ?? {}, xy: shown(at(name, i)) }));
   const [ex, ey] = shown(eve), eveDoing = Object.values(state.live?.processes ?? {}).find((p) => p.role === "eavesdropper")?.phase;
   const ys = [...spots.map((s) => s.xy[1]), ey, 0];
-  const left = Math.min(-60, ...spots.map((s) => s.xy[0] - (s.xy[0] < -25 ? 160 : 80))), right = Math.max(ex + 75, ...spots.map((s) => s.xy[0] + (s.xy[0] > 25 ? 160 : 80)));
-  const box = [left, Math.min(...ys) - 56, right - left, Math.max(...ys) - Math.min(...ys) + 110];
-  const words = spots.map(({ name, client }) => `${name}: ${quality(client)}`).join("; ");
+  const left = Math.min(-60, ...spots.map((s) => s.xy[0] - (s.xy[0] < -25 ? 118 : 66))), right = Math.max(ex + 75, ...spots.map((s) => s.xy[0] + (s.xy[0] > 25 ? 118 : 66)));
+  const box = [left, Math.min(...ys) - 66, right - left, Math.max(...ys) - Math.min(...ys) + 130];
+  const words = spots.map(({ name, client }) => `${name}: ${quality(client).join(", ")}`).join("; ");
   return [
     h("svg", { class: "map", viewBox: box.map((v) => Math.round(v)).join(" "), role: "img", "aria-label": `Map. The owner is in the middle. ${words}` },
       known ? RINGS.filter((m) => m <= far * 1.05).map((m) => [h("circle", { class: "ring", r: unit * Math.log1p(m / 40), cx: 0, cy: 0 }),
@@ -29,8 +29,8 @@ export function map(state) {
       spots.map(({ client, xy: [x, y] }) => [
         h("line", { class: "tapline", x1: x, y1: y, x2: ex, y2: ey }),
         h("line", { class: `link ${mood(client)}`, x1: x, y1: y, x2: 0, y2: 0, "stroke-width": width(client.gate?.snr_main_db) })]),
-      node(0, 0, "owner", "Owner (Bob)", "", "square"),
-      node(ex, ey, "eve", "Eavesdropper (Eve)", eveDoing ?? "", "diamond"),
+      node(0, 0, "owner", "Owner (Bob)", [], "square"),
+      node(ex, ey, "eve", "Eve", [eveDoing ?? "the eavesdropper"], "diamond"),
       spots.map(({ name, client, xy: [x, y] }) => node(x, y, `client ${mood(client)}`, name, quality(client), "circle"))),
     h("p", { class: "legend" }, h("span", { class: "key line" }), " to the owner, thicker: heard better ", h("span", { class: "key dash" }), " what Eve hears",
       known ? " · distances are drawn compressed" : " · places unknown: no scenario beside the logs"),
@@ -38,26 +38,27 @@ export function map(state) {
   ];
 }
 
-/** A mark with a name and a line below it, written away from the middle so that they stay apart. */
+/** A mark with a name and lines below it, written away from the middle so that they stay apart. */
 function node(x, y, kind, name, below, shape) {
   const marks = { square: () => h("rect", { x: x - 9, y: y - 9, width: 18, height: 18, rx: 3 }), circle: () => h("circle", { cx: x, cy: y, r: 9 }),
     diamond: () => h("path", { d: `M${x} ${y - 11}L${x + 11} ${y}L${x} ${y + 11}L${x - 11} ${y}Z` }) };
   const beside = shape === "circle" && Math.abs(x) > 25;
   const anchor = shape === "square" ? "start" : beside ? (x < 0 ? "end" : "start") : "middle";
-  const tx = shape === "square" ? x + 13 : beside ? x + Math.sign(x) * 15 : x, top = shape === "square" ? y + 22 : beside ? y - 1 : y < 0 || shape === "diamond" ? y - 32 : y + 26;
+  const tx = shape === "square" ? x + 13 : beside ? x + Math.sign(x) * 15 : x, top = shape === "square" ? y + 22 : beside ? y - 4 : y < 0 || shape === "diamond" ? y - 17 - 15 * below.length : y + 26;
   const cut = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
   return h("g", { class: `node ${kind}` }, marks[shape](), h("text", { class: "name", x: tx, y: top, "text-anchor": anchor }, cut(name, 22)),
-    h("text", { class: "below", x: tx, y: top + 15, "text-anchor": anchor }, cut(below, 34)));
+    below.map((line, i) => h("text", { class: "below", x: tx, y: top + 15 * (i + 1), "text-anchor": anchor }, cut(line, 26))));
 }
 
-const mood = (client) => ({ granted: "good", deferred: "wait", excluded: "bad" })[client.gate?.decision ?? client.assigned?.decision] ?? "unknown";
+const mood = (client) => client.died ? "bad" : ({ granted: "good", deferred: "wait", excluded: "bad" })[client.gate?.decision ?? client.assigned?.decision] ?? "unknown";
 const width = (snr) => (there(snr) ? Math.max(1.5, Math.min(7, 2 + snr / 4)) : 1.2);
 
 function quality(client) {
   const g = client.gate;
-  if (!g) return client.report ? "has reported" : "";
+  if (client.died) return ["✖ taken for dead"];
+  if (!g) return client.report ? ["has reported"] : [];
   const sign = { granted: "✓", deferred: "…", excluded: "✖" }[g.decision] ?? "";
-  return there(g.snr_main_db) ? `${sign} ${db(g.snr_main_db)}, tap ≤ ${db(g.snr_tap_bound_db)}` : `${sign} ${g.decision}`;
+  return there(g.snr_main_db) ? [`${sign} ${db(g.snr_main_db)}`, `tap ≤ ${db(g.snr_tap_bound_db)}`] : [`${sign} ${g.decision}`];
 }
 
 // Small drawings -------------------------------------------------------------------------------------------------------------
@@ -68,24 +69,26 @@ export function curve(points, steps, says) {
   if (!keys.length) return "";
   const low = Math.min(...losses), high = Math.max(...losses), span = high - low || 1;
   const x = (step) => 34 + (252 * (Number(step) - 1)) / Math.max(1, (steps ?? keys.length) - 1), y = (loss) => 10 + 52 * (1 - (loss - low) / span);
-  return h("svg", { class: "curve", viewBox: "0 0 300 76", role: "img", "aria-label": `Training curve: ${says}` },
+  return h("svg", { class: "curve", viewBox: "0 0 300 80", role: "img", "aria-label": `Training curve: ${says}` },
     h("line", { class: "axis", x1: 34, y1: 66, x2: 290, y2: 66 }), h("line", { class: "axis", x1: 34, y1: 6, x2: 34, y2: 66 }),
     h("text", { class: "tick", x: 30, y: 14, "text-anchor": "end" }, fixed(high, 2)), keys.length > 1 ? h("text", { class: "tick", x: 30, y: 65, "text-anchor": "end" }, fixed(low, 2)) : "",
-    h("text", { class: "tick", x: 290, y: 75, "text-anchor": "end" }, `step ${steps ?? ""}`),
+    h("text", { class: "tick", x: 290, y: 76, "text-anchor": "end" }, `step ${steps ?? ""}`),
     h("polyline", { class: "loss", points: keys.map((key) => `${x(key).toFixed(1)},${y(points[key]).toFixed(1)}`).join(" ") }),
     h("circle", { class: "lossnow", cx: x(keys.at(-1)), cy: y(losses.at(-1)), r: 3 }));
 }
 
 /** What the owner hears, what the tap is assumed to hear at most, and what it did hear, on one scale of dB. */
 export function scale(main, bound, real) {
-  const low = Math.min(-10, bound, real ?? 0) - 3, high = Math.max(20, main) + 3, x = (v) => 10 + (280 * (v - low)) / (high - low);
+  const low = Math.min(-10, main, bound, real ?? 0) - 3, high = Math.max(20, main, bound) + 3, x = (v) => 10 + (280 * (v - low)) / (high - low);
   const label = `The owner hears ${db(main)}, the tap is assumed to hear at most ${db(bound)}${there(real) ? `, it heard ${db(real)}` : ""}`;
-  const zero = h("g", {}, h("line", { class: "axis", x1: x(0), y1: 22, x2: x(0), y2: 34 }), h("text", { class: "tick", x: x(0), y: 45, "text-anchor": "middle" }, "0 dB"));
-  return h("svg", { class: "scale", viewBox: "0 0 300 48", role: "img", "aria-label": label }, h("title", {}, label),
+  const inside = (v, margin) => Math.min(300 - margin, Math.max(margin, x(v)));
+  const zero = [h("line", { class: "axis", x1: x(0), y1: 22, x2: x(0), y2: 34 }),
+    Math.abs(x(0) - inside(bound, 38)) > 58 ? h("text", { class: "tick", x: x(0), y: 47, "text-anchor": "middle" }, "0 dB") : ""];
+  return h("svg", { class: "scale", viewBox: "0 0 300 51", role: "img", "aria-label": label }, h("title", {}, label),
     h("line", { class: "axis", x1: 10, y1: 28, x2: 290, y2: 28 }), zero,
-    h("line", { class: "advantage", x1: x(bound), y1: 28, x2: x(main), y2: 28 }),
-    h("path", { class: "tapmark", d: `M${x(bound)} 20V36` }), h("text", { class: "tick tap", x: x(bound), y: 14, "text-anchor": "middle" }, `Eve ≤ ${db(bound)}`),
-    h("circle", { class: "mainmark", cx: x(main), cy: 28, r: 5 }), h("text", { class: "tick own", x: Math.min(x(main), 268), y: 14, "text-anchor": "middle" }, `Bob ${db(main)}`),
+    h("line", { class: main > bound ? "advantage" : "disadvantage", x1: x(bound), y1: 28, x2: x(main), y2: 28 }),
+    h("path", { class: "tapmark", d: `M${x(bound)} 20V36` }), h("text", { class: "tick tap", x: inside(bound, 38), y: 47, "text-anchor": "middle" }, `Eve ≤ ${db(bound)}`),
+    h("circle", { class: "mainmark", cx: x(main), cy: 28, r: 5 }), h("text", { class: "tick own", x: inside(main, 32), y: 14, "text-anchor": "middle" }, `Bob ${db(main)}`),
     there(real) ? h("path", { class: "tapreal", d: `M${x(real) - 4} 24l8 8m0 -8l-8 8` }) : "");
 }
 

@@ -1,7 +1,7 @@
 // What is on the page right now? The state as the server tells it, drawn part by part, only where something has changed.
 
 import { clock, duration, h, merged, show, there, whole } from "./dom.js";
-import { allocation, events, head, ledger, processes, result } from "./parts.js";
+import { allocation, chooser, events, head, ledger, look, looking, processes, result } from "./parts.js";
 import { bytesOf, cards } from "./clients.js";
 import { map } from "./drawings.js";
 
@@ -13,11 +13,12 @@ let due = false;
 
 const PARTS = [
   ["head", head, (s) => [s.run, s.live?.rounds, s.live?.emulator, s.damaged]],
+  ["round", chooser, (s) => [s.live?.rounds]],
   ["air-b", map, (s) => [s.places, s.live?.rounds, s.live?.processes]],
   ["clients-b", cards, (s) => [s.live?.rounds, s.live?.processes, s.live?.settings_of, s.places]],
   ["bytes-b", bytesOf, (s) => [s.live?.rounds, s.bytes]],
   ["shares-b", allocation, (s) => [s.live?.rounds, s.equal]],
-  ["result-b", result, (s) => [s.live?.settings, s.live?.rounds, s.run]],
+  ["result-b", result, (s) => [s.live?.settings, s.live?.rounds, s.live?.history, s.run]],
   ["ledger-b", ledger, (s) => [s.live?.rounds]],
   ["events-b", (s) => events(s, place("trouble").checked), (s) => [s.live?.news, place("trouble").checked]],
   ["processes-b", processes, (s) => [s.live?.processes]],
@@ -26,14 +27,24 @@ const PARTS = [
 function draw() {
   due = false;
   for (const [id, make, depends] of PARTS) {
-    const on = depends(state);
+    const on = [looking(), ...depends(state)];
     const before = drawn.get(id);
     if (before && before.every((part, i) => part === on[i])) continue;
     drawn.set(id, on);
     show(place(id), make(state));
   }
+  choice();
   document.title = `${state.run?.id ?? "waiting"} – Hushtune`;
   line();
+}
+
+/** The list of rounds shows the one that is looked at, and is there only where there are several. */
+function choice() {
+  const list = place("round"), known = looking() !== null && state.live?.rounds?.[looking()];
+  if (!known) look(null);
+  place("rounds").hidden = list.options.length === 0;
+  const wanted = known ? looking() : "";
+  if (list.value !== wanted) list.value = wanted;
 }
 
 function soon() {
@@ -79,5 +90,6 @@ let chosen = THEMES.includes(kept()) ? kept() : "system";
 theme(chosen);
 place("theme").addEventListener("click", () => { chosen = THEMES[(THEMES.indexOf(chosen) + 1) % THEMES.length]; theme(chosen); });
 place("trouble").addEventListener("change", soon);
+place("round").addEventListener("change", (event) => { look(event.target.value || null); soon(); });
 setInterval(() => { if (state.run?.status === "running") line(); }, 1000);
 follow();

@@ -3,9 +3,34 @@
 import { bytes, clock, db, duration, fixed, h, percent, scaled, sorted, table, there, whole } from "./dom.js";
 import { bars } from "./drawings.js";
 
-/** The number of the latest round that anybody has spoken of. */
-export const latest = (state) => sorted(state.live?.rounds).at(-1);
+let asked = null;
+
+/** Looks at one round from now on; `null` is the newest, whichever that will be. */
+export const look = (number) => { asked = number; };
+export const looking = () => asked;
+
+/** The number of the newest round that anybody has spoken of. */
+export const newest = (state) => sorted(state.live?.rounds).at(-1);
+
+/** The number of the round that is looked at: the one that was chosen, else, or when it is no longer kept, the newest. */
+export const latest = (state) => (asked !== null && state.live?.rounds?.[asked] ? asked : newest(state));
 export const round = (state) => state.live?.rounds?.[latest(state)] ?? {};
+
+/** How a round stands, and without whom it closed. */
+function closing(now) {
+  if (now.failed_reason) return `failed: ${now.failed_reason}`;
+  if (!now.closed) return now.opened ? "open" : "not open yet";
+  return now.missing?.length ? `closed by quorum without ${listed(now.missing)}` : "closed";
+}
+
+const listed = (names) => (names.length > 4 ? `${names.slice(0, 4).join(", ")} and ${names.length - 4} more` : names.join(", "));
+
+/** The rounds to choose from; nothing where there is but one. */
+export function chooser(state) {
+  const numbers = sorted(state.live?.rounds).reverse();
+  if (numbers.length < 2) return "";
+  return [h("option", { value: "" }, `newest (${numbers[0]})`), numbers.map((number) => h("option", { value: number }, `${number}: ${closing(state.live.rounds[number])}`.slice(0, 60)))];
+}
 
 export function head(state) {
   const run = state.run ?? {};
@@ -17,7 +42,7 @@ export function head(state) {
   const clients = Object.values(now.clients ?? {});
   const accepted = clients.filter((c) => c.judged?.accepted).length;
   const items = [
-    ["round", latest(state) ? `${latest(state)}${now.rounds ? ` of ${now.rounds}` : ""}` : "–", now.closed ? "closed" : now.opened ? "open" : "not open yet"],
+    ["round", latest(state) ? `${latest(state)}${now.rounds ? ` of ${now.rounds}` : ""}` : "–", closing(now)],
     ["time", h("span", { id: "spent" }, "–"), run.started ? `since ${run.started.replace("T", " ").slice(0, 16)} UTC` : "since the first line"],
     ["accepted", clients.length ? `${accepted} of ${clients.length}` : "–", "clients' adapters"],
     ["emulator", bytes(emulator.bytes_total), there(emulator.share) ? `shows ${percent(emulator.share)} of the model` : "what clients are given"],
@@ -26,6 +51,7 @@ export function head(state) {
     run.problem ? h("p", { class: "problem" }, h("b", {}, "What went wrong: "), run.problem) : "",
     h("ul", { class: "cards" }, items.map(([label, value, note]) =>
       h("li", {}, h("span", { class: "label" }, label), h("span", { class: "value" }, value), h("span", { class: "note" }, note)))),
+    latest(state) !== newest(state) ? h("p", { class: "hint" }, `You are looking at round ${latest(state)}; the run has come to round ${newest(state)}.`) : "",
     damaged ? h("p", { class: "hint" }, `${damaged} damaged lines were left out (${sorted(state.damaged).join(", ")}).`) : "",
   ];
 }
@@ -51,7 +77,21 @@ export function result(state) {
       ? h("p", { class: "note" }, `On public text, round ${latest(state)}'s mean takes the full model from ${mean.perplexity_public_before?.toFixed(1)} to `
         + `${mean.perplexity_public.toFixed(1)}: ${now.plug_in ? (now.plug_in.kept ? "kept." : `rolled back. ${now.plug_in.reason ?? ""}`) : mean.kept ? "does no harm." : "does harm."}`)
       : h("p", { class: "note" }, "The referee scores the settings when the last round is over."),
+    past(state),
   ];
+}
+
+/** Every round in a line, the newest first; nothing where there is but one. */
+function past(state) {
+  const told = state.live?.history ?? {}, numbers = sorted(told).reverse();
+  if (numbers.length < 2) return "";
+  const rows = numbers.map((number) => {
+    const r = told[number], scores = there(r.after) ? `${fixed(r.before, 1)} → ${fixed(r.after, 1)}` : "–";
+    const gone = r.missing?.length ? ` without ${listed(r.missing)}` : "";
+    const came = r.failed_reason ? `failed: ${r.failed_reason}` : there(r.closed) ? `${whole(r.accepted)} accepted${gone}` : "goes on";
+    return [number, came, scores, r.kept === true ? "kept" : r.kept === false ? "rolled back" : "–"];
+  });
+  return h("div", { class: "past" }, table("Every round, and what it did to the perplexity on public text", ["round", "came to", "#perplexity", "the model"], rows));
 }
 
 const QUANTITIES = [
@@ -119,10 +159,10 @@ export function processes(state) {
   const names = sorted(all).sort((a, b) => rank(a) - rank(b));
   const rows = names.map((name) => {
     const p = all[name];
-    return [name, p.ended ? `✖ ${p.ended}` : p.phase || "starting", p.total ? percent(Math.min(1, p.done / p.total)) : "",
-      clock(p.at), [p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
+    const done = p.total ? `, ${percent(Math.min(1, p.done / p.total))}` : "";
+    return [name, p.ended ? `✖ ${p.ended}` : `${p.phase || "starting"}${done}`, clock(p.at), [p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
   });
-  return table("What every process is doing", ["process", "doing", "#done", "last word", ""], rows, { empty: "No process has said anything yet." });
+  return table("What every process is doing", ["process", "doing", "last word", ""], rows, { empty: "No process has said anything yet." });
 }
 
 export { db, whole };
