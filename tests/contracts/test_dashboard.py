@@ -21,7 +21,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import AddressInUse, ConfigError
 from hushtune_common.events.catalogue import EVENTS
 from hushtune_server.testbed.dashboard import about_clients, about_runs, commands, serving
-from hushtune_server.testbed.dashboard.fold import fold
+from hushtune_server.testbed.dashboard.fold import HISTORY_MAX, ROUNDS_MAX, fold
 from hushtune_server.testbed.dashboard.news import NEWS_MAX
 from hushtune_server.testbed.dashboard.patches import difference, merged
 from hushtune_server.testbed.dashboard.watching import Book, Watch
@@ -96,7 +96,7 @@ def test_a_round_says_of_a_client_what_every_role_says_of_it(logs: Path) -> None
 
 
 def test_every_event_that_the_fold_knows_is_one_that_its_role_may_log() -> None:
-    for table in (about_clients.CHANGES, about_runs.CHANGES, about_runs.ROUND_CHANGES):
+    for table in (about_clients.CHANGES, about_runs.CHANGES, about_runs.ROUND_CHANGES, about_runs.HISTORY_CHANGES):
         for role, changes in table.items():
             assert all(role in EVENTS[event].by for event in changes), role
 
@@ -139,6 +139,44 @@ def test_the_state_stays_small_however_long_the_run_is() -> None:
     assert sorted(map(int, state["rounds"])) == list(range(9, 21))
     assert max(len(r["clients"]["c1"]["curve"]) for r in state["rounds"].values()) <= about_clients.CURVE_POINTS_MAX + 2
     assert len(state["news"]) == NEWS_MAX
+
+
+def closing(round_id: int, *, moment: float, missing: tuple[str, ...] = ()) -> list[Line]:
+    """What coordinator and owner say at the end of a round."""
+    told = {"role": "coordinator", "round_id": round_id, "accepted": ["c1"], "missing": list(missing)}
+    why = {name: "died: silent for 12.0 s" for name in missing}
+    mean = {
+        "role": "owner",
+        "round_id": round_id,
+        "client": "aggregate",
+        "perplexity_public": 90.0,
+        "perplexity_public_before": 93.0,
+    }
+    said: list[tuple[str, dict[str, Any]]] = [
+        ("coordinator", {"event": "round_opened", **told}),
+        ("coordinator", {"event": "round_closed", "reasons": why, **told}),
+        ("owner", {"event": "plugin_evaluated", **mean}),
+        ("owner", {"event": "plugin_kept", "role": "owner", "round_id": round_id}),
+    ]
+    return [Line(moment=moment, process=process, index=round_id, record=record) for process, record in said]
+
+
+def test_every_round_leaves_a_line_that_stays_when_the_rest_of_it_is_forgotten() -> None:
+    state = folded([line for n in range(1, HISTORY_MAX + 3) for line in closing(n, moment=float(n))])
+    assert len(state["rounds"]) == ROUNDS_MAX
+    assert sorted(map(int, state["history"])) == list(range(3, HISTORY_MAX + 3))
+    assert state["history"]["3"] == {
+        "opened": 3.0, "closed": 3.0, "accepted": 1, "missing": [], "before": 93.0, "after": 90.0, "kept": True,
+    }  # fmt: skip
+
+
+def test_a_round_that_closed_by_quorum_names_who_is_missing_and_why() -> None:
+    died = {"event": "client_died", "role": "coordinator", "client": "c2", "silent_s": 12.0}
+    opened, *rest = closing(1, moment=1.0, missing=("c2",))
+    state = folded([opened, Line(moment=2.0, process="coordinator", index=9, record=died), *rest])
+    assert state["rounds"]["1"]["clients"]["c2"]["died"] == {"silent_s": 12.0}
+    assert (state["rounds"]["1"]["missing"], state["rounds"]["1"]["reasons"]) == (["c2"], {"c2": "died: silent for 12.0 s"})
+    assert state["history"]["1"]["missing"] == ["c2"]
 
 
 def test_a_log_that_became_shorter_is_read_anew(logs: Path) -> None:

@@ -78,6 +78,34 @@ def test_the_page_follows_a_run_to_its_end_and_nothing_is_wrong(browser: Any, lo
         assert complaints == []
 
 
+def again(entries: list[Entry], *, after: float, round_id: int) -> list[Entry]:
+    """Return the same tale as another round; what is about the whole run is told once."""
+    return [
+        (moment + after, name, {**said, "round_id": round_id, **({"missing": ["c2", "c3"]} if "missing" in said else {})})
+        for moment, name, said in entries
+        if "round_id" in said
+    ]
+
+
+def test_a_round_can_be_chosen_and_the_page_says_without_whom_it_closed(browser: Any, logs: Path) -> None:
+    append(logs, tale())
+    with opened(browser, logs) as (page, complaints):
+        page.wait_for_selector("text=216.2")
+        assert not page.locator("#rounds").is_visible()
+        append(logs, again(tale(), after=60.0, round_id=2))
+        page.wait_for_selector("#rounds:visible")
+        assert page.locator("#round option").all_inner_texts()[0] == "newest (2)"
+        page.wait_for_selector("#head :text('closed by quorum without c2, c3')")
+        assert page.locator("#clients .tag:has-text('closed by quorum without it')").count() == 2
+        page.locator("#round").select_option("1")
+        page.wait_for_selector("text=You are looking at round 1; the run has come to round 2.")
+        assert page.locator("#clients .tag:has-text('closed by quorum without it')").count() == 1
+        assert page.locator("#result tbody tr:has-text('kept')").count() == 2
+        page.locator("#round").select_option("")
+        page.wait_for_selector("#head .value:text('2')")
+        assert complaints == []
+
+
 def test_hostile_names_are_shown_letter_by_letter(browser: Any, logs: Path) -> None:
     append(logs, tale([HOSTILE, "__proto__", "constructor"]), files={HOSTILE: "c1"})
     with opened(browser, logs) as (page, complaints):
