@@ -212,10 +212,12 @@ def _lost(problem: str, *, address: str, role: Role, connect_s: float) -> str:
 
 
 def _keepalive(timing: TimingConfig) -> list[tuple[str, int]]:
-    # The larger part is for the answer: on a slow link it waits behind what is on its way, which can be a megabyte.
+    # The larger part is for the answer, which waits behind what is on its way; transfers keep that short (`pace`).
     ping_ms, answer_ms = int(timing.idle_s * 1000 / 3), int(timing.idle_s * 2000 / 3)
     return [
-        # Unknown names are ignored silently, so these are tested by their effect. ping_timeout_ms defaults to a minute.
+        # Unknown names are ignored silently, so these are tested by their effect. A connection ends when a ping is not answered
+        # within ping_timeout_ms (a minute by default), also while bytes arrive; what ends with keepalive_timeout_ms is one
+        # whose bytes TCP cannot get acknowledged.
         ("grpc.keepalive_time_ms", ping_ms),
         ("grpc.keepalive_timeout_ms", answer_ms),
         ("grpc.http2.ping_timeout_ms", answer_ms),

@@ -6,7 +6,7 @@ Content-addressed, resumable by offset, checksummed by part, idempotent. Progres
 import asyncio
 import os
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore, PartialWriter
 from hushtune_common.wire import faults
 from hushtune_common.wire.interceptors import caller_of
+from hushtune_common.wire.pace import Legs, Pace
 from hushtune_common.wire.v1 import blobs_pb2 as pb
 from hushtune_common.wire.v1 import blobs_pb2_grpc
 
@@ -123,7 +124,8 @@ class BlobsService(blobs_pb2_grpc.BlobsServicer):
         if not 0 <= request.read_offset <= name.size or request.read_limit < 0:
             raise MalformedUpdate(f"read_offset: {request.read_offset} is not within the {name.size} bytes of the blob")
         end = min(name.size, request.read_offset + request.read_limit) if request.read_limit else name.size
-        async with aclosing(_parts(path, start=request.read_offset, end=end, step=part_bytes(name.size))) as parts:
+        spans = _spans(request.read_offset, end, step=lambda: part_bytes(name.size))
+        async with aclosing(_parts(path, spans)) as parts:
             async for offset, data, crc in parts:
                 yield pb.ReadResponse(offset=offset, data=data, crc32=crc)
 
@@ -165,17 +167,22 @@ async def upload(
     raised. A fault of ours or the peer's (``ProtocolFault``) is raised at once, a wrong digest after one restart from zero.
     """
     stub: Any = blobs_pb2_grpc.BlobsStub(channel)
+    pace = Pace(idle_s=timing.idle_s)
     patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max)
     while True:  # bounded by the patience, which raises
         try:
             with faults.translated():
-                request = pb.QueryWriteStatusRequest(resource_name=name.text)
+                request, asked_s = pb.QueryWriteStatusRequest(resource_name=name.text), clock.monotonic()
                 status = await stub.QueryWriteStatus(request, timeout=timing.idle_s)
+                pace.answered(clock.monotonic() - asked_s)
             patience.reached(status.committed_size)
             if not status.complete:
-                await _write(stub, name, source, offset=status.committed_size, idle_s=timing.idle_s, progress=progress)
+                offset, idle_s = status.committed_size, timing.idle_s
+                legs = Legs(pace, ask=_asked_nothing(stub), clock=clock)
+                await _write(stub, name, source, offset=offset, idle_s=idle_s, legs=legs, progress=progress)
             break
         except HushtuneError as error:
+            pace.cut()
             await patience.after(error)
     if progress:
         progress(name.size, name.size)
@@ -194,13 +201,15 @@ async def download(
 ) -> Path:
     """Fetch ``name`` into ``store`` and return its file; goes on from what the store holds. Retries as ``upload`` does."""
     stub: Any = blobs_pb2_grpc.BlobsStub(channel)
+    pace = Pace(idle_s=timing.idle_s)
     patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max)
     while not store.complete(name):  # bounded by the patience, which raises
         writer = store.writer(name)
         patience.reached(writer.committed_size)
         try:
-            await _read(stub, name, writer, idle_s=timing.idle_s, progress=progress)
+            await _read(stub, name, writer, idle_s=timing.idle_s, pace=pace, clock=clock, progress=progress)
         except HushtuneError as error:
+            pace.cut()
             with suppress(HushtuneError):
                 await writer.sync()
             await patience.after(error)
@@ -239,14 +248,21 @@ class _Patience:
         await self._clock.sleep(float(self._rng.uniform(0.0, bound_s)))
 
 
+def _asked_nothing(stub: Any) -> Callable[[], Awaitable[object]]:
+    """Return a call that any receiver answers at once."""
+    return lambda: stub.FindMissing(pb.FindMissingRequest(), wait_for_ready=False)
+
+
 async def _write(
-    stub: Any, name: BlobName, source: Path | bytes, *, offset: int, idle_s: float, progress: Progress | None
+    stub: Any, name: BlobName, source: Path | bytes, *, offset: int, idle_s: float, legs: Legs, progress: Progress | None
 ) -> None:
     call = stub.Write()
+    over = asyncio.ensure_future(call.code())
     try:
         # A call that has ended refuses further parts; why it has ended is its own answer, awaited below.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            async with aclosing(_parts(source, start=offset, end=name.size, step=part_bytes(name.size))) as parts:
+            spans = _spans(offset, name.size, step=lambda: min(part_bytes(name.size), legs.leg_bytes))
+            async with aclosing(_parts(source, spans)) as parts:
                 async for position, data, crc in parts:
                     end = position + len(data)
                     request = pb.WriteRequest(write_offset=position, data=data, crc32=crc, finish_write=end == name.size)
@@ -256,22 +272,38 @@ async def _write(
                         await call.write(request)
                     if progress:
                         progress(end, name.size)
+                    await legs.sent(len(data), over=over, idle_s=idle_s)
             await call.done_writing()
         with faults.translated():
             async with _moving(idle_s):
                 answer = await call
     finally:
         call.cancel()
+        await legs.close()
+        over.cancel()
     if not answer.complete:
         raise PeerLost(f"the receiver ended the transfer at {answer.committed_size} of {name.size} bytes")
 
 
-async def _read(stub: Any, name: BlobName, writer: PartialWriter, *, idle_s: float, progress: Progress | None) -> None:
+async def _read(
+    stub: Any, name: BlobName, writer: PartialWriter, *, idle_s: float, pace: Pace, clock: Clock, progress: Progress | None
+) -> None:
+    """Ask for one leg after another: so much and no more is on its way."""
     offset = writer.committed_size
-    call = stub.Read(pb.ReadRequest(resource_name=name.text, read_offset=offset))
+    while offset < name.size:
+        began_s, end = clock.monotonic(), min(name.size, offset + pace.leg_bytes)
+        offset = await _read_leg(stub, name, writer, offset=offset, end=end, idle_s=idle_s, progress=progress)
+        pace.took(clock.monotonic() - began_s)
+    await writer.finish()
+
+
+async def _read_leg(
+    stub: Any, name: BlobName, writer: PartialWriter, *, offset: int, end: int, idle_s: float, progress: Progress | None
+) -> int:
+    call = stub.Read(pb.ReadRequest(resource_name=name.text, read_offset=offset, read_limit=end - offset))
     try:
         with faults.translated():
-            while offset < name.size:
+            while offset < end:
                 async with _moving(idle_s):
                     part = await call.read()
                 if part is _END:
@@ -283,24 +315,35 @@ async def _read(stub: Any, name: BlobName, writer: PartialWriter, *, idle_s: flo
                 offset += len(part.data)
                 if progress:
                     progress(offset, name.size)
-        await writer.finish()
+        return offset
     finally:
         call.cancel()
 
 
-async def _parts(source: Path | bytes, *, start: int, end: int, step: int) -> AsyncGenerator[tuple[int, bytes, int]]:
-    """Yield offset, bytes and CRC-32 of each part, at least one; the next is read while the current one is sent."""
-    spans = [(offset, min(step, end - offset)) for offset in range(start, end, step)] or [(start, 0)]
+def _spans(start: int, end: int, *, step: Callable[[], int]) -> Generator[tuple[int, int]]:
+    """Yield where each part begins and how long it is, at least one; ``step`` is asked anew for each."""
+    while True:
+        count = min(step(), end - start)
+        yield start, count
+        start += count
+        if start >= end:
+            return
+
+
+async def _parts(source: Path | bytes, spans: Iterator[tuple[int, int]]) -> AsyncGenerator[tuple[int, bytes, int]]:
+    """Yield offset, bytes and CRC-32 of each part; the next is read while the current one is sent."""
     loop = asyncio.get_running_loop()
-    coming = loop.run_in_executor(None, _part, source, *spans[0])
+    span = next(spans, None)
+    coming = loop.run_in_executor(None, _part, source, *span) if span else None
     try:
-        for index, (offset, _) in enumerate(spans):
-            data, crc = await coming
-            if index + 1 < len(spans):
-                coming = loop.run_in_executor(None, _part, source, *spans[index + 1])
+        while span and coming:
+            (offset, _), (data, crc) = span, await coming
+            span = next(spans, None)
+            coming = loop.run_in_executor(None, _part, source, *span) if span else None
             yield offset, data, crc
     finally:
-        coming.cancel()  # one that nobody will send
+        if coming:
+            coming.cancel()  # one that nobody will send
 
 
 def _part(source: Path | bytes, offset: int, count: int) -> tuple[bytes, int]:
