@@ -55,7 +55,7 @@ RULES = Rules(
     run=RUN,
     clients=CLIENTS,
     rounds=1,
-    policy=Quorum(share=0.25, wait_after_s=Second(500.0)),
+    policy=Quorum(share=0.25, wait_after_s=Second(500.0), judging_s=Second(0.0)),
     round_s=Second(900.0),
     report_s=Second(300.0),
     start_wait_s=Second(30.0),

@@ -39,7 +39,7 @@ RULES = Rules(
     run=RUN,
     clients=(C1, C2, C3),
     rounds=1,
-    policy=Quorum(share=0.6, wait_after_s=Second(20.0)),
+    policy=Quorum(share=0.6, wait_after_s=Second(20.0), judging_s=Second(0.0)),
     round_s=Second(900.0),
     report_s=Second(300.0),
     start_wait_s=Second(30.0),

@@ -21,7 +21,8 @@ LIMIT_S = 100.0
 
 
 def policies() -> st.SearchStrategy[StragglerPolicy]:
-    quorum = st.builds(Quorum, share=st.floats(0.01, 1.0), wait_after_s=st.floats(0.0, 150.0).map(Second))
+    times = st.floats(0.0, 150.0).map(Second)
+    quorum = st.builds(Quorum, share=st.floats(0.01, 1.0), wait_after_s=times, judging_s=times)
     return st.one_of(quorum, st.just(Deadline()), st.just(Everyone()))
 
 
@@ -30,10 +31,11 @@ def moments(draw: st.DrawFn) -> tuple[RoundView, Second]:
     """A view and a time that fit together: nobody arrived in the future."""
     of = draw(st.integers(1, 8))
     elapsed = draw(st.floats(0.0, 150.0))
-    fates = draw(st.lists(st.sampled_from(["arrived", "waiting", "out"]), min_size=of, max_size=of))
+    fates = draw(st.lists(st.sampled_from(["arrived", "waiting", "delivered", "out"]), min_size=of, max_size=of))
     arrived = {ClientId(f"c{k}"): Second(draw(st.floats(0.0, elapsed))) for k, fate in enumerate(fates) if fate == "arrived"}
-    waiting = frozenset(ClientId(f"c{k}") for k, fate in enumerate(fates) if fate == "waiting")
-    return RoundView(of=of, arrived=arrived, waiting=waiting, limit_s=Second(LIMIT_S)), Second(elapsed)
+    waiting = frozenset(ClientId(f"c{k}") for k, fate in enumerate(fates) if fate in ("waiting", "delivered"))
+    delivered = frozenset(ClientId(f"c{k}") for k, fate in enumerate(fates) if fate == "delivered")
+    return RoundView(of=of, arrived=arrived, waiting=waiting, delivered=delivered, limit_s=Second(LIMIT_S)), Second(elapsed)
 
 
 @given(policies(), moments())
@@ -73,7 +75,8 @@ def test_more_arrivals_never_reopen_a_round(
     comers = data.draw(st.sets(st.sampled_from(sorted(view.waiting)))) if view.waiting else set[ClientId]()
     arrived = {**view.arrived, **{c: Second(data.draw(st.floats(0.0, elapsed))) for c in comers}}
 
-    fuller = RoundView(of=view.of, arrived=arrived, waiting=view.waiting - comers, limit_s=view.limit_s)
+    left = {"waiting": view.waiting - comers, "delivered": view.delivered - comers}
+    fuller = RoundView(of=view.of, arrived=arrived, limit_s=view.limit_s, **left)
 
     assert isinstance(policy.decide(fuller, elapsed), Close)
 
@@ -90,7 +93,7 @@ def test_time_never_reopens_a_round(policy: StragglerPolicy, moment: tuple[Round
     ("share", "of", "needed"), [(0.6, 3, 2), (0.6, 5, 3), (0.8, 5, 4), (0.01, 3, 1), (1.0, 7, 7), (2 / 3, 3, 2)]
 )
 def test_a_quorum_is_the_share_rounded_up(share: float, of: int, needed: int) -> None:
-    assert Quorum(share=share, wait_after_s=Second(0.0)).needed(of) == needed
+    assert Quorum(share=share, wait_after_s=Second(0.0), judging_s=Second(0.0)).needed(of) == needed
 
 
 def view(*, arrived: dict[str, float], waiting: set[str]) -> RoundView:
@@ -103,15 +106,29 @@ def view(*, arrived: dict[str, float], waiting: set[str]) -> RoundView:
 
 
 def test_a_quorum_waits_a_while_for_the_rest() -> None:
-    policy = Quorum(share=0.6, wait_after_s=Second(20.0))
+    policy = Quorum(share=0.6, wait_after_s=Second(20.0), judging_s=Second(0.0))
     two_of_three = view(arrived={"c1": 5.0, "c2": 30.0}, waiting={"c3"})
 
     assert isinstance(policy.decide(two_of_three, Second(49.9)), Wait)
     assert policy.decide(two_of_three, Second(50.0)) == Close(accepted=frozenset({ClientId("c1"), ClientId("c2")}))
 
 
+def test_who_delivered_in_time_is_not_cut_off_by_a_slow_owner_but_not_waited_for_without_end() -> None:
+    policy = Quorum(share=0.6, wait_after_s=Second(20.0), judging_s=Second(30.0))
+    judged = {ClientId("c1"): Second(5.0), ClientId("c2"): Second(30.0)}
+    c3 = frozenset({ClientId("c3")})
+    being_judged = RoundView(of=3, arrived=judged, waiting=c3, delivered=c3, limit_s=Second(LIMIT_S))
+    at_work = RoundView(of=3, arrived=judged, waiting=c3, limit_s=Second(LIMIT_S))
+
+    assert isinstance(policy.decide(being_judged, Second(59.9)), Wait)
+    assert isinstance(policy.decide(being_judged, Second(60.0)), Close)
+    assert isinstance(policy.decide(at_work, Second(50.0)), Close)
+
+
 def test_a_quorum_out_of_reach_fails_at_once() -> None:
-    decision = Quorum(share=0.6, wait_after_s=Second(20.0)).decide(view(arrived={"c1": 5.0}, waiting=set()), Second(6.0))
+    decision = Quorum(share=0.6, wait_after_s=Second(20.0), judging_s=Second(0.0)).decide(
+        view(arrived={"c1": 5.0}, waiting=set()), Second(6.0)
+    )
 
     assert decision == Fail(reason="2 of 3 clients are needed, at most 1 can deliver")
 
@@ -127,6 +144,11 @@ def test_everyone_means_everyone() -> None:
     assert isinstance(Everyone().decide(view(arrived={"c1": 1.0, "c2": 2.0}, waiting={"c3"}), Second(50.0)), Wait)
     assert isinstance(Everyone().decide(view(arrived={"c1": 1.0, "c2": 2.0}, waiting=set()), Second(50.0)), Fail)
     assert isinstance(Everyone().decide(view(arrived={"c1": 1.0, "c2": 2.0, "c3": 3.0}, waiting=set()), Second(50.0)), Close)
+
+
+def test_a_client_that_delivered_is_there_or_awaited() -> None:
+    with pytest.raises(ValueError, match="is waited for"):
+        RoundView(of=1, arrived={}, waiting=frozenset(), delivered=frozenset({ClientId("c1")}), limit_s=Second(LIMIT_S))
 
 
 def test_a_client_cannot_be_there_and_awaited() -> None:

@@ -32,7 +32,8 @@ def rules_for(world: World, *, fair: bool = False, adds: bool = False) -> Rules:
     added, so that keys, parcels and vows go through the coordinator."""
     count = max(2 if adds else 1, int(world.rng.integers(2, 6)) - 1)
     clients = tuple(ClientId(f"c{k}") for k in range(1, count + 1))
-    policies: list[StragglerPolicy] = [Quorum(share=0.6, wait_after_s=Second(30.0 if fair else 5.0)), Deadline(), Everyone()]
+    quorum = Quorum(share=0.6, wait_after_s=Second(30.0 if fair else 5.0), judging_s=Second(IDLE_S))
+    policies: list[StragglerPolicy] = [quorum, Deadline(), Everyone()]
     return Rules(
         run=RUN,
         clients=clients,

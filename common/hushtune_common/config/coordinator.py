@@ -67,7 +67,7 @@ class StragglersConfig(Section, frozen=True):
     share: Share = 0.6
     """Share of a round's clients that is enough, with ``quorum``."""
     wait_after_s: NotNegative = 20.0
-    """How long the others still have when the quorum is there."""
+    """How long the others still have to deliver when the quorum is there; the owner has ``timing.idle_s`` to judge each."""
 
 
 class CoordinatorConfig(Section, frozen=True):

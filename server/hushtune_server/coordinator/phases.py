@@ -60,7 +60,7 @@ class Rules:
             run=run,
             clients=tuple(ClientId(c.id) for c in scenario.clients),
             rounds=scenario.coordinator.rounds,
-            policy=POLICIES[stragglers.kind](stragglers),
+            policy=POLICIES[stragglers.kind](stragglers, Second(timing.idle_s)),
             round_s=Second(timing.round_s),
             report_s=Second(timing.round_s / 3),
             start_wait_s=Second(timing.idle_s),

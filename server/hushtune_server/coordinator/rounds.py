@@ -437,11 +437,13 @@ def _collect(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
 
 
 def _settle(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
+    waited_for = awaited(round_, state.roster, rules=rules)
     view = RoundView(
         of=len(rules.clients),
         arrived={c: Second(t - round_.opened_at) for c, t in round_.accepted_at.items()},
-        waiting=awaited(round_, state.roster, rules=rules),
+        waiting=waited_for,
         limit_s=rules.round_s,
+        delivered=waited_for & round_.completions.keys(),
     )
     decision = rules.policy.decide(view, Second(at - round_.opened_at))
     match decision:

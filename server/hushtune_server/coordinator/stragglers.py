@@ -15,16 +15,20 @@ class RoundView:
     """What a policy may look at. All times are seconds since the round opened.
 
     ``of`` counts the scenario's clients; ``arrived`` maps each client whose update was accepted to when that happened;
-    ``waiting`` are the clients that may still deliver; ``limit_s`` is the round's own end.
+    ``waiting`` are the clients of which that may still come true; ``delivered``, some of them, say that they have done all of
+    their part, and wait for the owner to judge; ``limit_s`` is the round's own end.
     """
 
     of: int
     arrived: Mapping[ClientId, Second]
     waiting: frozenset[ClientId]
     limit_s: Second
+    delivered: frozenset[ClientId] = frozenset()
 
     def __post_init__(self) -> None:
-        """Refuse a client that has arrived and is waited for, and more clients than there are."""
+        """Refuse a client that has arrived and is waited for, one that delivered and is not, and more clients than there are."""
+        if not self.delivered <= self.waiting:
+            raise ValueError("a client that delivered and was not judged is waited for")
         if self.waiting & self.arrived.keys():
             raise ValueError("a client that has arrived is not waited for")
         if len(self.waiting) + len(self.arrived) > self.of:
@@ -72,15 +76,20 @@ class StragglerPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quorum:
-    """Closes ``wait_after_s`` after a share of all clients has delivered; fails as soon as that share is out of reach."""
+    """Closes ``wait_after_s`` after a share of all clients was accepted; fails as soon as that share is out of reach.
+
+    Who delivered in that time is not cut off because the owner, which judges one after the other, is slow: for each client beyond
+    the quorum it has ``judging_s``. That is a bound, too, since that one has delivered is the client's own word.
+    """
 
     share: float
     wait_after_s: Second
+    judging_s: Second
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not 0.0 < self.share <= 1.0 or not self.wait_after_s >= 0.0:
-            raise ValueError(f"share in (0, 1] and a wait of at least 0 s, got {self.share} and {self.wait_after_s}")
+        if not 0.0 < self.share <= 1.0 or not min(self.wait_after_s, self.judging_s) >= 0.0:
+            raise ValueError(f"share in (0, 1] and no negative wait, got {self.share}, {self.wait_after_s}, {self.judging_s}")
 
     def needed(self, of: int) -> int:
         """Return the share of ``of``, rounded up."""
@@ -89,7 +98,10 @@ class Quorum:
 
     def decide(self, view: RoundView, elapsed: Second) -> Decision:
         """Close on time or when all is in; fail when too few can come."""
-        return _decide(view, elapsed, needed=self.needed(view.of), wait_after_s=self.wait_after_s)
+        needed = self.needed(view.of)
+        beyond = len(view.arrived) + len(view.waiting) - needed
+        judged_s = Second(self.judging_s * beyond) if view.delivered else Second(0.0)
+        return _decide(view, elapsed, needed=needed, wait_after_s=max(self.wait_after_s, judged_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +147,11 @@ def _decide(view: RoundView, elapsed: Second, *, needed: int, wait_after_s: Seco
     return Close(accepted=frozenset(view.arrived))
 
 
-POLICIES: Mapping[str, Callable[[StragglersConfig], StragglerPolicy]] = {
-    "quorum": lambda config: Quorum(share=config.share, wait_after_s=Second(config.wait_after_s)),
-    "deadline": lambda config: Deadline(),
-    "everyone": lambda config: Everyone(),
+POLICIES: Mapping[str, Callable[[StragglersConfig, Second], StragglerPolicy]] = {
+    "quorum": lambda config, idle_s: Quorum(share=config.share, wait_after_s=Second(config.wait_after_s), judging_s=idle_s),
+    "deadline": lambda _config, _idle_s: Deadline(),
+    "everyone": lambda _config, _idle_s: Everyone(),
 }
-"""The policies by the name they have in a scenario."""
+"""The policies by the name they have in a scenario; ``timing.idle_s`` is how long nothing at all may happen."""
 
 _conforms: tuple[type[StragglerPolicy], ...] = (Quorum, Deadline, Everyone)
