@@ -181,6 +181,9 @@ def test_the_report_says_why_a_client_is_not_in_the_result(tmp_path: Path, scena
     rundir.write_json(run.state("coordinator") / "round-1.json", entry)
     outcomes = {c["id"]: c["outcome"] for c in report.write(run, scenario)["clients"]}
     assert outcomes == {"c1": "did not upload: gate excluded", "c2": "died during the round", "c3": "accepted"}
+    late = {**entry, "died": [], "completions": [{"client": "c2", "uploaded": True, "reason": ""}]}
+    rundir.write_json(run.state("coordinator") / "round-1.json", late)
+    assert report.write(run, scenario)["clients"][1]["outcome"] == "delivered, and not judged before the round closed"
 
 
 @pytest.mark.parametrize("name", ["owner", "referee", "aggregate"])

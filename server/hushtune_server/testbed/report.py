@@ -202,8 +202,9 @@ def _outcome(client: str, last: Mapping[str, Any], completion: Mapping[str, Any]
         return "died during the round"
     if refused:
         return f"refused by the owner: {refused.get('reason')}"
-    if completion and not completion.get("uploaded", True):
-        return f"did not upload: {completion.get('reason')}"
+    if completion:
+        delivered = completion.get("uploaded", True)
+        return "delivered, and not judged before the round closed" if delivered else f"did not upload: {completion.get('reason')}"
     return "no update arrived"
 
 
