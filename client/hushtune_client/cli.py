@@ -73,10 +73,7 @@ def run(
             help="Override one scenario key, path.to.key=value; repeatable, and the same for every process.",
         ),
     ] = (),
-    json_logs: Annotated[
-        bool | None,
-        Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
-    ] = None,
+    log: edge.LogOptions = edge.LogOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Take part in a run as one data owner, until its last round is over.
 
@@ -106,7 +103,7 @@ def run(
             own=_own_training(adapter_from, indices),
         )
 
-    return edge.live(client, json_logs=json_logs, begin=begin)
+    return edge.live(client, log=log, begin=begin)
 
 
 @app.command(name="health")

@@ -5,7 +5,11 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from hushtune_common.errors import HushtuneError
 from hushtune_common.store.disk import disk_fault
@@ -19,7 +23,24 @@ INTERRUPTED = 130
 _log = logging.getLogger(__name__)
 
 
-def live(client: str, *, json_logs: bool | None, begin: "Callable[[], ClientOptions]") -> int:
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """What a client writes down, and where."""
+
+    json_logs: Annotated[
+        bool | None,
+        Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
+    ] = None
+    log_level: Annotated[
+        Literal["info", "warning", "error"], Parameter(help="What goes to standard output: lines at least as bad as this.")
+    ] = "info"
+    log_folder: Annotated[
+        Path | None, Parameter(help="Also keep all lines here, as JSON in CLIENT.jsonl; at most 16 MiB, the latest ones.")
+    ] = None
+
+
+def live(client: str, *, log: LogOptions, begin: "Callable[[], ClientOptions]") -> int:
     """Configure the log, take part in a run with the options that ``begin`` makes, and return the exit code.
 
     Known faults, of ``begin`` too, are a line on standard error and in the log; everything else is a defect, told with its trace.
@@ -29,8 +50,9 @@ def live(client: str, *, json_logs: bool | None, begin: "Callable[[], ClientOpti
     from hushtune_common.seeding import SeedTree
 
     clock = SystemClock()
-    logs.configure(clock=clock, json_lines=json_logs, role="client", name=client, client=client)
+    as_json, level, folder = log.json_logs, log.log_level, log.log_folder
     try:
+        logs.configure(clock=clock, json_lines=as_json, level=level, folder=folder, role="client", name=client, client=client)
         options = begin()
         from hushtune_client import app
 

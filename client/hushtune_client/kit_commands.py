@@ -48,10 +48,7 @@ def join(
     addresses: _Addresses = (),
     scenario: _ScenarioFile = None,
     skip_doctor: Annotated[bool, Parameter(help="Start without looking first.")] = False,
-    json_logs: Annotated[
-        bool | None,
-        Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
-    ] = None,
+    log: edge.LogOptions = edge.LogOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Take part in a run with a kit file: unpack it, look whether all is well, and start.
 
@@ -74,7 +71,7 @@ def join(
             _look(options, must_be_well=not options.state_dir.exists())
         return options
 
-    return edge.live(found.caller.name, json_logs=json_logs, begin=begin)
+    return edge.live(found.caller.name, log=log, begin=begin)
 
 
 def doctor(

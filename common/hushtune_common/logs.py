@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import IO, Any
 
 from hushtune_common.clock import Clock
 from hushtune_common.events.catalogue import objection
+from hushtune_common.logfiles import LogFile
 from hushtune_common.messages import Digest, UpdateKey
 
 _FIELDS = "hushtune_fields"
@@ -93,15 +95,32 @@ class ReadableFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure(*, clock: Clock, stream: IO[str] | None = None, json_lines: bool | None = None, **bound: object) -> None:
-    """Send every record to ``stream`` (standard output): JSON unless it is a terminal. Called by composition roots only."""
+def configure(
+    *,
+    clock: Clock,
+    stream: IO[str] | None = None,
+    json_lines: bool | None = None,
+    level: str = "info",
+    folder: Path | None = None,
+    **bound: object,
+) -> None:
+    """Send records of at least ``level`` to ``stream`` (standard output), JSON unless it is a terminal, and all to ``folder``.
+
+    There they are JSON lines in a file of bounded size, called after the bound ``name``. Called by composition roots only;
+    `ConfigError` where the folder cannot be written, after which the stream is in use nevertheless.
+    """
     target = sys.stdout if stream is None else stream
     as_json = not target.isatty() if json_lines is None else json_lines
     handler = logging.StreamHandler(target)
     handler.setFormatter((JsonFormatter if as_json else ReadableFormatter)(clock=clock, bound=bound))
+    handler.setLevel(level.upper())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    if folder is not None:
+        kept = LogFile(folder / f"{Path(str(bound['name'])).name}.jsonl")
+        kept.setFormatter(JsonFormatter(clock=clock, bound=bound))
+        root.addHandler(kept)
 
 
 def _plain(value: Any) -> object:

@@ -61,6 +61,12 @@ class RoleOptions:
         bool | None,
         Parameter(negative="--readable-logs", help="Log JSON lines or text for people; by default text on a terminal only."),
     ] = None
+    log_level: Annotated[
+        Literal["info", "warning", "error"], Parameter(help="What goes to standard output: lines at least as bad as this.")
+    ] = "info"
+    log_folder: Annotated[
+        Path | None, Parameter(help="Also keep all lines here, as JSON in ROLE.jsonl; at most 16 MiB, the latest ones.")
+    ] = None
 
 
 app = App(
@@ -218,13 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) -> int:
     """Configure the log, resolve the scenario, run the role's event loop, then end without waiting for worker threads."""
-    from hushtune_common import config, logs
+    from hushtune_common import config
     from hushtune_common.clock import SystemClock
     from hushtune_common.seeding import SeedTree
 
     clock = SystemClock()
-    logs.configure(clock=clock, json_lines=options.json_logs, role=role, name=role)
     try:
+        _begin_logs(role, options, clock=clock)
         resolved = config.load(scenario, overrides=options.set)
         _make_folder(options.state)
         with extra(role), handshakes.told(clock):
@@ -238,6 +244,13 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
         code = _crashed(role, error) if fault is None else _failed(fault)
     _leave(code)
     return code
+
+
+def _begin_logs(role: str, options: RoleOptions, *, clock: "Clock") -> None:
+    from hushtune_common import logs
+
+    as_json, level, folder = options.json_logs, options.log_level, options.log_folder
+    logs.configure(clock=clock, json_lines=as_json, level=level, folder=folder, role=role, name=role)
 
 
 def _make_folder(state: Path) -> None:

@@ -210,6 +210,12 @@ def test_only_loopback_checks_names_and_needs_no_warning() -> None:
     ]  # fmt: skip
 
 
+def test_behind_a_published_port_only_the_given_names_are_served() -> None:
+    address = serving.address_of("0.0.0.0:8080", names="localhost, 127.0.0.1")
+    assert address.hosts == {"localhost", "127.0.0.1"}
+    assert serving.address_of("0.0.0.0:8080").hosts is None
+
+
 def test_a_taken_address_is_told_as_such() -> None:
     with serving.bound(serving.address_of("127.0.0.1:0")) as first:
         port = first.getsockname()[1]

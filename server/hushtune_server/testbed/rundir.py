@@ -29,6 +29,8 @@ FINISHED = "finished"
 INTERRUPTED = "interrupted"
 FAILED = "failed"
 RUNNING = "running"
+GATHERED = "gathered"
+"""Its processes write elsewhere, in containers or on other machines, and what they write is gathered here."""
 LOST = "lost"
 """Said to be running, but its testbed is gone: it was killed, or the machine went down."""
 AGGREGATE = "aggregate.safetensors"
@@ -89,6 +91,11 @@ class RunDirectory:
         facts = self.facts()
         status = str(facts.get("status", "unknown"))
         return LOST if status == RUNNING and not _is_alive(facts.get("supervisor")) else status
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody writes into it any more, as far as is known."""
+        return self.status not in (RUNNING, GATHERED, "unknown")
 
     def update(self, **facts: object) -> None:
         """Merge ``facts`` into ``run.json``."""

@@ -27,6 +27,10 @@ def dashboard(
         str, Parameter(help="A run's id, a unique beginning of it, a run directory, or a folder with logs of several machines.")
     ] = "latest",
     listen: Annotated[str, Parameter(help="HOST:PORT; port 0 takes any that is free.")] = _DEFAULT,
+    names: Annotated[
+        str,
+        Parameter(help="What browsers may call it, separated by commas; this machine's own names on loopback, else any."),
+    ] = "",
     scenario: Annotated[Path | None, Parameter(help="The scenario of gathered logs: who stands where on the map.")] = None,
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = Path("runs"),
 ) -> int:
@@ -36,7 +40,9 @@ def dashboard(
     beside an equal share, the same bytes as the owner and the eavesdropper have them, energy and time, and the events in words.
     It only reads. Without --run it goes on to the newest run whenever one begins, also if there is none yet.
 
-    It listens on this machine only, unless you name another address; then everyone who reaches that address reads along.
+    It listens on this machine only, unless you name another address; then everyone who reaches that address reads along. Where
+    only some are to reach it, as behind a port that a container publishes on loopback, --names keeps foreign pages from calling
+    it by names of their own.
 
     Example: hushtune dashboard
 
@@ -47,10 +53,10 @@ def dashboard(
     with extra("dashboard"):
         from hushtune_server.testbed.dashboard import serving
 
-    address = serving.address_of(listen)
+    address = serving.address_of(listen, names=names)
     watch = serving.watch_of(runs, run, scenario=scenario, clock=SystemClock())
     with serving.bound(address) as listening:
-        if not address.is_loopback:
+        if address.hosts is None:
             print("warning: everyone who reaches this address can read along; there is no password", file=sys.stderr, flush=True)
         print(f"dashboard: {serving.url_of(listening)}   (Ctrl-C ends it)", flush=True)
         web = serving.server(watch, address, own_signals=True)

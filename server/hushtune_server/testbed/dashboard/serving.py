@@ -30,10 +30,11 @@ _LAST_WORD_S: Final = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where to listen; port 0 is any that is free."""
+    """Where to listen; port 0 is any that is free. ``names`` are those that a browser may call it by, if they were given."""
 
     host: str
     port: int
+    names: frozenset[str] = frozenset()
 
     @property
     def is_loopback(self) -> bool:
@@ -48,6 +49,8 @@ class Address:
     @property
     def hosts(self) -> frozenset[str] | None:
         """The names that a browser may call it by: any where other machines reach it, whose names for it are not known."""
+        if self.names:
+            return self.names
         return _LOOPBACK_NAMES | {_bracketed(self.host)} if self.is_loopback else None
 
 
@@ -55,13 +58,14 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def address_of(text: str) -> Address:
-    """Return the address that ``--listen`` means: HOST:PORT, or a port of this machine."""
+def address_of(text: str, *, names: str = "") -> Address:
+    """Return the address that ``--listen`` means: HOST:PORT, or a port of this machine; ``names`` are separated by commas."""
     host, colon, port = text.strip().rpartition(":")
     host = host.strip("[]") if colon else "127.0.0.1"
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigError("--listen", f"expected HOST:PORT such as {DEFAULT}, or a port, got {text!r}")
-    return Address(host=host, port=int(port))
+    called = frozenset(name.strip().lower() for name in names.split(",") if name.strip())
+    return Address(host=host, port=int(port), names=called)
 
 
 def finder(runs: Path, run: str) -> Find:

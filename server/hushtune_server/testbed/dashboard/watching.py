@@ -17,8 +17,9 @@ from hushtune_server.testbed.dashboard.files import Files
 from hushtune_server.testbed.dashboard.fold import fold
 from hushtune_server.testbed.dashboard.patches import EMPTY, Tree
 from hushtune_server.testbed.dashboard.values import Json
+from hushtune_server.testbed.logbook import lines
 from hushtune_server.testbed.logbook.lines import Logbook
-from hushtune_server.testbed.rundir import RUNNING, RunDirectory
+from hushtune_server.testbed.rundir import RunDirectory
 
 LOOK_S: Final = 0.25
 _FILES_EVERY: Final = 4
@@ -37,16 +38,16 @@ class Book:
     files: Files
     live: Tree = field(default_factory=dict)
     _logbook: Logbook | None = None
-    _sizes: dict[str, int] = field(default_factory=dict[str, int])
+    _marks: dict[Path, tuple[int, int]] = field(default_factory=dict[Path, tuple[int, int]])
 
     def look(self, *, ended: bool) -> bool:
         """Read what was added; return whether anything was."""
-        sizes = {p.name: _size(p) for p in self.folder.glob("*.jsonl")}
-        if self._logbook is None or any(sizes.get(name, 0) < size for name, size in self._sizes.items()):
+        marks = {path: mark for path in lines.files(self.folder).values() if (mark := _mark(path)) is not None}
+        if self._logbook is None or any(lines.is_anew(p, inode=inode, size=size) for p, (inode, size) in self._marks.items()):
             self._logbook, self.live = Logbook(self.folder), EMPTY
-        elif sizes == self._sizes and not ended:
+        elif marks == self._marks and not ended:
             return False
-        self._sizes = sizes
+        self._marks = marks
         before = self.live
         # In the order in which each process wrote them: a clock that was set back must not make live another tale.
         for line in sorted(self._logbook.fresh(ended=ended), key=lambda each: (each.process, each.index)):
@@ -59,11 +60,12 @@ class Book:
         return {} if self._logbook is None else dict(self._logbook.damaged)
 
 
-def _size(path: Path) -> int:
+def _mark(path: Path) -> tuple[int, int] | None:
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return None
+    return found.st_ino, found.st_size
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class Watch:
         run = book.files.run
         if run is None or self._ended_read or self._looks % _FILES_EVERY != 1:
             return False
-        self._ended_read = run.status not in (RUNNING, "unknown")
+        self._ended_read = run.is_over
         return self._ended_read
 
     def _told(self, book: Book) -> Tree:

@@ -51,6 +51,9 @@ def show(
         bool,
         Parameter(help="Say what each event means, once; with an event's name for RUN, only what that one means."),
     ] = False,
+    headlines: Annotated[
+        bool, Parameter(help="The tale of the run in words: what a person wants to know first, and all trouble.")
+    ] = False,
     json_: Annotated[bool, Parameter(name="--json", help="The JSON lines as they are, all of them.")] = False,
     runs: Annotated[Path, Parameter(help="Folder that holds the run directories.")] = _RUNS,
 ) -> int:
@@ -62,18 +65,22 @@ def show(
 
     Example: hushtune logs latest --follow --level warning
 
+    Example: hushtune logs latest --follow --headlines
+
     Example: hushtune logs --explain reception_attacked
     """
     if explain and run in EVENTS and not (runs / run).exists():
         print(document.explanation(run))
         return 0
+    if headlines and (json_ or explain):
+        raise ConfigError("--headlines", "tells in words; leave out --json and --explain")
     folder, directory = lines.find(runs, run)
     book = Logbook(folder)
     found = list(book.fresh(ended=not follow))
     choice = _choice(found, role=role, client=client, rounds=round_, event=event, level=level, since=since)
     if not follow:  # what has not happened yet is no mistake
         choosing.require_known(choice, found)
-    printer = _printer(book, explain=explain, as_json=json_)
+    printer = _printer(book, explain=explain, as_json=json_, headlines=headlines)
     quiet = frozenset[str]() if all_ or json_ or event else choosing.PROGRESS
     hidden = _print(found, choice, printer, quiet=quiet)
     if follow:
@@ -126,19 +133,24 @@ def _choice(
     )
 
 
-def _printer(book: Logbook, *, explain: bool, as_json: bool) -> _Show:
+def _printer(book: Logbook, *, explain: bool, as_json: bool, headlines: bool) -> _Show:
     if as_json:
         return lambda line: print(json.dumps({"process": line.process, **line.record}, ensure_ascii=False), flush=True)
     console = Console(highlight=False, soft_wrap=True)
     width = max((len(name) for name in book.processes()), default=12)
-    room, told = min(width, 24), set[str]()
+    room, told = min(max(width, 12), 24), set[str]()
+
+    def show_headline(line: Line) -> None:
+        words = pretty.told(line, width=room)
+        if words is not None:
+            console.print(words)
 
     def show_line(line: Line) -> None:
         known = not explain or line.event in told
         told.add(line.event)
         console.print(pretty.render(line, width=room) if known else pretty.explained(line, width=room))
 
-    return show_line
+    return show_headline if headlines else show_line
 
 
 def _print(found: Sequence[Line], choice: Choice, show_line: _Show, *, quiet: frozenset[str]) -> int:
@@ -159,7 +171,7 @@ def _follow(
     """Print what comes until the run is over, or, for a folder that is no run's, until the keyboard says stop."""
     hidden = 0
     while True:
-        over = directory is not None and directory.status not in (rundir.RUNNING, "unknown")
+        over = directory is not None and directory.is_over
         hidden += print_fresh(list(book.fresh(ended=over)))
         if over:
             return hidden

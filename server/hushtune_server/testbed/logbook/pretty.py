@@ -10,6 +10,7 @@ from hushtune_common.events.catalogue import CONTEXT, EVENTS
 from hushtune_common.events.event import unit_of
 from hushtune_server.testbed.logbook import readable
 from hushtune_server.testbed.logbook.lines import Line
+from hushtune_server.testbed.view import headline
 
 COLOURS: Final[Mapping[str, str]] = {
     "owner": "blue",
@@ -50,6 +51,24 @@ def explained(line: Line, *, width: int = 12) -> Text:
         unit = unit_of(name)
         shown.append(f"\n                {readable.label(name)}: {entry.fields[name]}{f' [{unit}]' if unit else ''}", style="dim")
     return shown
+
+
+def told(line: Line, *, width: int = 12) -> Text | None:
+    """Return in words what a person wants to know first; nothing for the rest, which is most.
+
+    Trouble is always told; of what a process is doing, only what servers say, since clients do the same side by side.
+    """
+    try:
+        said = headline(line.record)
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):  # a line may say anything at all
+        said = line.event
+    if line.event == "phase_changed" and line.role != "client":
+        said = f"{line.record.get('phase', '')} ..."
+    if not said:
+        return None
+    shown = Text(datetime.fromtimestamp(line.moment, UTC).strftime("%H:%M:%S"), style="dim")
+    shown.append(f"  {readable.plain(line.process):<{width}}", style=COLOURS.get(line.role, ""))
+    return shown.append(f"  {readable.plain(said)}", style=_LEVELS.get(line.level, ""))
 
 
 def _fields(line: Line) -> Iterator[tuple[str, str]]:
