@@ -129,7 +129,7 @@ def test_a_full_disk_costs_lines_and_is_told_once(writer: Writer, tmp_path: Path
     logger = writer(tmp_path / "c1.jsonl")
     (handler,) = logger.handlers
     assert isinstance(handler, LogFile)
-    handler.stream.close()
+    handler.close()
     handler.stream = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115 - the handler closes it
     logger.info("run_joined")
     logger.info("run_left")

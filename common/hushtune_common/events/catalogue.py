@@ -8,7 +8,7 @@ from typing import Final
 from hushtune_common.events.client import CLIENT_EVENTS
 from hushtune_common.events.event import Event
 from hushtune_common.events.servers import AIR_EVENTS, COORDINATOR_EVENTS, EAVESDROPPER_EVENTS, OWNER_EVENTS
-from hushtune_common.events.shared import CERTIFICATE_EVENTS, REFEREE_EVENTS, SHARED_EVENTS
+from hushtune_common.events.shared import CERTIFICATE_EVENTS, PROXY_EVENTS, REFEREE_EVENTS, SHARED_EVENTS
 from hushtune_common.events.sums import SUM_EVENTS
 
 GROUPS: Final[Mapping[str, tuple[Event, ...]]] = MappingProxyType(
@@ -22,6 +22,7 @@ GROUPS: Final[Mapping[str, tuple[Event, ...]]] = MappingProxyType(
         "Air": AIR_EVENTS,
         "Eavesdropper": EAVESDROPPER_EVENTS,
         "Referee (testbed only)": REFEREE_EVENTS,
+        "Proxy (a bad network)": PROXY_EVENTS,
     }
 )
 

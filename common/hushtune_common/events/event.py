@@ -13,6 +13,8 @@ CLIENT: Final = "client"
 REFEREE: Final = "referee"
 """Exists in a testbed only; so do the tools that a testbed runs before a round, which log under this role too."""
 ROLES: Final = (CLIENT, OWNER, COORDINATOR, AIR, EAVESDROPPER, REFEREE)
+PROXY: Final = "proxy"
+"""No part of a run: it stands between two of them and makes the network bad."""
 
 _UNITS: Final = (
     (r"(.*_)?digest(_.*)?|emulator|frame|plan", "SHA-256"),
@@ -59,8 +61,8 @@ class Event:
         for name in (self.name, *self.fields):
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ValueError(f"{self.name}: {name!r} is no name for an event or a field: small letters, digits, underscores")
-        if not self.by or not {*self.by} <= {*ROLES}:
-            raise ValueError(f"{self.name}: logged by {self.by}, the roles are {', '.join(ROLES)}")
+        if not self.by or not {*self.by} <= {*ROLES, PROXY}:
+            raise ValueError(f"{self.name}: logged by {self.by}, the roles are {', '.join((*ROLES, PROXY))}")
         if not self.meaning.endswith("."):
             raise ValueError(f"{self.name}: its meaning is a sentence, with a full stop")
 

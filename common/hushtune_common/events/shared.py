@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from hushtune_common.events.event import AIR, CLIENT, COORDINATOR, EAVESDROPPER, OWNER, REFEREE, ROLES, event
+from hushtune_common.events.event import AIR, CLIENT, COORDINATOR, EAVESDROPPER, OWNER, PROXY, REFEREE, ROLES, event
 
 _SERVERS: Final = (OWNER, COORDINATOR, AIR)
 
@@ -204,5 +204,38 @@ REFEREE_EVENTS: Final = (
         "A setting was scored on the held-out private text.",
         setting="which one, and of whom",
         perplexity="on the test windows",
+    ),
+)
+
+PROXY_EVENTS: Final = (
+    event(
+        "proxy_opened",
+        (PROXY,),
+        "Connections to a server can be made through the proxy; what happens to them there.",
+        address="where callers connect",
+        server="where they are led",
+        delay_s="added each way",
+        jitter_s="at most so much more",
+        rate_bps="of each connection each way; 0 for no limit",
+        cut_every_s="how often all of them are cut, on average; 0 for never",
+    ),
+    event(
+        "connections_cut",
+        (PROXY,),
+        "The proxy dropped every connection to a server, without a farewell: what was on its way is lost.",
+        server="whose",
+        connections="how many those were",
+        bytes_up="carried towards the server so far",
+        bytes_down="carried back so far",
+    ),
+    event(
+        "traffic_forwarded",
+        (PROXY,),
+        "What went through so far; told now and then while something does, and at the end.",
+        server="to and from whom",
+        connections="how many are open",
+        cut="how many were cut",
+        bytes_up="carried towards the server",
+        bytes_down="carried back",
     ),
 )

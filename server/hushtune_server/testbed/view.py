@@ -126,6 +126,7 @@ def _noise(event: Mapping[str, Any]) -> str:
 
 
 _HEADLINES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "connections_cut": lambda e: f"cut {e.get('connections')} connections to {e.get('server')}",
     "serving_started": lambda e: f"serving at {e.get('address')}",
     "exposure_measured": lambda e: (
         f"the emulator shows {100 * _number(e, 'share'):.1f} % of the model, "

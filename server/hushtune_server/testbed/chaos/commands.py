@@ -1,4 +1,4 @@
-"""``hushtune testbed chaos``: ten faults, done to real processes of a small run."""
+"""``hushtune testbed chaos``: ten faults, done to real processes of a small run; ``disturb``: a bad network for any run."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -20,8 +20,9 @@ _STANDARD_ERROR = 2
 
 
 def register(testbed: App) -> None:
-    """Add ``chaos`` to the ``testbed`` commands."""
+    """Add ``chaos`` and ``disturb`` to the ``testbed`` commands."""
     testbed.command(chaos)
+    testbed.command(disturb)
 
 
 def chaos(
@@ -67,6 +68,53 @@ def chaos(
         console.print("\n" + to_markdown(result), markup=False, highlight=False, soft_wrap=True)
         console.print(f"{out / 'chaos.json'}, {out / 'chaos.md'}; the logs of each run lie beside them")
     return 0 if result["passed"] else 1
+
+
+def disturb(
+    *,
+    between: Annotated[
+        list[str],
+        Parameter(help="HOST:PORT=SERVER:PORT: where callers reach a server, and where it is; repeatable."),
+    ],
+    delay_ms: Annotated[float, Parameter(help="Added to the way there, and to the way back.")] = 0.0,
+    jitter_ms: Annotated[float, Parameter(help="At most so much more, drawn anew for every piece.")] = 0.0,
+    rate_kbps: Annotated[float, Parameter(help="kbit/s of each connection each way, up to about 10000; 0 for no limit.")] = 0.0,
+    cut_every_s: Annotated[
+        float, Parameter(help="Cut all connections to a server after half to one and a half times this; 0 for never.")
+    ] = 0.0,
+    seed: Annotated[int, Parameter(help="What jitter and cuts are drawn from.")] = 1,
+    log_level: Annotated[
+        Literal["info", "warning", "error"], Parameter(help="What goes to standard output: lines at least as bad as this.")
+    ] = "info",
+    log_folder: Annotated[
+        Path | None, Parameter(help="Also keep all lines here, as JSON in proxy.jsonl; at most 16 MiB.")
+    ] = None,
+) -> int:
+    """Stand between callers and servers, and make the network bad: slow, narrow, and cut now and then; Ctrl-C ends it.
+
+    It sees bytes under TLS and changes none. What it does is logged, so that `hushtune logs` shows it among the run's events.
+    docker-compose starts it with --profile chaos.
+
+    Example: hushtune testbed disturb --between 127.0.0.1:7102=127.0.0.1:7002 --delay-ms 40 --cut-every-s 20
+    """
+    from hushtune_common import logs
+    from hushtune_common.seeding import SeedTree
+    from hushtune_common.wire import lifetime
+    from hushtune_server.testbed.chaos.between import Between, Faults, Link
+
+    faults = Faults(delay_s=delay_ms / 1e3, jitter_s=jitter_ms / 1e3, rate_bps=rate_kbps * 1e3, cut_every_s=cut_every_s)
+    links = [Link.of(text) for text in between]
+    clock = SystemClock()
+    logs.configure(clock=clock, level=log_level, folder=log_folder, role="proxy", name="proxy")
+
+    async def stand() -> None:
+        standing = Between(links, faults, clock=clock, seeds=SeedTree(seed).child("disturb"))
+        with lifetime.stop_signal() as stop:
+            await standing.open()
+            await lifetime.run_until(stop, standing.run())
+
+    asyncio.run(stand())
+    return 0
 
 
 @contextmanager

@@ -101,10 +101,15 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def open(self, *, host: str = "127.0.0.1") -> str:
-        """Listen on a free port of ``host`` and return the address."""
+    async def open(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listen on a port of ``host``, a free one unless given, and return the address."""
         place = _narrow_socket()  # what it accepts is as narrow
-        place.bind((host, 0))
+        try:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+        except OSError:
+            place.close()
+            raise
         self._server = await asyncio.start_server(self._accept, sock=place, limit=_PIECE_BYTES)
         return f"{host}:{place.getsockname()[1]}"
 
