@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 given = pytest.mark.skipif("HUSHTUNE_COMPOSE" not in os.environ, reason="only scripts/compose-test gives a container engine")
 """On every test that needs an engine: HUSHTUNE_COMPOSE is the command of compose, DOCKER_HOST the engine."""
 PROJECT = "hushtunetest"
+HOST_ADDRESS = "10.99.0.1"
+"""An address of the machine on which the engine of `on_host` publishes ports, which containers reach, too."""
+
+
+def on_host(*command: str) -> list[str]:
+    """Return the command as it has to be started to see what the engine publishes: in its networks, where those are its own."""
+    own = os.environ.get("HUSHTUNE_ENGINE_PID")
+    return ["nsenter", f"--net=/proc/{own}/ns/net", *command] if own else [*command]
+
+
+def fetched(url: str) -> str:
+    """Return what a browser on the engine's machine would get."""
+    code = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=10).read().decode())"
+    return _ran(on_host(sys.executable, "-c", code), check=True, within_s=30.0).stdout
 
 
 def docker(*arguments: str, check: bool = True, within_s: float = 60.0) -> str:
@@ -29,9 +44,18 @@ def python(service: str, code: str, *, image: bool = False) -> subprocess.Comple
     return _ran(["docker", *way, "-c", code], check=False, within_s=60.0)
 
 
-def _ran(command: list[str], *, check: bool, within_s: float) -> subprocess.CompletedProcess[str]:
+def _ran(
+    command: list[str], *, check: bool, within_s: float, given: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=within_s, check=False, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=within_s,
+        check=False,
+        cwd=ROOT,
+        env=given,
     )
     assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}"
     return done
@@ -42,24 +66,55 @@ class Project:
     """A run in containers: started, watched, taken away with its volumes."""
 
     scenario: str
+    files: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    up: tuple[str, ...] = ("up",)
     started_at: float = 0.0
 
     def __enter__(self) -> Self:
         """Start everything and return at once."""
-        os.environ["SCENARIO"] = self.scenario
-        self.compose("down", "--volumes")
+        self.compose("down", "--volumes", "--remove-orphans")
         self.started_at = time.monotonic()
-        self.compose("up", "--detach", "--no-build", within_s=300.0)
+        self.start()
         return self
 
     def __exit__(self, *_failure: object) -> None:
         """Take away containers, networks and volumes."""
         self.compose("down", "--volumes", within_s=120.0)
 
+    def start(self, *services: str) -> None:
+        """Start these services, or all, and return at once."""
+        *options, command = self.up
+        self.compose(*options, command, "--detach", "--no-build", *services, within_s=300.0)
+
     def compose(self, *arguments: str, within_s: float = 120.0) -> str:
         """Run one command of compose."""
-        command = [*os.environ["HUSHTUNE_COMPOSE"].split(), "--project-name", PROJECT, *arguments]
-        return _ran(command, check=True, within_s=within_s).stdout
+        return _ran(self._command(*arguments), check=True, within_s=within_s, given=self._variables).stdout
+
+    def _command(self, *arguments: str) -> list[str]:
+        files = [word for file in self.files for word in ("-f", file)]
+        return [*os.environ["HUSHTUNE_COMPOSE"].split(), "--project-name", PROJECT, *files, *arguments]
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, "SCENARIO": self.scenario, **self.variables}
+
+    def written(self, *arguments: str) -> bytes:
+        """Run one command of compose and return what it wrote to standard output, byte for byte."""
+        return subprocess.run(
+            self._command(*arguments), stdout=subprocess.PIPE, timeout=120, check=True, cwd=ROOT, env=self._variables
+        ).stdout
+
+    def seen(self) -> dict[str, Any]:
+        """Return the state of the page as the dashboard's port serves it."""
+        return json.loads(fetched(f"http://127.0.0.1:{self.variables.get('DASHBOARD_PORT', '8080')}/state"))
+
+    def seen_once(self, told: Callable[[dict[str, Any]], bool], *, within_s: float) -> dict[str, Any]:
+        """Return the first state of the page of which something is true."""
+        limit = time.monotonic() + within_s
+        while not told(state := self.seen()):
+            assert time.monotonic() < limit, f"the page did not show it: {json.dumps(state)[-3000:]}"
+        return state
 
     def container(self, service: str) -> str:
         """Return the id of the service's container, running or not."""
@@ -74,8 +129,9 @@ class Project:
 
     def until(self, service: str, event: str, *, within_s: float) -> None:
         """Follow the service's log until an event is in it."""
+        tail = ["tail", "-F", "-n", "+1", f"/log/{service}.jsonl"]
         follower = subprocess.Popen(
-            ["docker", "logs", "--follow", self.container(service)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["docker", "exec", self.container(service), *tail], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert follower.stdout is not None
         try:

@@ -76,7 +76,7 @@ def test_what_is_missing_is_told_in_one_line_with_its_remedy(
     tmp_path: Path, commands: dict[str, str], told: str, remedy: str
 ) -> None:
     free = {"DASHBOARD_PORT": "1"}  # nobody listens there
-    done = ran(START, tmp_path / "bin", given=free, tools=tuple(t for t in TOOLS if t not in commands), **commands)
+    done = ran(START, tmp_path / "bin", given=free, tools=tuple(t for t in TOOLS if t not in commands), cwd=ROOT, **commands)
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert told in line

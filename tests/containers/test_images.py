@@ -19,9 +19,11 @@ ATTACK = {"sklearn"}
 BUILDING = {"pip", "setuptools", "hatchling", "ensurepip"}
 SERVER, CLIENT = {"hushtune_server"}, {"hushtune_client"}
 LINK = {"numba", "scipy"}
+PAGE = {"starlette", "uvicorn", "jinja2", "matplotlib", "rich"}
 
 IMAGES: dict[str, tuple[set[str], set[str], int]] = {
-    "pki": (KEYS | SERVER, WEIGHTS | TEXTS | MODEL | SOLVER | ATTACK | CLIENT | LINK, 250),
+    "pki": (KEYS | SERVER, WEIGHTS | TEXTS | MODEL | SOLVER | ATTACK | CLIENT | LINK | PAGE, 250),
+    "watch": (SERVER | PAGE | {"scipy"}, KEYS | WEIGHTS | TEXTS | MODEL | SOLVER | ATTACK | CLIENT, 450),
     "coordinator": (SERVER | SOLVER | LINK, KEYS | WEIGHTS | TEXTS | MODEL | ATTACK | CLIENT, 400),
     "air": (SERVER | LINK, KEYS | WEIGHTS | TEXTS | MODEL | SOLVER | ATTACK | CLIENT, 400),
     "eavesdropper": (SERVER | LINK | ATTACK, KEYS | WEIGHTS | TEXTS | MODEL | SOLVER | CLIENT, 400),

@@ -57,6 +57,7 @@ def test_a_role_has_its_own_kit_only_and_a_file_system_that_it_cannot_change(run
 
 def test_a_client_that_is_killed_while_it_trains_is_started_again(run: Project) -> None:
     run.until("c1", "training_progressed", within_s=240.0)
+    assert run.seen()["rounds"]["1"]["clients"]["c1"]["step"]["step"] >= 1
     run.crash("c1")
     run.again("c1", within_s=30.0)
     assert run.state("c1")["RestartCount"] == 1
@@ -68,6 +69,7 @@ def test_the_run_ends_with_every_update_accepted_although_a_client_crashed(run: 
     print(f"\nthe run took {time.monotonic() - run.started_at:.0f} s, a crash included:")
     print(told := docker("logs", run.container("report")))
     assert "accepted c1, c2, c3" in told
+    assert "secrecy gate for c1: GRANTED" in told
 
 
 def test_what_owner_and_coordinator_have_written_agrees_that_every_update_was_accepted(run: Project) -> None:
@@ -79,6 +81,37 @@ def read(run: Project, path: str) -> str:
     """Return a file of the states that the report sees."""
     code = f"import json; print(json.dumps(json.load(open({path!r}))))"
     return run.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", "python", "report", "-c", code).splitlines()[-1]
+
+
+def test_the_page_shows_the_round_and_who_was_restarted(run: Project) -> None:
+    seen = run.seen_once(lambda state: "closed" in state["rounds"]["1"], within_s=10.0)
+    assert seen["rounds"]["1"]["accepted"] == CLIENTS
+    assert {name: process["lives"] for name, process in seen["processes"].items() if "lives" in process}["c1"] == 2
+    assert seen["damaged"] in ({}, {"c1": 1})  # the line that it wrote when it was killed
+
+
+def test_whoever_watches_can_follow_one_adapter_through_all_processes_and_write_the_page_about_the_run(run: Project) -> None:
+    sealed = run.compose("exec", "-T", "dashboard", "hushtune", "logs", "--event", "update_sealed", "--client", "c2", "--json")
+    digest = json.loads(sealed.splitlines()[0])["digest"]
+    told = run.compose("exec", "-T", "dashboard", "hushtune", "trace", digest[:12])
+    assert all(name in told for name in ("c2", "air", "owner", "eavesdropper"))
+    page = run.compose("run", "--rm", "--no-deps", "-T", "report", "report", "page")
+    assert "<html" in page
+    assert digest[:8] in page
+
+
+@pytest.mark.parametrize("service", ["eavesdropper", "c2", "owner"])
+def test_nobody_but_those_who_watch_sees_the_log_of_another_and_they_only_to_read(run: Project, service: str) -> None:
+    code = "import os; print(sorted(os.listdir('/log')), os.path.exists('/logs'))"
+    if service == "eavesdropper" or run.state(service)["State"]["Running"]:
+        assert python(run.container(service), code).stdout.split(" ") == [f"['{service}.jsonl']", "False\n"]
+    tried = python(run.container("dashboard"), f"open('/logs/{service}/{service}.jsonl', 'a')")
+    assert "Read-only file system" in tried.stdout
+
+
+def test_nobody_reaches_the_dashboard_but_this_machine(run: Project) -> None:
+    assert reached(run, "air", {"dashboard": 8080}) == set()
+    assert reached(run, "eavesdropper", {"dashboard": 8080}) == set()
 
 
 def test_air_and_eavesdropper_stop_in_order_when_told_to(run: Project) -> None:
