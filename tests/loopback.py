@@ -10,6 +10,7 @@ import numpy as np
 
 from hushtune_client.ports import (
     AirPort,
+    Cleared,
     CoordinatorPort,
     Fetched,
     FrameOutcome,
@@ -176,6 +177,7 @@ class World:
     ``published`` are the rounds that have an emulator, by default the same one; ``revisions`` are what else can be fetched, by
     prefix. ``lost`` names the blocks of an attempt that do not arrive; ``tampered`` is what comes instead of the emulator;
     with ``cuts_streams`` the coordinator ends every stream after one directive; while ``silent`` the owner gives no receipts;
+    while it ``keeps_quiet`` the coordinator does not say whether to send; it refuses what was ``given_away``;
     ``sounding`` is what the air says in every round, if given.
     """
 
@@ -187,6 +189,9 @@ class World:
     lost: Callable[[UpdateKey, tuple[int, ...]], tuple[int, ...]] = nothing_missing
     cuts_streams: bool = False
     silent: bool = False
+    keeps_quiet: bool = False
+    given_away: bool = False
+    questions: list[int] = field(default_factory=list[int])
     sounding: Sounding | None = None
     published: dict[int, EmulatorManifest | None] = field(default_factory=lambda: {1: None})
     emulators: dict[Digest, bytes] = field(default_factory=dict[Digest, bytes])
@@ -286,6 +291,19 @@ class World:
         """Take a new channel once."""
         if (client, round_id, channel) not in self.channels:
             self.channels.append((client, round_id, channel))
+        self.ring()
+
+    async def asked(self, round_id: int) -> None:
+        """Answer whether something may be sent, unless the world keeps quiet about it."""
+        self.questions.append(round_id)
+        self.ring()
+        await self.until(lambda: not self.keeps_quiet)
+        if self.given_away:
+            raise StaleRound("its band was given to others")
+
+    def answer(self) -> None:
+        """Let the coordinator say whether to send."""
+        self.keeps_quiet = False
         self.ring()
 
     def said(self, among: dict[tuple[ClientId, int], Word], key: tuple[ClientId, int], word: Word) -> None:
@@ -407,6 +425,9 @@ class LoopbackCoordinator:
     async def vow(self, round_id: int, vow: Vow) -> None:
         self._world.vowed(round_id, vow)
 
+    async def ask_to_send(self, round_id: int) -> None:
+        await self._world.asked(round_id)
+
     async def report_channel(self, round_id: int, channel: Channel) -> None:
         self._world.change_channel(CLIENT, round_id, channel)
 
@@ -434,7 +455,8 @@ class LoopbackAir:
             progress(len(data), len(data))
         return Digest.of(data)
 
-    async def transmit(self, transmission: Transmission) -> FrameOutcome:
+    async def transmit(self, transmission: Transmission, *, cleared: Cleared) -> FrameOutcome:
+        await cleared()
         outcome = self._world.transmit(transmission, self._written.get(transmission.frame))
         await self._world.receipts()
         return outcome

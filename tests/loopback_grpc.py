@@ -91,6 +91,10 @@ class _Coordinator(coordinator_pb2_grpc.CoordinatorServicer):
         self._world.change_channel(ClientId(caller_of(context).name), *convert.new_channel_from_wire(request))
         return coordinator_pb2.ReportChannelResponse()
 
+    async def AskToSend(self, request: coordinator_pb2.AskToSendRequest, context: Any) -> coordinator_pb2.AskToSendResponse:
+        await self._world.asked(request.round_id)
+        return coordinator_pb2.AskToSendResponse()
+
     async def Deal(self, request: coordinator_pb2.DealRequest, context: Any) -> coordinator_pb2.DealResponse:
         self._world.dealt(*convert_sums.deal_from_wire(request, caller=caller_of(context).name))
         return coordinator_pb2.DealResponse()

@@ -376,7 +376,6 @@ class Duties:
         digest = await self._ports.air.write_frame(key, frame.path, progress=transfer)
         transfer.finish(size)
         await self._require_still_secret(assignment)
-        self._status.enter("on air")
         transmission = Transmission(
             key=key,
             part=part,
@@ -387,7 +386,7 @@ class Duties:
             power=assignment.power,
             bandwidth=assignment.bandwidth,
         )
-        outcome = await self._ports.air.transmit(transmission)
+        outcome = await self._ports.air.transmit(transmission, cleared=lambda: self._cleared(assignment.round_id))
         energy = telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime)
         log_event(
             _logger,
@@ -414,6 +413,12 @@ class Duties:
             energy=energy,
             missing=outcome.missing,
         )
+
+    async def _cleared(self, round_id: int) -> None:
+        """Return once the coordinator has said that what was assigned still holds; a round that was missed is stale."""
+        self._status.enter("waiting to transmit")
+        await self._ports.coordinator.ask_to_send(round_id)
+        self._status.enter("on air")
 
     async def _frame(self, command: Send, *, key: UpdateKey, toeplitz: bytes) -> uplink.Frame:
         """Have the frame of an attempt on disk: coded now, or found there after a restart."""

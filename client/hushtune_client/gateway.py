@@ -13,6 +13,7 @@ import grpc
 
 from hushtune_client.ports import (
     AirPort,
+    Cleared,
     CoordinatorPort,
     Fetched,
     FrameOutcome,
@@ -97,6 +98,20 @@ class Manners:
                 await self.back_off(failures, rng)
         with translated():
             return await call()
+
+    async def insist(self, call: Callable[[], Awaitable[_T]], *, of: str, for_s: float) -> _T:
+        """Repeat an idempotent ``call`` while the peer is lost or does not answer, with full jitter, as long as ``for_s``."""
+        rng, ends_s = self.seeds.child(of).generator(), self.clock.monotonic() + for_s
+        failures = 0
+        while True:
+            try:
+                with translated():
+                    return await call()
+            except (PeerLost, DeadlineExceeded):
+                if self.clock.monotonic() >= ends_s:
+                    raise
+            await self.back_off(failures, rng)
+            failures += 1
 
     async def back_off(self, failures: int, rng: NoiseRng) -> None:
         """Wait a random time below a bound that doubles with every failure in a row."""
@@ -278,6 +293,15 @@ class CoordinatorGateway:
         timeout = self._timing.idle_s
         await self._manners.persist(lambda: self._stub.ReportChannel(request, timeout=timeout), of="report-channel")
 
+    async def ask_to_send(self, round_id: int) -> None:
+        """Ask until there is an answer. One that took longer than ``idle_s`` is none: the call has ended by then."""
+        request, timing = coordinator_pb2.AskToSendRequest(round_id=round_id), self._timing
+
+        async def ask() -> None:
+            await self._stub.AskToSend(request, timeout=timing.idle_s)
+
+        await self._manners.insist(ask, of="ask-to-send", for_s=timing.round_s)
+
     async def deal(self, round_id: int, deal: Deal) -> None:
         """Hand over the parcels for this client's neighbours."""
         request = convert_sums.deal_to_wire(deal, round_id=round_id)
@@ -351,16 +375,22 @@ class AirGateway:
         )
         return digest
 
-    async def transmit(self, transmission: Transmission) -> FrameOutcome:
-        """Send a written frame and wait for the owner's receipt, at most ``round_s``; a lost stream is opened again."""
+    async def transmit(self, transmission: Transmission, *, cleared: Cleared) -> FrameOutcome:
+        """Send a written frame and wait for the owner's receipt, at most ``round_s``; a lost stream is opened again.
+
+        The air may be lost for long between two tries, so each needs ``cleared`` anew.
+        """
         round_s = self._manners.timing.round_s
         try:
             async with asyncio.timeout(round_s):
-                return await self._manners.persist(lambda: self._once(transmission), of=f"transmit-{transmission.key.text}")
+                return await self._manners.persist(
+                    lambda: self._once(transmission, cleared), of=f"transmit-{transmission.key.text}"
+                )
         except TimeoutError as error:
             raise DeadlineExceeded(f"the owner did not acknowledge {transmission.key.text} within {round_s:.0f} s") from error
 
-    async def _once(self, transmission: Transmission) -> FrameOutcome:
+    async def _once(self, transmission: Transmission, cleared: Cleared) -> FrameOutcome:
+        await cleared()
         call = self._stub.Transmit(air_pb2.TransmitRequest(transmission=convert.transmission_to_wire(transmission)))
         try:
             async for response in call:

@@ -3,7 +3,7 @@
 Ports carry our own values only. The adapter over gRPC is ``gateway``; tests use one in process. Both pass the same suite.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,8 @@ from hushtune_common.units import PowerRatio, Second
 
 Progress = Callable[[int, int], None]
 """Called with ``(bytes_done, bytes_total)``; the first number never falls."""
+Cleared = Callable[[], Awaitable[None]]
+"""Returns once this client may begin to transmit; raises when it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +104,8 @@ class CoordinatorPort(Protocol):
     """The coordinator.
 
     Laws: ``follow`` yields directives in rising ``seq``, each above the ``last_seen_seq`` of the beat that opened the stream,
-    and misses none across reconnects; repeating ``report``, ``report_channel``, ``deal``, ``vow`` or ``complete`` with the same
-    value has no second effect.
+    and misses none across reconnects; repeating ``report``, ``report_channel``, ``ask_to_send``, ``deal``, ``vow`` or
+    ``complete`` with the same value has no second effect.
     """
 
     async def join(self) -> Welcome:
@@ -130,6 +132,14 @@ class CoordinatorPort(Protocol):
         """Tell that the channel is no longer the one assigned for: nothing is sent before an assignment for the new one comes."""
         ...
 
+    async def ask_to_send(self, round_id: int) -> None:
+        """Return once this client may begin to transmit, which it then does within ``idle_s`` of having asked, or asks again.
+
+        ``StaleRound`` when it may not any more: its band was given to others, or the round is over. While the coordinator cannot
+        be reached there is no answer, for at most ``round_s``.
+        """
+        ...
+
     async def complete(self, completion: Completion) -> None:
         """Say that the update is out, or that none will come."""
         ...
@@ -142,8 +152,8 @@ class CoordinatorPort(Protocol):
 class AirPort(Protocol):
     """The air.
 
-    Laws: ``write_frame`` returns the digest of the file's bytes; transmitting the same attempt twice gives the same outcome; the
-    moment of a sounding is never before that of an earlier one.
+    Laws: ``write_frame`` returns the digest of the file's bytes; transmitting the same attempt twice gives the same outcome;
+    nothing is on air before ``cleared`` has returned; the moment of a sounding is never before that of an earlier one.
     """
 
     async def sound(self, round_id: int) -> Sounding:
@@ -154,8 +164,8 @@ class AirPort(Protocol):
         """Hand over the frame file of one attempt; resumable, and never the whole of it in memory."""
         ...
 
-    async def transmit(self, transmission: Transmission) -> FrameOutcome:
-        """Send a frame that was written, and wait for the owner's receipt."""
+    async def transmit(self, transmission: Transmission, *, cleared: Cleared) -> FrameOutcome:
+        """Send a frame that was written, and wait for the owner's receipt; ``cleared`` comes before every try, and may raise."""
         ...
 
 

@@ -359,6 +359,17 @@ def test_a_refused_gate_sends_nothing_and_is_no_failure(stage: Stage, log: io.St
 
 
 @pytest.mark.slow
+def test_a_client_whose_band_was_given_away_sends_nothing_and_has_missed_the_round(stage: Stage, log: io.StringIO) -> None:
+    stage.world.given_away = True
+    assert run(with_direction(stage.take_part(), stage.world)) == 0
+    assert (stage.world.sent, stage.world.questions) == ({}, [1])
+    (done,) = stage.world.completions.values()
+    assert not done.uploaded
+    (missed,) = (e for e in events(log) if e["event"] == "round_missed")
+    assert (missed["duty"], missed["reason"]) == ("send", "STALE_ROUND")
+
+
+@pytest.mark.slow
 def test_an_adapter_that_never_gets_through_is_a_failure_with_its_exit_code(stage: Stage, log: io.StringIO) -> None:
     stage.world.lost = lambda _, blocks: blocks[:1]
     assert run(with_direction(stage.take_part(), stage.world)) == ChannelOutage.exit_code

@@ -120,6 +120,10 @@ def report(round_id: int = 1, samples: int = 100) -> ClientReport:
     return device_report(device, round_id=round_id, **gains, sample_count=samples, expected_bits=1000, train_flops=1e12)
 
 
+async def at_once() -> None:
+    """Let a transmission begin."""
+
+
 def transmission(attempt: int = 1, frame: bytes = FRAME, part: Part = Part.PAYLOAD) -> Transmission:
     return Transmission(
         key=replace(KEY, attempt=attempt),
@@ -420,6 +424,44 @@ def test_a_report_for_a_round_that_is_not_open_is_stale(ports_to: Open) -> None:
     run(work())
 
 
+def test_whether_to_send_is_asked_until_there_is_an_answer(ports_to: Open) -> None:
+    async def ask() -> None:
+        world = World(keeps_quiet=True)
+        async with ports_to(world) as ports:
+            asking = asyncio.create_task(ports.coordinator.ask_to_send(1))
+            await world.until(lambda: bool(world.questions))
+            assert not asking.done()
+            world.answer()
+            await asking
+            assert set(world.questions) == {1}
+
+    run(ask())
+
+
+def test_who_may_not_send_any_more_hears_so(ports_to: Open) -> None:
+    async def ask() -> None:
+        async with ports_to(World(given_away=True)) as ports:
+            with pytest.raises(StaleRound, match="given to others"):
+                await ports.coordinator.ask_to_send(1)
+
+    run(ask())
+
+
+def test_nothing_is_on_air_before_it_was_cleared(ports_to: Open, tmp_path: Path) -> None:
+    async def refused() -> None:
+        raise StaleRound("its band was given to others")
+
+    async def send() -> None:
+        world = World()
+        async with ports_to(world) as ports:
+            await ports.air.write_frame(KEY, kept(tmp_path, FRAME))
+            with pytest.raises(StaleRound, match="given to others"):
+                await ports.air.transmit(transmission(), cleared=refused)
+            assert not world.sent
+
+    run(send())
+
+
 def test_leaving_tells_why(ports_to: Open) -> None:
     async def work() -> None:
         world = World()
@@ -452,10 +494,10 @@ def test_a_frame_is_written_under_its_digest_and_carried_once(ports_to: Open, tm
         world = World(lost=lambda key, sent: sent[:1] if key.attempt == 1 else ())
         async with ports_to(world) as ports:
             assert await ports.air.write_frame(KEY, kept(tmp_path, FRAME)) == Digest.of(FRAME)
-            first = await ports.air.transmit(transmission())
+            first = await ports.air.transmit(transmission(), cleared=at_once)
             assert first.missing == (0,)
             assert first.airtime > 0.0
-            assert await ports.air.transmit(transmission()) == first
+            assert await ports.air.transmit(transmission(), cleared=at_once) == first
             assert world.sent[KEY][0] == transmission()
         assert world.frames == {Digest.of(FRAME): FRAME}
 
@@ -471,7 +513,7 @@ def test_a_frame_larger_than_one_message_arrives_whole_and_tells_its_progress(po
             path = kept(tmp_path, frame)
             digest = await ports.air.write_frame(KEY, path, progress=lambda done, total: seen.append((done, total)))
             assert await ports.air.write_frame(KEY, path) == digest
-            await ports.air.transmit(transmission(frame=frame))
+            await ports.air.transmit(transmission(frame=frame), cleared=at_once)
         assert world.frames == {digest: frame}
         assert seen == sorted(seen)
         assert seen[-1] == (len(frame), len(frame))
@@ -487,8 +529,8 @@ def test_each_part_is_sent_as_what_it_is(ports_to: Open, tmp_path: Path) -> None
         async with ports_to(world) as ports:
             await ports.air.write_frame(KEY, kept(tmp_path, frame))
             with pytest.raises(MalformedUpdate):
-                await ports.air.transmit(transmission(frame=frame, part=Part.PAYLOAD))
-            await ports.air.transmit(transmission(frame=frame, part=Part.KEY))
+                await ports.air.transmit(transmission(frame=frame, part=Part.PAYLOAD), cleared=at_once)
+            await ports.air.transmit(transmission(frame=frame, part=Part.KEY), cleared=at_once)
             assert [sent.part for sent, _ in world.sent.values()] == [Part.KEY]
 
     run(work())
@@ -498,7 +540,7 @@ def test_a_frame_that_was_not_written_cannot_be_sent(ports_to: Open) -> None:
     async def work() -> None:
         async with ports_to(World()) as ports:
             with pytest.raises(MalformedUpdate):
-                await ports.air.transmit(transmission())
+                await ports.air.transmit(transmission(), cleared=at_once)
 
     run(work())
 

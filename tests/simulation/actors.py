@@ -21,6 +21,7 @@ from hushtune_common.messages import (
 from hushtune_common.secagg.messages import Advertisement, Deal, Delivery, Roster, Survivors, Vow
 from hushtune_common.secagg.terms import Layout
 from hushtune_common.units import Hertz, Joule, PowerRatio, Second
+from hushtune_server.coordinator.clearance import refusal
 from hushtune_server.coordinator.events import (
     OWNER,
     Announced,
@@ -100,6 +101,10 @@ class Coordinator:
             stream.push(after)
         if isinstance(after.phase, Closed):
             self.take(lambda at: Ticked(at=at))
+
+    def refusal(self, client: ClientId, round_id: int) -> str:
+        """Return why a client may not transmit now, or nothing."""
+        return refusal(self.state, client, round_id)
 
     def connect(self, stream: "Stream") -> None:
         """Open a member's stream; an older one of the same member is gone with it."""
@@ -210,6 +215,10 @@ class Stream:
         self._last_arrival = 0.0
         world.after(world.lifetime(world.weather.break_s), self.broken)
 
+    def cut(self) -> None:
+        """Break without a word to the coordinator, which goes on waiting for beats."""
+        self.open = False
+
     def push(self, state: State) -> None:
         """Put the member's new directives on their way."""
         for directive in state.posted(self.member, after=self._given):
@@ -236,10 +245,12 @@ class Stream:
 
 
 class Actor:
-    """A scripted member: joins, follows, beats, crashes, comes back."""
+    """A scripted member: joins, follows, beats, crashes, comes back; is cut off from the coordinator, and from nobody else."""
 
     sturdiness = 1.0
     """By how much rarer its crashes are."""
+    strays = False
+    """Whether it is where the coordinator cannot be reached at times."""
 
     def __init__(self, world: World, coordinator: Coordinator, member: Member) -> None:
         self.member = member
@@ -251,7 +262,10 @@ class Actor:
         self._coordinator = coordinator
         self._stream: Stream | None = None
         self._life = 0
+        self._cut_until = 0.0
         world.after(world.between(0.0, 5.0), self.start)
+        if self.strays:
+            world.after(world.lifetime(world.weather.cut_s), self._cut)
 
     def start(self) -> None:
         """Begin a life."""
@@ -276,18 +290,65 @@ class Actor:
                 self._world.send(answer)
 
         def answer() -> None:
-            if not answered[0] and self.up and life == self._life:
+            if not answered[0] and self.up and life == self._life and not self.cut_off:
                 answered[0] = True
                 if then is not None:
                     then()
 
         def attempt() -> None:
             if not answered[0] and self.up and life == self._life:
-                self._world.send(arrive)
+                if not self.cut_off:
+                    self._world.send(arrive)
                 self._world.after(RETRY_S, attempt)
 
         self._world.note(f"{self.member} calls {name}")
         attempt()
+
+    def ask(self, round_id: int, *, then: Callable[[str], None]) -> None:
+        """Ask until it is known whether to transmit; ``then`` gets why not, or nothing.
+
+        As a call over the network ends after ``IDLE_S``, so does the use of an answer, by the asker's own clock.
+        """
+        life, client, answered = self._life, ClientId(self.member), [False]
+
+        def arrive(asked_at: float) -> None:
+            if self._coordinator.up:
+                self._coordinator.take(lambda at: Sending(at=at, round_id=round_id, client=client, asked=True))
+                why = self._coordinator.refusal(client, round_id)
+                self._world.send(lambda: answer(why, asked_at))
+
+        def answer(why: str, asked_at: float) -> None:
+            if answered[0] or not self.up or life != self._life or self.cut_off or self._world.now - asked_at > IDLE_S:
+                return
+            answered[0] = True
+            self._world.note(f"{self.member} {'may not' if why else 'may'} transmit: {why}")
+            then(why)
+
+        def attempt() -> None:
+            if not answered[0] and self.up and life == self._life:
+                if not self.cut_off:
+                    self._world.send(lambda asked_at=self._world.now: arrive(asked_at))
+                self._world.after(RETRY_S, attempt)
+
+        attempt()
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the coordinator cannot be reached; everybody else can."""
+        return self._world.now < self._cut_until
+
+    def _cut(self) -> None:
+        if self._world.weather.cut_s == float("inf"):
+            return
+        self._cut_until = self._world.now + self._world.between(0.2, 2.5) * IDLE_S
+        self._world.note(f"{self.member} is cut off until {self._cut_until:.2f}")
+        stream = self._stream
+        if stream is not None and self._world.happens(0.5):
+            stream.cut()  # and the coordinator does not notice
+            self.stream_broke(stream)
+        elif stream is not None:
+            stream.broken()
+        self._world.after(self._cut_until - self._world.now + self._world.lifetime(self._world.weather.cut_s), self._cut)
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Act later in this life."""
@@ -315,7 +376,7 @@ class Actor:
             self.later(self._world.between(0.1, 3.0), self._follow)
 
     def _follow(self) -> None:
-        if not self._coordinator.up:
+        if not self._coordinator.up or self.cut_off:
             self.later(1.0, self._follow)
         elif self._stream is None:
             self._stream = Stream(self._world, self._coordinator, self)
@@ -402,6 +463,8 @@ class Owner(Actor):
 
 class Client(Actor):
     """Reports, trains, moves, uploads, completes. A crash takes its assignment, not what it told of its channel."""
+
+    strays = True
 
     def __init__(self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner, checker: Checker) -> None:
         super().__init__(world, coordinator, Member(client))
@@ -519,7 +582,17 @@ class Client(Actor):
             self._complete(round_id, uploaded=False)
             return
         self.sending = round_id
-        self._checker.on_air[self._client] = newest
+        self.ask(round_id, then=lambda why: self._begin(newest, why))
+
+    def _begin(self, assignment: Assignment, why: str) -> None:
+        """Transmit what was sealed, or have missed the round."""
+        round_id = assignment.round_id
+        if why:
+            self.sending = None
+            self._complete(round_id, uploaded=False)
+            return
+        self._checker.begins(assignment, self._coordinator.state)
+        self._checker.on_air[self._client] = assignment
         self.later(self._world.between(0.1, 2.5), lambda: self._sent(round_id))
 
     def _sent(self, round_id: int) -> None:

@@ -277,6 +277,8 @@ def crash_and_return(actor: "Owner | Client", life: int, crash: Callable[[], Non
 class Client(Actor):
     """A client: the production machine and the production book-keeping of residuals, over a journal."""
 
+    strays = True
+
     def __init__(
         self, world: World, coordinator: Coordinator, client: ClientId, owner: Owner, checker: Checker, laws: Laws
     ) -> None:
@@ -438,13 +440,28 @@ class Client(Actor):
 
     def _send(self, command: phases.Send) -> None:
         """Transmit until the owner acknowledges; some blocks may be lost."""
-        state = self.state
-        if not isinstance(state, phases.Uploading) or state.attempt != command.attempt or state.round_id in self._abandoned:
+        if not self._is_at(command):
             return
-        self.sending = state.round_id
-        self._checker.on_air[self.client] = state.assignment
+        self.sending = command.assignment.round_id
+        self.ask(command.assignment.round_id, then=lambda why: self._begin_to_send(command, why))
+
+    def _begin_to_send(self, command: phases.Send, why: str) -> None:
+        """Transmit what was sealed, or have missed the round."""
+        if not self._is_at(command):
+            return
+        if why:
+            self._take(phases.RoundFailed(round_id=command.assignment.round_id, reason=why))
+            return
+        self._checker.begins(command.assignment, self._coordinator.state)
+        self._checker.on_air[self.client] = command.assignment
+        self._arrive(command)
+
+    def _arrive(self, command: phases.Send) -> None:
+        state = self.state
+        if not self._is_at(command) or not isinstance(state, phases.Uploading):
+            return
         if not self._owner.take(self._updates[state.round_id]):
-            self.later(1.0, lambda: self._send(command))
+            self.later(1.0, lambda: self._arrive(command))
             return
         answer = phases.FrameAnswered(
             round_id=state.round_id,
@@ -456,6 +473,12 @@ class Client(Actor):
             missing=(),
         )
         self.later(self._world.between(0.1, 0.5), lambda: self._take(answer))
+
+    def _is_at(self, command: phases.Send) -> bool:
+        """Whether this attempt is what the client is at."""
+        state, of = self.state, command.assignment.round_id
+        at = isinstance(state, phases.Uploading) and (state.round_id, state.attempt) == (of, command.attempt)
+        return at and of not in self._abandoned
 
     def _crash(self, life: int) -> None:
         absent_s = ROUND_S if self._world.happens(0.4) else 3.0

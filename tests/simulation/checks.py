@@ -54,6 +54,16 @@ class Checker:
         """Fold what the journal now holds, as a restart would."""
         self._folded, _ = self._machine(self._folded, from_body(kind, json.loads(text)), rules=self._rules)
 
+    def begins(self, assignment: Assignment, state: State) -> None:
+        """Look at who begins to transmit with what: nobody does so on a band that was given to others since."""
+        phase, round_id, client = state.phase, assignment.round_id, assignment.client
+        if not isinstance(phase, Assigned | Settling):
+            return  # nobody has a band
+        if round_id < state.round_id:
+            raise Violation(f"{client} begins with the band of round {round_id}, which others have in round {state.round_id}")
+        if client in phase.round.withdrawn:
+            raise Violation(f"{client} begins on a band that was given away")
+
     def asked(self, order: Solve) -> None:
         """Look at what the solver is asked."""
         if order.curve != self.measured:
@@ -89,14 +99,13 @@ class Checker:
         if band is None or not isinstance(phase, Assigned | Settling):
             return
         round_ = phase.round
-        # Who was given up for lost and transmits all the same could not be reached; nothing can be promised of it.
-        lost = round_.withdrawn | round_.completions.keys() | round_.accepted_at.keys() | round_.refused
+        through = round_.completions.keys() | round_.accepted_at.keys() | round_.refused
         solution = () if round_.solution is None else round_.solution.assignments
         # Who told of another channel has put its assignment away.
         told = {a.client: 0.0 if a.client in round_.changed else a.bandwidth for a in solution if a.protection is not None}
         self.shared_again += any(b > BAND for b in told.values())
         flying = {c: a.bandwidth for c, a in self.on_air.items() if a.round_id == state.round_id}
-        used = sum(max(b, flying.get(c, 0.0)) for c, b in told.items() if c not in lost)
+        used = sum(max(told.get(c, 0.0), flying.get(c, 0.0)) for c in {*told, *flying} if c not in through)
         if used > band * (1.0 + 1e-9):
             raise Violation(f"{used:g} Hz are assigned or on air, of {band:g}: {told} and {flying}")
 

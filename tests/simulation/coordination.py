@@ -46,6 +46,7 @@ def rules_for(world: World, *, fair: bool = False, adds: bool = False) -> Rules:
         band=Hertz(len(clients) * BAND),
         measured=True,
         sums=sums_for(len(clients)) if adds else None,
+        answer_s=Second(IDLE_S),
     )
 
 
@@ -74,14 +75,16 @@ class Ending:
 class Story:
     """One world from its first event to its end."""
 
-    def __init__(self, seed: int, *, machine: Advance = advance, fair: bool = False, adds: bool = False) -> None:
-        """Draw the world of ``seed`` and put the ``machine`` into it."""
+    def __init__(
+        self, seed: int, *, machine: Advance = advance, client: type[Client] = Client, fair: bool = False, adds: bool = False
+    ) -> None:
+        """Draw the world of ``seed`` and put the ``machine`` and clients of this kind into it."""
         self.world = World(seed, round_s=ROUND_S, fair=fair)
         self._rules = rules_for(self.world, fair=fair, adds=adds)
         self.checker = checker = Checker(self._rules, machine)
         self._coordinator = Coordinator(self.world, self._rules, checker, machine)
         owner = Owner(self.world, self._coordinator, checker)
-        clients = [Client(self.world, self._coordinator, c, owner, checker) for c in self._rules.clients]
+        clients = [client(self.world, self._coordinator, c, owner, checker) for c in self._rules.clients]
         self._actors: list[Actor] = [owner, *clients]
         self.world.after(FAULTS_S, self._clear)
 
@@ -116,9 +119,11 @@ class Story:
         self.world.clear()
 
 
-def play(seed: int, *, machine: Advance = advance, fair: bool = False, adds: bool = False) -> Ending:
+def play(
+    seed: int, *, machine: Advance = advance, client: type[Client] = Client, fair: bool = False, adds: bool = False
+) -> Ending:
     """Run one world; a ``Violation`` says how to see it again."""
-    story = Story(seed, machine=machine, fair=fair, adds=adds)
+    story = Story(seed, machine=machine, client=client, fair=fair, adds=adds)
     try:
         return story.run()
     except Violation as violation:

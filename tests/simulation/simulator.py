@@ -37,6 +37,7 @@ class Weather:
     deferral: float
     training_s: float
     motion_s: float
+    cut_s: float
 
     @staticmethod
     def drawn(rng: np.random.Generator, *, round_s: float) -> "Weather":
@@ -64,6 +65,7 @@ class Weather:
             deferral=share(0.2),
             training_s=15.0 + share(30.0),
             motion_s=mean_s(0.1 * round_s),
+            cut_s=mean_s(0.6 * round_s),
         )
 
     @staticmethod
@@ -86,6 +88,7 @@ class Weather:
             deferral=0.0,
             training_s=15.0,
             motion_s=never,
+            cut_s=never,
         )
 
 

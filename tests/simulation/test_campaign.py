@@ -1,5 +1,7 @@
 """Do several rounds keep their laws when processes are killed, and does a broken machine show?"""
 
+from collections.abc import Callable
+
 import pytest
 
 from hushtune_common.messages import Directive, DirectiveKind, EmulatorManifest
@@ -68,6 +70,13 @@ class Forgetful(Client):
         super()._keep(round_id, residual if owed is None else plus(residual, self._files[owed], times=-1))
 
 
+class Unasked(Client):
+    """A client that transmits what it has sealed, whatever has become of its band."""
+
+    def ask(self, round_id: int, *, then: Callable[[str], None]) -> None:
+        then("")
+
+
 class Twice(Owner):
     """An owner that averages again whenever it is asked to conclude again, from where the model now is."""
 
@@ -84,6 +93,7 @@ class Twice(Owner):
         (Stale, Owner, "trains in round"),
         (Hopeful, Owner, "takes its update of round"),
         (Forgetful, Owner, "has lost"),
+        (Unasked, Owner, "on a band that was given away|which others have in round"),
         (Client, Twice, "the model is at"),
     ],
 )

@@ -69,7 +69,7 @@ class LightDuties:
             case phases.Watch() | phases.Retune():
                 return None  # a channel that stands still, and no training to slow down
             case phases.Send():
-                return self._sent(command)
+                return await self._sent(command)
             case phases.Conclude():
                 await self._timed(self.waits.complete_s, lambda: self._coordinator.complete(command.completion))
                 return None
@@ -89,8 +89,9 @@ class LightDuties:
             round_id=assignment.round_id, bytes_raw=0, train_seconds=Second(0.0), energy=Joule(0.0), assignment=assignment
         )
 
-    def _sent(self, command: phases.Send) -> phases.FrameAnswered:
+    async def _sent(self, command: phases.Send) -> phases.FrameAnswered:
         round_id = command.assignment.round_id
+        await self._coordinator.ask_to_send(round_id)
         self._status.advance(1)
         log_event(_logger, SENT, round_id=round_id, client=self._device.id, attempt=command.attempt)
         return phases.FrameAnswered(

@@ -118,11 +118,12 @@ class SolvingFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sending:
-    """A client's sign of life said that its transmission has begun."""
+    """A client's sign of life said that it is about to transmit; or it ``asked`` whether it may, and is told so."""
 
     at: Second
     round_id: int
     client: ClientId
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from hushtune_server.coordinator.stragglers import POLICIES, StragglerPolicy
 from hushtune_server.coordinator.sums import Sum, SumRules
 
 _START = Second(0.0)
+_ANSWER = Second(30.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Rules:
     that no round opens before the owner has told what updates are worth. With ``sums`` updates are only added: no round opens
     before the owner has told the numbers' layout, and no round ends before the owner has concluded it. A member may enter
     ``joins_max`` times, the channel of a client be another one ``changes_max`` times in a round: what is durable grows with both.
+    Told that it may transmit, a client begins within ``answer_s`` of its question or asks again.
     """
 
     run: RunId
@@ -44,6 +46,7 @@ class Rules:
     sums: SumRules | None = None
     joins_max: int = 1000
     changes_max: int = 256
+    answer_s: Second = _ANSWER
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -70,6 +73,7 @@ class Rules:
             sums=SumRules.of(scenario, run=run),
             joins_max=scenario.limits.joins_max,
             changes_max=scenario.limits.channel_changes_max,
+            answer_s=Second(timing.idle_s),
         )
 
     @property
@@ -123,10 +127,11 @@ class Answer:
 class Round:
     """What is known about the round in progress; of two words on the same thing the first counts, of two channels the newer.
 
-    ``held`` is the widest band that each granted client was assigned so far, or since its channel changed. ``sending`` began to
-    transmit. ``reviewed`` went before that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``changed`` have
-    another channel than they were assigned for, and ``changes`` counts how often that was so. ``ordered`` is why the
-    ``orders``-th new solution is being looked for, and ``answers`` is what was found so far.
+    ``held`` is the widest band that each granted client was assigned so far, or since its channel changed. ``sending`` were
+    told that they may transmit, or said that they are about to; ``cleared`` is when they were last told. ``reviewed`` went before
+    that, and were dealt with; of them, ``withdrawn`` lost their assignment. ``changed`` have another channel than they were
+    assigned for, and ``changes`` counts how often that was so. ``ordered`` is why the ``orders``-th new solution is being looked
+    for, and ``answers`` is what was found so far.
     ``curve`` is what updates were worth when the round was first solved. ``sum`` is there where updates are only added.
     """
 
@@ -138,6 +143,7 @@ class Round:
     refused: frozenset[ClientId] = frozenset()
     held: Mapping[ClientId, float] = field(default_factory=dict[ClientId, float])
     sending: frozenset[ClientId] = frozenset()
+    cleared: Mapping[ClientId, Second] = field(default_factory=dict[ClientId, Second])
     reviewed: frozenset[ClientId] = frozenset()
     withdrawn: frozenset[ClientId] = frozenset()
     changed: frozenset[ClientId] = frozenset()
@@ -275,7 +281,8 @@ class State:
     """A run at one moment: the phase of round ``round_id``, who takes part, and what has been posted.
 
     ``at`` is the run time of the last event that changed anything; ``curve`` the owner's newest word on what updates are worth,
-    ``layout`` its first on how numbers are laid out to be added.
+    ``layout`` its first on how numbers are laid out to be added. Before ``quiet_at`` somebody may still begin to transmit with
+    what the round before has granted.
     """
 
     phase: Phase = Gathering()
@@ -286,6 +293,7 @@ class State:
     outbox: tuple[Post, ...] = ()
     curve: UtilityCurve | None = None
     layout: Layout | None = None
+    quiet_at: Second = _START
 
     @property
     def name(self) -> str:

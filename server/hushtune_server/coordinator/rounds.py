@@ -12,7 +12,7 @@ Laws: late, repeated, stale and foreign events return the very same state and no
 something is the live state; directives are numbered without gaps; a client is accepted at most once per round, and only if it
 was granted an upload in that round; a phase that is over never changes; the bands that clients hold add up to no more than the
 total; nobody is assigned for a channel that is no longer its newest. Who shares the band of somebody that went, or whose channel
-changed, is ``reallocation``'s to say.
+changed, is ``reallocation``'s to say; who may begin to transmit, ``clearance``'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,6 +24,7 @@ from hushtune_common.messages import Assignment, ClientId, DirectiveKind
 from hushtune_common.secagg.relay import RelayState
 from hushtune_common.units import Second
 from hushtune_server.coordinator.adding import deals_closed, met, on_sum, vows_closed
+from hushtune_server.coordinator.clearance import cleared, quiet_at
 from hushtune_server.coordinator.events import (
     OWNER,
     Announced,
@@ -163,7 +164,7 @@ def _take_in(state: State, event: Event, *, at: Second, rules: Rules) -> State:
         case SolvingFailed():
             return _unsolved(state, event, at=at, rules=rules)
         case Sending():
-            return _sending(state, event)
+            return cleared(state, event, at=at, rules=rules)
         case Dealt() | Vowed() | Announced():
             return on_sum(state, event, at=at)
         case Completed():
@@ -289,16 +290,6 @@ def _assign(state: State, assignments: Iterable[Assignment]) -> State:
     for assignment in assignments:
         state = post(state, DirectiveKind.ASSIGNED, to=Member(assignment.client), assignment=assignment)
     return state
-
-
-def _sending(state: State, event: Sending) -> State:
-    phase = state.phase
-    if not isinstance(phase, Assigned | Settling) or event.round_id != state.round_id:
-        return state
-    round_, client = phase.round, event.client
-    if client in round_.sending or client in round_.completions or not round_.granted(client) or round_.settled(client):
-        return state
-    return replace(state, phase=replace(phase, round=replace(round_, sending=round_.sending | {client})))
 
 
 def _completed(state: State, event: Completed, *, rules: Rules) -> State:
@@ -433,6 +424,8 @@ def _collect(state: State, round_: Round, *, at: Second, rules: Rules) -> State:
     if len(ready) < rules.needed:
         reason = f"{rules.needed} reports are needed, {len(ready)} came within {rules.report_s:g} s"
         return _fail(state, reason, at=at, rules=rules)
+    if at < state.quiet_at:
+        return state  # somebody may still begin with band of the round before
     return replace(state, phase=Solving(round=replace(round_, reports=ready)))
 
 
@@ -467,7 +460,8 @@ def _conclude(state: State, round_: Round, accepted: frozenset[ClientId], *, at:
     concluding = Concluding(round=round_, since=at, accepted=in_order, missing=missing)
     if state.round_id >= rules.rounds and round_.sum is None:
         return _close(state, concluding, at=at, last=True)
-    return post(replace(state, phase=concluding), DirectiveKind.CONCLUDE, to=OWNER, accepted=in_order)
+    state = replace(state, phase=concluding, quiet_at=quiet_at(round_, rules=rules))
+    return post(state, DirectiveKind.CONCLUDE, to=OWNER, accepted=in_order)
 
 
 def _close(state: State, phase: Concluding, *, at: Second, last: bool, stopped: str = "") -> State:

@@ -48,6 +48,7 @@ from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.v1 import coordinator_pb2 as pb
 from hushtune_common.wire.v1 import coordinator_pb2_grpc
 from hushtune_server.coordinator.adding import sum_after
+from hushtune_server.coordinator.clearance import refusal
 from hushtune_server.coordinator.events import (
     OWNER,
     Announced,
@@ -194,6 +195,13 @@ class Desk:
                 f"limits.channel_changes_max: raise air.sounding_s or coordinator.allocator.reallocate_db"
             )
         await self._commit(lambda at: ChannelChanged(at=at, round_id=round_id, client=client, channel=channel))
+
+    async def ask_to_send(self, client: ClientId, round_id: int) -> None:
+        """Let a client begin to transmit, and keep its band for it from then on; ``StaleRound`` when it may not any more."""
+        await self._commit(lambda at: Sending(at=at, round_id=round_id, client=client, asked=True))
+        why = refusal(self.state, client, round_id)
+        if why:
+            raise StaleRound(f"{client} may not transmit in round {round_id}: {why}")
 
     async def complete(self, completion: Completion) -> None:
         """Take a client's completion. One for a round that is over is late and changes nothing; ``NotYours`` without a grant."""
@@ -470,6 +478,11 @@ class CoordinatorService(coordinator_pb2_grpc.CoordinatorServicer):
         round_id, channel = convert.new_channel_from_wire(request)
         await self._desk.change_channel(ClientId(caller.name), round_id, channel)
         return pb.ReportChannelResponse()
+
+    async def AskToSend(self, request: pb.AskToSendRequest, context: Context) -> pb.AskToSendResponse:
+        """Tell the caller whether it may begin to transmit now."""
+        await self._desk.ask_to_send(ClientId(self._client(context).name), request.round_id)
+        return pb.AskToSendResponse()
 
     async def Complete(self, request: pb.CompleteRequest, context: Context) -> pb.CompleteResponse:
         """Take the caller's completion."""

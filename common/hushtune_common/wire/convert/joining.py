@@ -9,12 +9,12 @@ from hushtune_common.wire.v1 import coordinator_pb2
 
 PROTOCOL_MAJOR = 2
 """Both sides must speak the same."""
-PROTOCOL_MINOR = 3
+PROTOCOL_MINOR = 4
 """The smaller of the two is spoken. 1: a client tells of another channel before it transmits, assignments name theirs. 2: an
 assignment grants bytes in place of bits per weight, the owner may bring a measured utility; every round has an emulator, and the
-owner says whether another round follows. 3: secure aggregation."""
-PROTOCOL_MINOR_MIN = 2
-"""Who speaks less could not read what it is granted."""
+owner says whether another round follows. 3: secure aggregation. 4: a client asks before it transmits."""
+PROTOCOL_MINOR_MIN = 4
+"""Who speaks less would transmit unasked, on a band that others may have by then."""
 
 
 def run_from_wire(text: str) -> ours.RunId:

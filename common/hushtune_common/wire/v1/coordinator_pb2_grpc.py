@@ -54,6 +54,11 @@ class CoordinatorStub:
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.SerializeToString,
                 response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.FromString,
                 _registered_method=True)
+        self.AskToSend = channel.unary_unary(
+                '/hushtune.v1.Coordinator/AskToSend',
+                request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendRequest.SerializeToString,
+                response_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendResponse.FromString,
+                _registered_method=True)
         self.Complete = channel.unary_unary(
                 '/hushtune.v1.Coordinator/Complete',
                 request_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.CompleteRequest.SerializeToString,
@@ -120,6 +125,13 @@ class CoordinatorServicer:
 
     def ReportChannel(self, request, context):
         """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AskToSend(self, request, context):
+        """Before every transmission: may the caller begin now? Told so, it keeps its band for the rest of the round.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,6 +211,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ReportChannel,
                     request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.FromString,
                     response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.SerializeToString,
+            ),
+            'AskToSend': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskToSend,
+                    request_deserializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendRequest.FromString,
+                    response_serializer=hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendResponse.SerializeToString,
             ),
             'Complete': grpc.unary_unary_rpc_method_handler(
                     servicer.Complete,
@@ -349,6 +366,33 @@ class Coordinator:
             '/hushtune.v1.Coordinator/ReportChannel',
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelRequest.SerializeToString,
             hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.ReportChannelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskToSend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hushtune.v1.Coordinator/AskToSend',
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendRequest.SerializeToString,
+            hushtune__common_dot_wire_dot_v1_dot_coordinator__pb2.AskToSendResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class CoordinatorStub:
     Report: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]
     ReportChannel: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ReportChannelRequest, _coordinator_pb2.ReportChannelResponse]
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
+    AskToSend: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.AskToSendRequest, _coordinator_pb2.AskToSendResponse]
+    """Before every transmission: may the caller begin now? Told so, it keeps its band for the rest of the round."""
     Complete: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]
     Settle: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]
     Deal: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DealRequest, _coordinator_pb2.DealResponse]
@@ -59,6 +61,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Report: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportRequest, _coordinator_pb2.ReportResponse]  # type: ignore[assignment]
     ReportChannel: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ReportChannelRequest, _coordinator_pb2.ReportChannelResponse]  # type: ignore[assignment]
     """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
+    AskToSend: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.AskToSendRequest, _coordinator_pb2.AskToSendResponse]  # type: ignore[assignment]
+    """Before every transmission: may the caller begin now? Told so, it keeps its band for the rest of the round."""
     Complete: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CompleteRequest, _coordinator_pb2.CompleteResponse]  # type: ignore[assignment]
     Settle: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SettleRequest, _coordinator_pb2.SettleResponse]  # type: ignore[assignment]
     Deal: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DealRequest, _coordinator_pb2.DealResponse]  # type: ignore[assignment]
@@ -102,6 +106,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ReportChannelResponse, _abc.Awaitable[_coordinator_pb2.ReportChannelResponse]]:
         """The caller's channel is no longer the one it was assigned for; it sends nothing before it is assigned anew."""
+
+    @_abc_1.abstractmethod
+    def AskToSend(
+        self,
+        request: _coordinator_pb2.AskToSendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.AskToSendResponse, _abc.Awaitable[_coordinator_pb2.AskToSendResponse]]:
+        """Before every transmission: may the caller begin now? Told so, it keeps its band for the rest of the round."""
 
     @_abc_1.abstractmethod
     def Complete(
