@@ -190,6 +190,7 @@ class _Life:
             ports=ports,
             state=state,
             clock=self._clock,
+            seeds=self._seeds.child(self._options.client_id, "sums"),
             sign=Identity(certificate=kit.certificate, key=kit.key).sign,
             verify=Verifier(authority=kit.ca, clock=self._clock, withdrawn=Withdrawn(kit, clock=self._clock)).verify,
             bell=Bell(),
@@ -321,8 +322,7 @@ class Conductor:
             fields = {"round_id": round_id, "reason": error.reason, "problem": str(error)}
             log_event(_logger, "sum_refused", level=logging.WARNING, **fields)
             return
-        self._spoil(round_id, error, duty="sum")
-        await self._take(RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}"))
+        await self._take(self._lost(round_id, error, duty="sum"))
         await self._abandon(round_id)
 
     def _beat(self) -> Beat:
@@ -382,11 +382,7 @@ class Conductor:
             case Measure() if not isinstance(error, OperatingFault | Refusal | StaleRound):
                 raise error
             case Measure() | Train() | Send():
-                if isinstance(error, StaleRound):
-                    log_event(_logger, "round_missed", level=logging.WARNING, **fields)  # others were faster, nothing broke
-                else:
-                    self._spoil(round_id, error, duty=duty)
-                return RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}")
+                return self._lost(round_id, error, duty=duty)
             case AskVerdict():
                 log_event(_logger, "verdict_missed", level=logging.WARNING, **fields)
                 return VerdictReached(round_id=round_id)
@@ -398,6 +394,15 @@ class Conductor:
                 # The coordinator closes the round without this word too; a stale round is closed already.
                 log_event(_logger, "completion_undelivered", level=logging.WARNING, **fields)
                 return None
+
+    def _lost(self, round_id: int, error: HushtuneError, *, duty: str) -> RoundFailed:
+        """Tell why this client has no part in a round any more; where others were faster or went on without it, nothing broke."""
+        if isinstance(error, StaleRound):
+            fields = {"duty": duty, "round_id": round_id, "reason": error.reason, "problem": str(error)}
+            log_event(_logger, "round_missed", level=logging.WARNING, **fields)
+        else:
+            self._spoil(round_id, error, duty=duty)
+        return RoundFailed(round_id=round_id, reason=f"{error.reason}: {error}")
 
     def _spoil(self, round_id: int, error: HushtuneError, *, duty: str) -> None:
         """Remember what this client's part of the round came to nothing by; it is the exit code if no better round follows."""

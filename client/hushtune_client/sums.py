@@ -16,16 +16,32 @@ from hushtune_client.state import ClientState, write_durably
 from hushtune_common.aggregation import SecureConfig
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
-from hushtune_common.errors import DeadlineExceeded, HushtuneError, MalformedUpdate, StaleRound
+from hushtune_common.errors import DeadlineExceeded, HushtuneError, MalformedUpdate, OperatingFault, StaleRound
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, SumWord
 from hushtune_common.secagg import record
 from hushtune_common.secagg.grid import Words
 from hushtune_common.secagg.member import Member, MemberState
-from hushtune_common.secagg.messages import Advertisement, Delivery, Roster, Sign, Survivors, Terms, Upload, Verify, Vows
+from hushtune_common.secagg.messages import (
+    Advertisement,
+    Deal,
+    Delivery,
+    Opening,
+    Roster,
+    Sign,
+    Survivors,
+    Terms,
+    Upload,
+    Verify,
+    Vow,
+    Vows,
+)
 from hushtune_common.secagg.terms import Layout, deal_s, terms_of
+from hushtune_common.seeding import SeedTree
 
 _logger = logging.getLogger(__name__)
+_AGAIN = (0.25, 0.5)
+"""After which part of ``idle_s``, drawn anew each time, a word is said again that nobody heard."""
 
 
 class Bell(Protocol):
@@ -71,13 +87,17 @@ class Sums:
         ports: Ports,
         state: ClientState,
         clock: Clock,
+        seeds: SeedTree,
         sign: Sign,
         verify: Verify,
         bell: Bell,
         within: Within,
         aside: "Callable[[Callable[[], None]], Awaitable[None]]",
     ) -> None:
-        """Take the means to prove who says what, and to wait; ``ValueError`` unless the scenario's aggregation is secure."""
+        """Take the means to prove who says what, and to wait; ``seeds`` spread in time what is said again.
+
+        ``ValueError`` unless the scenario's aggregation is secure.
+        """
         options = scenario.owner.aggregation
         if not isinstance(options, SecureConfig):
             raise ValueError("owner.aggregation.kind is not secure")
@@ -87,6 +107,7 @@ class Sums:
         self._ports = ports
         self._state = state
         self._clock = clock
+        self._seeds = seeds
         self._sign = sign
         self._verify = verify
         self._bell = bell
@@ -174,26 +195,48 @@ class Sums:
             return upload
 
     async def say(self, round_id: int) -> None:
-        """Say what follows from what is known: parcels, vow or shares; what cannot be delivered is logged, and no more."""
+        """Say what follows from what is known: parcels, vow or shares; again, as long as the sum waits for it and nobody heard.
+
+        What is refused is logged, and no more. A word that another one follows meanwhile is not said again.
+        """
+        rng, said = self._seeds.child("again", str(round_id)).generator(), self._due(round_id)
+        while said is not None:
+            try:
+                await self._deliver(round_id, said)
+            except HushtuneError as error:
+                fields = {"round_id": round_id, "reason": error.reason, "problem": str(error)}
+                log_event(_logger, "sum_word_undelivered", level=logging.WARNING, **fields)
+                if not isinstance(error, OperatingFault):
+                    return
+            else:
+                return
+            await self._clock.sleep(self._scenario.timing.idle_s * float(rng.uniform(*_AGAIN)))
+            said = said if self._due(round_id) == said else None
+
+    def _due(self, round_id: int) -> Deal | Vow | Opening | None:
+        """Return the word that the sum of a round waits for from this client."""
         part = self._known(round_id)
         if part is None or round_id in self._failed:
-            return
+            return None
         member, state = self._member(part.terms), part.member
-        try:
-            if state.confirmed:
-                opening = member.opening(state)
-                await self._ports.owner.open(part.terms.run, round_id, opening)
-                log_event(_logger, "sum_opened", round_id=round_id, seeds=len(opening.seeds), keys=len(opening.keys))
-            elif state.vow is not None:
-                await self._ports.coordinator.vow(round_id, state.vow)
-                log_event(_logger, "sum_vowed", round_id=round_id, survivors=_survivors(state))
-            elif state.roster is not None and state.delivery is None:
-                deal = member.deal(state)
-                await self._ports.coordinator.deal(round_id, deal)
-                log_event(_logger, "sum_dealt", round_id=round_id, parcels=len(deal.parcels))
-        except HushtuneError as error:
-            fields = {"round_id": round_id, "reason": error.reason, "problem": str(error)}
-            log_event(_logger, "sum_word_undelivered", level=logging.WARNING, **fields)
+        if state.confirmed:
+            return member.opening(state)
+        if state.vow is not None:
+            return state.vow
+        return member.deal(state) if state.roster is not None and state.delivery is None else None
+
+    async def _deliver(self, round_id: int, said: Deal | Vow | Opening) -> None:
+        match said:
+            case Opening():
+                await self._ports.owner.open(self._state.terms.run, round_id, said)
+                log_event(_logger, "sum_opened", round_id=round_id, seeds=len(said.seeds), keys=len(said.keys))
+            case Vow():
+                await self._ports.coordinator.vow(round_id, said)
+                part = self._known(round_id)
+                log_event(_logger, "sum_vowed", round_id=round_id, survivors=[] if part is None else _survivors(part.member))
+            case Deal():
+                await self._ports.coordinator.deal(round_id, said)
+                log_event(_logger, "sum_dealt", round_id=round_id, parcels=len(said.parcels))
 
     # --- memory -------------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,10 @@ def shared_again(*clients: ClientId, at: float = 61.0) -> Event:
     return Solved(at=Second(at), round_id=1, solution=solution, order=1)
 
 
+def unseen(before: State, after_: State, event: Event) -> None:
+    """Watch nothing."""
+
+
 def after(*events: Event, rules: Rules = RULES) -> State:
     return fold([*assigned(), *events], rules=rules)
 
@@ -122,7 +126,7 @@ def test_over_the_desk_a_refusal_is_a_stale_round_and_a_yes_is_durable(tmp_path:
     async def ask(state: State) -> State:
         journal = Journal.open(tmp_path / "journal.sqlite", schema="test")
         clock, solver = FakeClock(start=80.0), FixedSolver()
-        desk = Desk(state, rules=RULES, log=journal, solver=solver, clock=clock, idle_s=Second(30.0), observe=lambda *_: None)
+        desk = Desk(state, rules=RULES, log=journal, solver=solver, clock=clock, idle_s=Second(30.0), observe=unseen)
         try:
             await desk.ask_to_send(C3, 1)
         finally:

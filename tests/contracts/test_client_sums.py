@@ -2,28 +2,32 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hushtune_client.phases import Completed, Idle, Reported, RoundClosed, RoundOpened, SumHeard
+from hushtune_client.app import Conductor, Duty
+from hushtune_client.phases import Completed, Conclude, Idle, Measure, Reported, RoundClosed, RoundOpened, SumHeard, Train
+from hushtune_client.ports import Ports
+from hushtune_client.progress import Status
 from hushtune_client.state import ClientState
 from hushtune_client.sums import Sums
 from hushtune_common import config
 from hushtune_common.config import Scenario
-from hushtune_common.errors import DeadlineExceeded, Equivocation, QuorumMissed, StaleRound, StorageFull
-from hushtune_common.messages import ClientId, Digest
+from hushtune_common.errors import DeadlineExceeded, Equivocation, PeerLost, QuorumMissed, StaleRound, StorageFull
+from hushtune_common.messages import ClientId, Completion, Digest, Directive, DirectiveKind, RunId
 from hushtune_common.secagg.grid import Words
 from hushtune_common.secagg.member import Member
-from hushtune_common.secagg.messages import Roster, Survivors, Upload
+from hushtune_common.secagg.messages import Deal, Delivery, Opening, Roster, Survivors, Upload, Vow
 from hushtune_common.secagg.relay import Relay, RelayState
 from hushtune_common.secagg.terms import Layout
+from hushtune_common.seeding import SeedTree
 from hushtune_common.wire.bell import Bell
 from tests.fakes import FakeClock
-from tests.loopback import CLIENT, RUN, World, loopback_ports
+from tests.loopback import CLIENT, RUN, LoopbackCoordinator, LoopbackOwner, World, assignment_of, loopback_ports
 from tests.secagg import signer, verify
 
 OTHERS = (ClientId("c2"), ClientId("c3"))
@@ -52,6 +56,8 @@ class Stage:
     scenario: Scenario = field(default_factory=lambda: config.parse(TREE))
     world: World = field(default_factory=World)
     lives: list[ClientState] = field(default_factory=list[ClientState])
+    ports: Ports | None = None
+    clock: FakeClock = field(default_factory=lambda: FakeClock(autojump=True))
 
     async def life(self) -> Sums:
         """Begin a life of the client's process with what the one before left on disk."""
@@ -63,9 +69,10 @@ class Stage:
         return Sums(
             scenario=self.scenario,
             client=CLIENT,
-            ports=loopback_ports(self.world, folder=self.folder),
+            ports=self.ports or loopback_ports(self.world, folder=self.folder),
             state=state,
-            clock=FakeClock(),
+            clock=self.clock,
+            seeds=SeedTree(1),
             sign=signer(CLIENT),
             verify=verify,
             bell=Bell(),
@@ -270,3 +277,169 @@ def test_secrets_of_a_sum_outlive_the_upload_and_go_with_the_round(tmp_path: Pat
         assert state.last_seen_seq == 3
 
     run(tmp_path, work)
+
+
+# --- words that nobody heard ------------------------------------------------------------------------------------------
+
+
+class Deafened(LoopbackCoordinator):
+    """A coordinator that cannot be reached for the first ``calls`` calls; ``then`` happens with the last of them."""
+
+    calls = 3
+    then: Callable[[], None] | None = None
+
+    async def deal(self, round_id: int, deal: Deal) -> None:
+        await self._miss()
+        await super().deal(round_id, deal)
+
+    async def vow(self, round_id: int, vow: Vow) -> None:
+        await self._miss()
+        await super().vow(round_id, vow)
+
+    async def _miss(self) -> None:
+        self.calls -= 1
+        if self.calls == 0 and self.then is not None:
+            self.then()
+        if self.calls >= 0:
+            raise PeerLost("nobody answers")
+
+
+def deafened(stage: Stage) -> Deafened:
+    coordinator = Deafened(stage.world)
+    stage.ports = replace(loopback_ports(stage.world, folder=stage.folder), coordinator=coordinator)
+    return coordinator
+
+
+def test_parcels_and_vows_that_nobody_heard_are_said_again_in_the_same_life(tmp_path: Path) -> None:
+    async def work(stage: Stage) -> None:
+        coordinator = deafened(stage)
+        sums = await stage.life()
+        round_ = Round(sums)
+        await round_.to_delivery(stage.world)
+        sums.masked(1, WORDS)
+        dealt_s, coordinator.calls = stage.clock.monotonic(), 2
+        await round_.to_vows(stage.world, sums, CLIENT, OTHERS[0])
+        idle_s = stage.scenario.timing.idle_s
+        assert 3 * 0.25 * idle_s <= dealt_s <= 3 * 0.5 * idle_s
+        assert 2 * 0.25 * idle_s <= stage.clock.monotonic() - dealt_s <= 2 * 0.5 * idle_s
+
+    run(tmp_path, work)
+
+
+def test_shares_that_the_owner_did_not_hear_are_said_again(tmp_path: Path) -> None:
+    async def work(stage: Stage) -> None:
+        class Away(LoopbackOwner):
+            missed = 0
+
+            async def open(self, run: RunId, round_id: int, opening: Opening) -> None:
+                self.missed += 1
+                if self.missed <= 2:
+                    raise DeadlineExceeded("the owner is away")
+                await super().open(run, round_id, opening)
+
+        owner = Away(stage.world, folder=stage.folder)
+        stage.ports = replace(loopback_ports(stage.world, folder=stage.folder), owner=owner)
+        sums = await stage.life()
+        round_ = Round(sums)
+        await round_.to_delivery(stage.world)
+        sums.masked(1, WORDS)
+        await round_.to_vows(stage.world, sums, CLIENT, OTHERS[0])
+        assert round_.relayed.closed is not None
+        await sums.hear(1, round_.relayed.closed)
+        await sums.say(1)
+        assert owner.missed == 3
+        assert (CLIENT, 1) in stage.world.openings
+
+    run(tmp_path, work)
+
+
+def test_a_word_that_the_sum_does_not_wait_for_any_more_is_not_said_again(tmp_path: Path) -> None:
+    async def work(stage: Stage) -> None:
+        coordinator = deafened(stage)
+        sums = await stage.life()
+        round_ = Round(sums)
+        await sums.hear(1, round_.roster)
+        (state,) = stage.lives
+        coordinator.then = state.forget_sums  # the round is over
+        await sums.say(1)
+        assert (coordinator.calls, stage.world.deals) == (0, {})
+
+    run(tmp_path, work)
+
+
+def test_a_word_that_is_refused_is_said_once(tmp_path: Path) -> None:
+    async def work(stage: Stage) -> None:
+        sums = await stage.life()
+        round_ = Round(sums)
+        await sums.hear(1, round_.roster)
+        stage.world.deals[CLIENT, 1] = Deal(dealer=CLIENT, roster=Digest.of(b"another"), parcels=())
+        await sums.say(1)
+        assert stage.clock.monotonic() == 0.0
+
+    run(tmp_path, work)
+
+
+# --- shares that came too late ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Slow:
+    """Duties of a client that reports and then trains for ever; its keys are told with the report."""
+
+    sums: Sums
+    reported: asyncio.Event = field(default_factory=asyncio.Event)
+    done: list[Completion] = field(default_factory=list[Completion])
+
+    async def perform(self, command: Duty) -> None:
+        match command:
+            case Measure():
+                self.sums.begin(command.round_id, LAYOUT)
+                self.reported.set()
+            case Train():
+                await asyncio.get_running_loop().create_future()
+            case Conclude():
+                self.done.append(command.completion)
+            case _:
+                pass
+
+
+def without_its_shares(round_: Round) -> Delivery:
+    """Return what the client is delivered when only the others have dealt in time."""
+    for name, member in round_.others.items():
+        met = member.meet(round_.states[name], round_.roster)
+        round_.relayed = round_.relay.deal(round_.relayed, member.deal(met))
+    return round_.relay.delivery(round_.relay.close_deals(round_.relayed), CLIENT)
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["the last round", "a round before another"])
+def test_a_client_whose_shares_came_too_late_has_missed_the_round_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, last: bool
+) -> None:
+    async def work(stage: Stage) -> None:
+        def post(kind: DirectiveKind, round_id: int = 1, **more: Any) -> None:
+            stage.world.post(Directive(seq=len(stage.world.directives) + 1, kind=kind, round_id=round_id, **more))
+
+        slow = Slow(await stage.life())
+        conductor = Conductor(LoopbackCoordinator(stage.world), state=stage.lives[0], status=Status(), clock=stage.clock)
+        conducting = asyncio.create_task(conductor.conduct(slow, sums=slow.sums))
+        post(DirectiveKind.ROUND_OPENED)
+        await slow.reported.wait()
+        round_ = Round(slow.sums)
+        post(DirectiveKind.ASSIGNED, assignment=assignment_of())
+        post(DirectiveKind.SUM, sum=round_.roster)
+        post(DirectiveKind.SUM, sum=without_its_shares(round_))
+        post(DirectiveKind.ROUND_CLOSED, last=last)
+        if not last:
+            slow.reported.clear()
+            post(DirectiveKind.ROUND_OPENED, 2)
+            await slow.reported.wait()
+            post(DirectiveKind.ROUND_CLOSED, 2, last=True)
+        assert await conducting == 0
+        assert [(c.key.round_id, c.uploaded) for c in slow.done] == [(1, False)]
+        assert "came too late" in slow.done[0].reason
+
+    with caplog.at_level("INFO"):
+        run(tmp_path, work)
+    told = [record.message for record in caplog.records]
+    assert told.count("round_missed") == 1
+    assert not {"round_failed", "sum_refused"} & {*told}

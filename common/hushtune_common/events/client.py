@@ -237,7 +237,7 @@ ROUND: Final = (
     event(
         "round_missed",
         _C,
-        "The round closed before this client was done; others were faster.",
+        "The round closed before this client was done, or went on without it; others were faster.",
         "round_id",
         "duty",
         "reason",

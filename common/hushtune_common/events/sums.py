@@ -65,7 +65,14 @@ SUM_EVENTS: Final = (
         seeds="of survivors' own masks",
         keys="of masks shared with members that dropped out",
     ),
-    event("sum_word_undelivered", _C, "A word on the sum could not be told.", "round_id", "reason", "problem"),
+    event(
+        "sum_word_undelivered",
+        _C,
+        "A word on the sum could not be told; while the sum waits for it, it is said again.",
+        "round_id",
+        "reason",
+        "problem",
+    ),
     event("sum_refused", (CLIENT, OWNER), "A word on the sum is not worked with.", "round_id", "reason", "problem"),
     event(
         "sum_roster_closed",
