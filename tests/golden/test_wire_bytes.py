@@ -182,6 +182,7 @@ MESSAGES: dict[str, Message] = {
     "GetVerdictRequest": owner_pb2.GetVerdictRequest(run="run-1", round_id=2),
     "JoinRequest": coordinator_pb2.JoinRequest(protocol_major=1, protocol_minor=2, scenario_digest=bytes(range(32))),
     "JoinResponse": coordinator_pb2.JoinResponse(run="run-1", protocol_minor=2, connect_s=20.0, idle_s=30.0, round_s=900.0),
+    "AskToSendRequest": coordinator_pb2.AskToSendRequest(round_id=2),
     "LeaveRequest": coordinator_pb2.LeaveRequest(reason="done"),
     "GetRunResponse": coordinator_pb2.GetRunResponse(
         run="run-1", round_id=2, state="closed", accepted=["c1"], missing=["c2"], failed_reason="quorum"
@@ -299,6 +300,7 @@ GOLDEN: dict[str, str] = {
     "GetVerdictRequest": "0a0572756e2d311002",
     "JoinRequest": "080110021a20000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
     "JoinResponse": "0a0572756e2d311002190000000000003440210000000000003e40290000000000208c40",
+    "AskToSendRequest": "0802",
     "LeaveRequest": "0a04646f6e65",
     "GetRunResponse": "0a0572756e2d3110021a06636c6f7365642a026331320263323a0671756f72756d",
     "SoundRequest": "0802",

@@ -4,7 +4,7 @@ All that have not begun to transmit share anew, by a new solution. Which of two 
 moment at which the second reaches it, so a client *holds* the widest band that it was ever assigned in the round, and only band
 that nobody holds is given out: however directives and transmissions cross, the bands in use never add up to more than the total.
 A client that tells of another channel promises to send nothing before it is assigned for that one, so it holds nothing till then.
-Who is cut off cannot ask whether it may begin (``clearance``); once it is heard again, it may be told that its band is given away.
+Who is cut off cannot ask whether it may begin (``clearance``), and once heard again may be told that its band is given away.
 """
 
 from collections.abc import Mapping, Sequence
