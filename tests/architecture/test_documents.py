@@ -33,10 +33,14 @@ def parse_compose(arguments: list[str]) -> None:
     known: set[str] = set()
     for file in files:
         known |= set(cast(dict[str, Any], yaml.safe_load((ROOT / file).read_text(encoding="utf-8")))["services"])
-    command, *rest = [word for n, word in enumerate(arguments) if word != "-f" and (n == 0 or arguments[n - 1] != "-f")]
+    options = {"-f", "--profile"}
+    command, *rest = [w for n, w in enumerate(arguments) if w not in options and (n == 0 or arguments[n - 1] not in options)]
     assert command in {"build", "up", "down", "stop", "start", "logs", "ps", "run", "exec"}
     named = [word for word in rest if not word.startswith("-")]
     assert set(named[: 1 if command in {"run", "exec"} else None]) <= known
+    if command == "exec":
+        assert rest[1] == "hushtune"
+        parse(server_cli.app, rest[2:])
 
 
 def parse_kubectl(arguments: list[str]) -> None:
@@ -62,7 +66,7 @@ def test_a_command_of_the_readme_the_operators_and_the_tutorial_parses(line: str
     match Path(program).name:
         case "docker-compose":
             parse_compose(arguments)
-        case "compose-test" | "fetch-wheels" | "kits":
+        case "compose-test" | "containers" | "fetch-wheels" | "kits":
             assert (ROOT / program).is_file()
         case "make":
             targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
