@@ -136,6 +136,7 @@ class _Life:
                 options.state_dir,
                 client=ClientId(device.id),
                 attempts_max=scenario.limits.attempts_max,
+                directives_max=scenario.limits.directives_max,
                 durability=scenario.state.durability,
             )
             stack.push_async_callback(state.close)
@@ -292,6 +293,8 @@ class Conductor:
     async def _follow(self) -> None:
         try:
             async for directive in self._coordinator.follow(self._beat):
+                if directive.seq <= self._state.last_seen_seq:
+                    continue  # whoever repeats itself fills neither disk nor log
                 _narrate(directive)
                 refused = await self._heard(directive)
                 await self._take(_event_of(directive, client=self._state.terms.client), seq=directive.seq)

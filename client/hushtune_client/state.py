@@ -20,7 +20,8 @@ from hushtune_client import phases, rounds
 from hushtune_client.feedback import Residuals
 from hushtune_client.phases import Command, Event, Idle, State, Terms
 from hushtune_common.adapter import AdapterState, load_adapter
-from hushtune_common.errors import ConfigError, DigestMismatch, MalformedUpdate
+from hushtune_common.config import LimitsConfig
+from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, MalformedUpdate
 from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, Verdict
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
@@ -29,6 +30,8 @@ from hushtune_common.store.partial import install, make_folder
 
 _T = TypeVar("_T")
 _SCHEMA, _VERSION = "hushtune-client", 2
+
+_DIRECTIVES_MAX = LimitsConfig().directives_max
 
 _EVENTS: dict[str, type[Any]] = {
     kind.__name__: kind
@@ -133,15 +136,19 @@ class ClientState:
     """The client's memory.
 
     Laws: an event is durable before ``record`` returns its commands; a directive at or below ``last_seen_seq`` is never recorded
-    again; opening the same folder twice gives the same state.
+    again, and no more than ``directives_max`` ever are; opening the same folder twice gives the same state.
     """
 
-    def __init__(self, directory: Path, journal: Journal, *, client: ClientId, attempts_max: int) -> None:
+    def __init__(
+        self, directory: Path, journal: Journal, *, client: ClientId, attempts_max: int, directives_max: int = _DIRECTIVES_MAX
+    ) -> None:
         """Use `open`."""
         self._directory = directory
         self._journal = journal
         self._client = client
         self._attempts_max = attempts_max
+        self._directives_max = directives_max
+        self._directives = 0
         self._terms: Terms | None = None
         self._sealed: dict[int, Digest] = {}
         self._verdicts: list[Verdict] = []
@@ -150,14 +157,21 @@ class ClientState:
         self.last_seen_seq = 0
 
     @staticmethod
-    def open(directory: Path, *, client: ClientId, attempts_max: int, durability: Durability = "process") -> "ClientState":
+    def open(
+        directory: Path,
+        *,
+        client: ClientId,
+        attempts_max: int,
+        directives_max: int = _DIRECTIVES_MAX,
+        durability: Durability = "process",
+    ) -> "ClientState":
         """Open or make the state folder and fold its journal; `ConfigError` when it is not usable or not this client's."""
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError("--state", f"cannot use the folder {directory} ({error.strerror})") from error
         journal = Journal.open(directory / "journal.sqlite", schema=_SCHEMA, version=_VERSION, durability=durability)
-        state = ClientState(directory, journal, client=client, attempts_max=attempts_max)
+        state = ClientState(directory, journal, client=client, attempts_max=attempts_max, directives_max=directives_max)
         for entry in journal.events():
             state._fold(entry.kind, entry.body)
         return state
@@ -188,10 +202,13 @@ class ClientState:
     async def record(self, event: Event, *, seq: int | None = None) -> tuple[Command, ...]:
         """Make ``event`` durable, advance, and return what to do now; ``seq`` is the directive that it came with.
 
-        A directive that was seen already returns nothing to do.
+        A directive that was seen already returns nothing to do; `LimitExceeded` for one too many.
         """
         if seq is not None and seq <= self.last_seen_seq:
             return ()
+        if seq is not None and self._directives >= self._directives_max:
+            most = f"{self._directives_max} directives in this run, which is limits.directives_max"
+            raise LimitExceeded(f"the coordinator has sent more than {most}")
         before = self.current
         after, commands = rounds.advance(before, event, terms=self.terms)
         if after == before and seq is None:
@@ -341,6 +358,7 @@ class ClientState:
                 event: Event = msgspec.convert(json.loads(body["event"]), _EVENTS[body["type"]])
                 self.current, _ = rounds.advance(self.current, event, terms=self.terms)
                 self.last_seen_seq = max(self.last_seen_seq, body["seq"] or 0)
+                self._directives += body["seq"] is not None
             case "sealed":
                 self._sealed[body["round_id"]] = Digest.from_hex(body["digest"])
                 if "residual" in body:

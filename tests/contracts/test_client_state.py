@@ -2,7 +2,9 @@
 
 import asyncio
 import resource
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +32,7 @@ from hushtune_client.phases import (
 from hushtune_client.rounds import resume
 from hushtune_client.state import ClientState, write_durably
 from hushtune_common.adapter import AdapterState
-from hushtune_common.errors import ConfigError, DigestMismatch, StorageFull
+from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, StorageFull
 from hushtune_common.messages import ClientId, Part, RunId, TensorSpec, UpdateKey, Verdict
 from hushtune_common.units import Joule, Second
 from tests.loopback import CARRIER, CLIENT, DESIGN, REFUSED, RUN, assignment_of, link_seed
@@ -393,6 +395,27 @@ def test_events_that_change_nothing_are_not_written(tmp_path: Path) -> None:
     in_folder(tmp_path, work)
     journal_bytes = sum(file.stat().st_size for file in tmp_path.glob("journal*"))
     assert journal_bytes < 65_536
+
+
+def test_directives_are_taken_so_often_and_not_more_whatever_they_say_and_after_a_restart(tmp_path: Path) -> None:
+    async def life(count: int) -> None:
+        state = ClientState.open(tmp_path, client=CLIENT, attempts_max=3, directives_max=10)
+        try:
+            await state.join(RUN)
+            first = state.last_seen_seq + 1
+            for seq in range(first, first + count):
+                await state.record(RoundOpened(round_id=1 + seq % 2), seq=seq)
+            with pytest.raises(LimitExceeded, match=r"more than 10 .* limits\.directives_max"):
+                await state.record(RoundOpened(round_id=99), seq=first + count)
+            assert await state.record(RoundOpened(round_id=1), seq=1) == ()
+            assert state.last_seen_seq == 10
+        finally:
+            await state.close()
+
+    for directives in (10, 0):
+        asyncio.run(life(directives))
+        with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as journal:
+            assert journal.execute("SELECT count(*) FROM events").fetchone() == (11,)
 
 
 def test_a_directive_of_an_earlier_round_still_counts_as_seen(tmp_path: Path) -> None:

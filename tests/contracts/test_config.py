@@ -44,6 +44,7 @@ def path(tmp_path: Path) -> Path:
         ("name='Bad Name'", "name", "matching regex"),
         ("owner.patience=1", "owner.patience", "cannot end a run of 1 early"),
         ("owner.realign_steps=5", "owner.realign_steps", "coordinator.rounds is 1"),
+        ("limits.directives_max=7", "limits.directives_max", "take at least 8"),
     ],
 )
 def test_a_mistake_is_named_by_its_full_path_with_a_hint(path: Path, override: str, where: str, hint: str) -> None:

@@ -78,7 +78,13 @@ async def _live(options: RehearsalOptions, name: str, *, door: asyncio.Semaphore
         timing=scenario.timing, attempts_max=scenario.limits.attempts_max, clock=clock, seeds=seeds.child(name, "retries")
     )
     async with AsyncExitStack() as stack:
-        state = ClientState.open(options.state_dir / name, client=ClientId(name), attempts_max=scenario.limits.attempts_max)
+        limits = scenario.limits
+        state = ClientState.open(
+            options.state_dir / name,
+            client=ClientId(name),
+            attempts_max=limits.attempts_max,
+            directives_max=limits.directives_max,
+        )
         stack.push_async_callback(state.close)
         channel = connect(options.coordinator, role=Role.COORDINATOR, kit=kit, timing=scenario.timing, clock=clock)
         stack.push_async_callback(channel.close)

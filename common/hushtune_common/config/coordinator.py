@@ -122,5 +122,7 @@ class LimitsConfig(Section, frozen=True):
     """How often a member may enter a run, each time after it left or was taken for dead."""
     channel_changes_max: Count = 256
     """How often the channel of one client may be another one in one round."""
+    directives_max: Count = 20_000
+    """Words of the coordinator that one client takes in a run, each of which is an event for ever; at least eight per round."""
     runs_max: Count = 64
     """Runs that one client may write frames of, over the life of an air; only the owner knows which of them it takes part in."""

@@ -12,6 +12,8 @@ from hushtune_common.methods import can_align, method_of
 
 _TAKEN = frozenset({"owner", "coordinator", "air", "eavesdropper", "referee", "aggregate"})
 """Names of folders and files beside those of the clients."""
+_DIRECTIVES_PER_ROUND = 8
+"""A client hears of an opening, an assignment, four stages of a sum and a close; channels that change bring more assignments."""
 
 
 def check_meaning(scenario: Scenario) -> None:
@@ -50,6 +52,11 @@ def _check_rounds(scenario: Scenario) -> None:
     if owner.patience >= rounds:
         raise ConfigError(
             "owner.patience", f"{owner.patience} rounds in vain cannot end a run of {rounds} early; take fewer, or more rounds"
+        )
+    if scenario.limits.directives_max < _DIRECTIVES_PER_ROUND * rounds:
+        raise ConfigError(
+            "limits.directives_max",
+            f"{scenario.limits.directives_max} are too few for {rounds} rounds; take at least {_DIRECTIVES_PER_ROUND * rounds}",
         )
     if not owner.realign_steps:
         return
