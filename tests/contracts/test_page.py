@@ -16,7 +16,7 @@ from hushtune_common import config
 from hushtune_common.errors import ConfigError
 from hushtune_server import cli
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.page import claims, intervals, links, pages, phases, tables, ways
+from hushtune_server.testbed.page import claims, commands, intervals, links, pages, phases, tables, ways
 from hushtune_server.testbed.page.gathering import gather
 from hushtune_server.testbed.rundir import RunDirectory, write_json
 from tests.contracts.test_plots import sender
@@ -260,9 +260,51 @@ def test_runs_side_by_side_differ_where_their_scenarios_do(tmp_path: Path) -> No
     assert not [tag for tag, _ in page.elements if tag in ("script", "img")]
 
 
+def swept(folder: Path, seeds: dict[int, tuple[float, float]], **more: Any) -> list[RunDirectory]:
+    """Return a run for each seed, with these perplexities before and after plugging in."""
+
+    def score(perplexity: float) -> dict[str, float]:
+        return {"perplexity": perplexity, "loss_nats": log(perplexity)}
+
+    return [
+        run_in(folder / str(seed), seed=seed, settings={"full_zero_shot": score(before), "plug_in": score(after)}, **more)
+        for seed, (before, after) in seeds.items()
+    ]
+
+
+@pytest.mark.slow
+def test_a_sweep_has_every_seed_its_mean_with_students_interval_and_a_link_to_every_run(tmp_path: Path) -> None:
+    runs = swept(tmp_path / "runs", {1: (200.0, 150.0), 2: (210.0, 147.0), 3: (190.0, 152.0)}, scenario=HOSTILE)
+    out = tmp_path / "pages" / "sweep.html"
+    out.parent.mkdir()
+    assert cli.main(["report", "--sweep", *(str(run.path) for run in runs), "--out", str(out)]) == 0
+    page = Page(out.read_text(encoding="utf-8"))
+    shown = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    assert "seed 1 seed 2 seed 3 mean (95 %) s.d." in shown
+    assert "149.7 (143.4 to 155.9) 2.5" in shown  # 2.5166 * 4.3027 / sqrt(3) = 6.2517
+    assert "-25.0 % -30.0 % -20.0 % -25.0 % (-37.4 to -12.6 %) 5.0" in shown
+    assert "The scenarios are the same, line by line." in shown
+    links = [Path(str(found["href"])) for tag, found in page.elements if tag == "a" and not str(found["href"]).startswith("#")]
+    assert [(out.parent / link).resolve() for link in links] == [(run.path / "report.html").resolve() for run in runs]
+    assert not {tag for tag, _ in page.elements} & {"script", "img", "link"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_ended_early_says_so_and_one_seed_has_no_interval(tmp_path: Path) -> None:
+    (run,) = swept(tmp_path / "runs", {1: (200.0, 150.0)}, status="failed")
+    shown = Page(commands.write_sweep([run], problem="Seed 1 failed and ended the sweep.").read_text(encoding="utf-8")).text
+    assert "Seed 1 failed and ended the sweep." in shown
+    assert "150.0 – –" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["a", "b"], "--compare"), (["--compare", "small-1"], "2 to"), (["--formats", "gif", "--figures", "f"], "png, pdf, svg")],
+    [
+        (["a", "b"], "--compare"),
+        (["--compare", "--sweep", "a"], "two pages"),
+        (["--compare", "small-1"], "2 to"),
+        (["--formats", "gif", "--figures", "f"], "png, pdf, svg"),
+    ],
 )
 def test_a_request_that_cannot_be_met_says_what_can(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str

@@ -131,10 +131,14 @@ def sweep(
     set_: Overrides = None,
     bound: Annotated[bool, Parameter(help="Also the bound and full fine-tuning (slow).")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="Print the sweep as JSON.")] = False,
+    out: Annotated[Path | None, Parameter(help="The page to write; beside the runs unless given.")] = None,
     runs: Runs = _RUNS,
     cache: Cache = MODEL_CACHE,
 ) -> int:
     """Run SCENARIO once per seed and print mean and spread; a seed that fails ends the sweep with its exit code.
+
+    Each run gets its page, report.html, and all of them one: scores by setting and seed with means, intervals and figures, and
+    links to the runs. `hushtune report --sweep` makes that page of runs that are there.
 
     Example: hushtune testbed sweep scenarios/demo.toml --seeds 1,2,3
     """
@@ -146,18 +150,31 @@ def sweep(
     console = Console(stderr=json_)
     options = Options(runs=runs, cache=cache, live=console.is_terminal, bound=bound)
     reports: list[dict[str, Any]] = []
+    found: list[rundir.RunDirectory] = []
     for seed in seeds.split(","):
         resolved = _resolved(scenario, clients=clients, overrides=[*(set_ or []), f"seed={seed.strip()}"])
         outcome = asyncio.run(run_experiment(resolved, options=options, clock=SystemClock(), console=console))
         reports.append(rundir.read_json(outcome.run.report))
+        found.append(outcome.run)
+        page_at = _page(outcome.run, console)
         if outcome.code != 0:
             tables.print_report(reports[-1], console=console)
+            _sweep_page(found, console, out=out, problem=f"Seed {seed.strip()} failed and ended the sweep; its page says why.")
             return outcome.code
-        console.print(f"{outcome.run.id}: {outcome.run.report}")
+        console.print(f"{outcome.run.id}: {page_at or outcome.run.report}", soft_wrap=True)
     print_sweep(reports, console=console)
+    _sweep_page(found, console, out=out)
     if json_:
         sys.stdout.write(json.dumps(to_json(reports), indent=2) + "\n")
     return 0
+
+
+def _sweep_page(found: list[rundir.RunDirectory], console: Console, *, out: Path | None, problem: str = "") -> None:
+    """Write the page about all runs; a sweep that came this far does not fail because of it."""
+    try:
+        console.print(f"\n{page.write_sweep(found, out=out, problem=problem)}", soft_wrap=True)
+    except (HushtuneError, OSError) as error:
+        console.print(f"no page could be written: {error}", style="yellow", markup=False)
 
 
 def _resolved(scenario: Path, *, clients: int | None, overrides: Sequence[str]) -> config.Scenario:

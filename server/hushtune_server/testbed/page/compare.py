@@ -25,8 +25,8 @@ def render(materials: Sequence[Material]) -> str:
             runs=[material.report for material in materials],
             figures=pages.framed(made),
             results=_results(materials),
-            clients=_clients(materials),
-            differences=_differences(materials),
+            clients=clients(materials),
+            differences=differences(materials),
         )
     )
 
@@ -42,7 +42,7 @@ def _numeric(materials: Sequence[Material]) -> frozenset[int]:
 def _results(materials: Sequence[Material]) -> Table:
     rows = [(label, *(_perplexity(m, key) for m in materials)) for key, label in SETTINGS]
     rows = [row for row in rows if {*row[1:]} != {NOTHING}]
-    rows += [(label, *(tell(m) for m in materials)) for label, tell in _TOLD.items()]
+    rows += [(label, *(tell(m) for m in materials)) for label, tell in TOLD.items()]
     return Table(caption="Results", columns=_columns(materials, "what"), rows=tuple(rows), numeric=_numeric(materials))
 
 
@@ -66,7 +66,7 @@ def _accepted(material: Material) -> str:
     return f"{sum(bool(c.get('accepted')) for c in material.clients)} of {len(material.clients)}"
 
 
-_TOLD: Final[Mapping[str, Callable[[Material], str]]] = {
+TOLD: Final[Mapping[str, Callable[[Material], str]]] = {
     "status": lambda m: str(m.report.get("status")),
     "adapters accepted": _accepted,
     "leakage to Eve, at most": _worst,
@@ -80,7 +80,8 @@ _TOLD: Final[Mapping[str, Callable[[Material], str]]] = {
 }
 
 
-def _clients(materials: Sequence[Material]) -> Table:
+def clients(materials: Sequence[Material]) -> Table:
+    """Each client's fate in every run."""
     names = list(dict.fromkeys(str(c["id"]) for m in materials for c in m.clients))
     rows = [(name, *(_client(m, name) for m in materials)) for name in names]
     note = "Gate, share of the update, outcome; then the perplexity of the full model with this client's adapter alone."
@@ -96,10 +97,15 @@ def _client(material: Material, name: str) -> str:
     return f"{client.get('gate') or NOTHING}, {share}, {client.get('outcome') or NOTHING}, {score}"
 
 
-def _differences(materials: Sequence[Material]) -> Table:
+def differences(materials: Sequence[Material], *, but: frozenset[str] = frozenset()) -> Table:
+    """Every line of the scenarios that is not the same, ``but`` these settings."""
     flat = [dict(_flat(material.scenario)) for material in materials]
     keys = list(dict.fromkeys(key for one in flat for key in one))
-    rows = [(key, *(one.get(key, NOTHING) for one in flat)) for key in keys if len({one.get(key) for one in flat}) > 1]
+    rows = [
+        (key, *(one.get(key, NOTHING) for one in flat))
+        for key in keys
+        if key not in but and len({one.get(key) for one in flat}) > 1
+    ]
     same = "The scenarios are the same, line by line."
     return Table(
         caption="What the scenarios say differently", columns=_columns(materials, "setting"), rows=tuple(rows), empty=same

@@ -41,10 +41,15 @@ def _over_windows(scores: Mapping[str, Json], *, percent: bool) -> Interval | No
     return Interval(value=ends[0], low=ends[1], high=ends[2])
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation of at least two values."""
+    return stdev(values)
+
+
 def mean(values: Sequence[float]) -> Interval | None:
     """Return the mean of independent repetitions with Student's interval; nothing for fewer than two."""
     if len(values) < 2:
         return None
     middle = fmean(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * deviation(values) / sqrt(len(values))
     return Interval(value=middle, low=middle - half, high=middle + half)

@@ -99,7 +99,7 @@ def _context(material: Material) -> dict[str, Any]:
     return {
         "report": material.report,
         "started": _moment(material.facts.get("started")),
-        "versions_said": _versions(material),
+        "versions_said": versions_said(material),
         "cards": cards(material),
         "figures": framed(drawings(material)),
         "claims": claims(material),
@@ -122,7 +122,7 @@ def _context(material: Material) -> dict[str, Any]:
         "rounds_left_out": max(0, len(material.report.get("rounds") or ()) - len(material.rounds)),
         "eve": (material.report.get("eavesdropper") or {}).get("summary") or "no evidence was left",
         "scenario_text": material.scenario_text,
-        "commands": _commands(material),
+        "commands": commands(material),
         "wall": "" if material.report.get("wall_s") is None else tables.shown("seconds", material.report["wall_s"]),
     }
 
@@ -173,13 +173,14 @@ def _moment(text: object) -> str:
 _NAMED: Final = {"hushtune-server": "Hushtune", "revision": "revision", "python": "Python", "torch": "torch", "numpy": "NumPy"}
 
 
-def _versions(material: Material) -> str:
+def versions_said(material: Material) -> str:
     """Return the versions that matter most in a line."""
     found: Mapping[str, Any] = material.report.get("versions") or {}
     return ", ".join(f"{name} {found[key]}" for key, name in _NAMED.items() if key in found)
 
 
-def _commands(material: Material) -> Sequence[str]:
+def commands(material: Material) -> Sequence[str]:
+    """Return what to type to have the run again, as it was started first."""
     command = [str(part) for part in material.facts.get("command") or []]
     run = material.run.id
     again = shlex.join(["hushtune", *command]) if command else f"hushtune testbed run {shlex.quote(str(material.run.scenario))}"

@@ -107,7 +107,7 @@ export function allocation(state) {
   return [
     h("p", { class: "legend" }, h("span", { class: "key fill" }), " assigned ", equal.clients ? [h("span", { class: "key mark" }), " equal share"] : ""),
     h("div", { class: "quantities" }, QUANTITIES.map(([label, key, shown]) => bars(label, names.map((name) => ({
-      name, value: now.clients[name].assigned[key], other: equal.clients?.[name]?.[key],
+      name: now.clients[name].died ? `${name} ✖` : name, value: now.clients[name].assigned[key], other: equal.clients?.[name]?.[key],
     })), shown))),
     h("p", { class: "note" }, solved.method ? `Solved by ${solved.method} in ${duration(solved.seconds)}, value ${fixed(solved.objective, 3)}`
       + (there(solved.gap) ? `, at most ${percent(solved.gap)} from the best` : "") + (there(equal.objective) ? `; the equal share is worth ${fixed(equal.objective, 3)}.` : ".") : "",
@@ -157,10 +157,11 @@ export function processes(state) {
   const order = ["owner", "coordinator", "air", "eavesdropper", "client", "referee"];
   const rank = (name) => (order.indexOf(all[name].role) + order.length + 1) % (order.length + 1);
   const names = sorted(all).sort((a, b) => rank(a) - rank(b));
+  const silent = state.live?.rounds?.[newest(state)]?.clients ?? {};
   const rows = names.map((name) => {
     const p = all[name];
     const done = p.total ? `, ${percent(Math.min(1, p.done / p.total))}` : "";
-    return [name, p.ended ? `✖ ${p.ended}` : `${p.phase || "starting"}${done}`, clock(p.at), [p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
+    return [name, p.ended ? `✖ ${p.ended}` : `${p.phase || "starting"}${done}`, clock(p.at), [silent[name]?.died ? "✖ silent " : "", p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
   });
   return table("What every process is doing", ["process", "doing", "last word", ""], rows, { empty: "No process has said anything yet." });
 }
