@@ -1,5 +1,5 @@
 # make demo   the whole system on one machine: real model, real text, real processes (sets itself up on first use)
-# make small  the same, smaller: a quick look in about a minute
+# make small  the same, smaller: a quick look in two minutes
 # make test   every test
 # make check  format, lint, types, import contracts, stubs and tests: what CI runs
 SHELL := /bin/bash

@@ -164,7 +164,9 @@ def find(root: Path, run_id: str) -> RunDirectory:
     if run_id != "latest" and (given / "run.json").is_file():
         return RunDirectory(given.resolve())
     if os.sep in run_id:
-        raise ConfigError(run_id, "holds no run.json, so it is no run directory; hushtune runs list shows the runs")
+        raise ConfigError(
+            run_id, f"holds no run.json, so it is no run directory; the runs in {root} are shown by: hushtune runs list"
+        )
     runs = list(all_runs(root))
     if not runs:
         raise ConfigError("--runs", f"no runs in {root}; start one with: hushtune testbed run scenarios/demo.toml")

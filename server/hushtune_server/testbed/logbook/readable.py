@@ -47,6 +47,8 @@ def number(given: float, unit: str) -> str:
         return duration(given)
     if unit == "dB":
         return f"{given:.1f} dB"
+    if unit == "bits" and 0.0 < abs(given) < 1.0:
+        return f"{given:.3g} bit"
     if unit in _SCALED:
         return scaled(given, _SCALED[unit])
     if unit == "share of 1":

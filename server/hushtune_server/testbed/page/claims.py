@@ -41,6 +41,9 @@ def claims(material: Material) -> list[Claim]:
 def _wiretap(material: Material) -> Claim:
     coded = [c for c in material.link.get("clients") or () if c.get("log2_delta_total") is not None]
     void = [f"{c['client']}: {c['bound_void']}" for c in coded if c.get("bound_void")]
+    if not material.link and (told := (material.report.get("eavesdropper") or {}).get("summary")):
+        said = f"The run ended before anybody compared both sides, so nothing is claimed here. Eve's own record says: {told}."
+        return Claim(title="The wiretap code", stands=OPEN, says=said, rests_on=())
     if not coded:
         said = "Nothing went over the wiretap code, or the run did not get that far: nothing is claimed of it."
         return Claim(title="The wiretap code", stands=OPEN, says=said, rests_on=())

@@ -326,7 +326,7 @@ def _losses(material: Material) -> Drawing | None:
             axes.plot(steps, losses, ".-", linewidth=1.2, label=literal(name))
         axes.set(xlabel="optimiser step", ylabel="loss, nats per token")
         if len(curves) <= _CURVES_NAMED_MAX:
-            axes.legend(frameon=False, fontsize=8, ncols=2)
+            figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside upper center")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         return figure
 

@@ -176,6 +176,17 @@ def attacks(material: Material) -> Table:
     )
 
 
+def attacks_in_a_line(material: Material) -> str:
+    """Return what came of the attacks, and of their controls."""
+    results: list[Json] = [r for update in _updates(material) for r in (update.get("distinguish") or {}).get("results") or ()]
+    controls = [r.get("verdict") == "told apart" for r in results if r.get("control")]
+    tried = [r.get("verdict") == "told apart" for r in results if not r.get("control")]
+    return (
+        f"Can Eve tell two messages apart? In {sum(tried)} of {len(tried)} attacks on the designs in use; "
+        f"{sum(controls)} of {len(controls)} controls worked, as they must"
+    )
+
+
 def _updates(material: Material) -> Sequence[Json]:
     return (material.report.get("eavesdropper") or {}).get("updates") or ()
 

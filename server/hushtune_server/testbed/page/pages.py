@@ -118,6 +118,7 @@ def _context(material: Material) -> dict[str, Any]:
             "versions": tables.versions(material),
             "inputs": tables.inputs(material),
         },
+        "attacks_said": links.attacks_in_a_line(material),
         "rounds": [_told(material, each) for each in reversed(material.rounds)],
         "rounds_left_out": max(0, len(material.report.get("rounds") or ()) - len(material.rounds)),
         "eve": (material.report.get("eavesdropper") or {}).get("summary") or "no evidence was left",

@@ -9,7 +9,7 @@ from hushtune_server.testbed.page.tables import NOTHING, Column, Table, shown, t
 from hushtune_server.testbed.trace.naming import SEALED, STORED, TRAINED, Name, Slot, names
 from hushtune_server.testbed.trace.story import Story, follow
 
-_SHOWN: Final = 12
+_SHOWN: Final = 8
 _WAYS_MAX: Final = 200
 
 

@@ -177,5 +177,8 @@ def _verdict(steps: Sequence[Step], slot: Slot) -> str:
     if "update_accepted" in said:
         return "accepted; the round's mean has not been decided on"
     if (failed := said.get("round_failed") or said.get("gate_refused")) is not None:
-        return f"did not arrive: {failed.record.get('problem') or failed.record.get('reason')}"
+        why = next(
+            (failed.record[key] for key in ("problem", "reason", "failed_reason") if failed.record.get(key)), "nobody said why"
+        )
+        return f"{'arrived, and was not judged' if 'update_received' in said else 'did not arrive'}: {why}"
     return "still on its way, as far as these logs go"

@@ -2,7 +2,7 @@
 
 import { bytes, db, duration, fixed, h, percent, scaled, sorted, there, whole } from "./dom.js";
 import { blocks, curve, scale } from "./drawings.js";
-import { latest, round } from "./parts.js";
+import { goneSince, latest, round } from "./parts.js";
 
 const GATES = { granted: ["good", "✓ granted"], deferred: ["wait", "… deferred"], excluded: ["bad", "✖ excluded"] };
 
@@ -14,16 +14,18 @@ export function cards(state) {
 }
 
 function card(name, client, state) {
-  const process = state.live?.processes?.[name];
+  const process = state.live?.processes?.[name], gone = goneSince(state, name);
   const id = `client-${[...name].map((c) => c.codePointAt(0).toString(36)).join("-")}`;
   return h("article", { class: "card", "aria-labelledby": id },
-    h("h3", { id }, name, " ", h("span", { class: "phase" }, doing(process, client))),
-    process?.total ? h("progress", { max: process.total, value: process.done, "aria-label": `${process.what}: ${percent(process.done / process.total)}` }) : h("div", { class: "noprogress" }),
-    gate(client), training(client), upload(client), outcome(name, client, state));
+    h("h3", { id }, name, " ", h("span", { class: "phase" }, doing(process, client, gone))),
+    process?.total && !gone ? h("progress", { max: process.total, value: process.done, "aria-label": `${process.what}: ${percent(process.done / process.total)}` }) : h("div", { class: "noprogress" }),
+    gone && !client.died && !client.report ? part("Away", h("p", { class: "faint" }, `fell silent in round ${gone} and has no part in this one`))
+      : [gate(client), training(client), upload(client), outcome(name, client, state)]);
 }
 
-function doing(process, client) {
+function doing(process, client, gone) {
   if (client.died) return `✖ silent for ${duration(client.died.silent_s)}, taken for dead`;
+  if (gone) return `✖ silent since round ${gone}, taken for dead`;
   if (process?.ended) return process.ended;
   return process?.phase || "not started";
 }
@@ -75,11 +77,11 @@ function outcome(name, client, state) {
   const without = now.closed && now.missing?.includes(name) && !now.failed_reason, why = now.reasons?.[name];
   const alone = state.live?.settings_of?.[name];
   const lines = [
-    judged.accepted === true ? h("span", { class: "tag good" }, "✓ accepted by the owner") : judged.accepted === false ? h("span", { class: "tag bad" }, `✖ refused: ${judged.reason ?? ""}`) : "",
+    judged.accepted === true ? h("span", { class: "tag good" }, "✓ accepted by the owner") : judged.accepted === false ? [h("span", { class: "tag bad" }, "✖ refused by the owner"), judged.reason ? ` ${judged.reason}` : ""] : "",
     there(judged.perplexity_public) ? ` public text ${fixed(judged.perplexity_public_before, 1)} → ${fixed(judged.perplexity_public, 1)}` : "",
     there(alone) ? `; alone, on held-out private text: ${fixed(alone, 1)}` : "",
     without ? [h("span", { class: "tag wait" }, "… the round closed by quorum without it"), why ? ` ${why}` : ""] : "",
-    trouble ? h("span", { class: "tag bad" }, `✖ ${[trouble.duty, trouble.problem ?? trouble.reason].filter(Boolean).join(": ")}`) : "",
+    trouble ? [h("span", { class: "tag bad" }, `✖ ${trouble.duty ?? "in trouble"}`), trouble.problem ?? trouble.reason ? ` ${trouble.problem ?? trouble.reason}` : ""] : "",
   ].filter(Boolean);
   return lines.length ? part("Verdict", h("p", {}, lines)) : "";
 }

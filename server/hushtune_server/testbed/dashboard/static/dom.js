@@ -69,7 +69,7 @@ export function scaled(value, unit) {
 export const bytes = (value) => scaled(value, "B");
 export const db = (value) => (there(value) ? `${value.toFixed(1).replace("-", "−")} dB` : "–");
 export const fixed = (value, digits) => (there(value) ? value.toFixed(digits) : "–");
-export const percent = (value) => (there(value) ? `${Number((100 * value).toPrecision(3))} %` : "–");
+export const percent = (value) => (!there(value) ? "–" : value > 0 && value < 1e-5 ? "under 0.001 %" : `${Number((100 * value).toPrecision(3))} %`);
 export const whole = (value) => (there(value) ? value.toLocaleString("en").replaceAll(",", "\u202f") : "–");
 
 export function duration(seconds) {

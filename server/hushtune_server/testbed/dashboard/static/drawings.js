@@ -1,7 +1,7 @@
 // What do the drawings look like? Plain SVG made here, every number also in words beside it or in its label.
 
 import { db, fixed, h, sorted, there } from "./dom.js";
-import { round } from "./parts.js";
+import { goneSince, round } from "./parts.js";
 
 // The map --------------------------------------------------------------------------------------------------------------------
 
@@ -16,7 +16,7 @@ export function map(state) {
   const far = Math.max(120, Math.hypot(eve.x_m, eve.y_m), ...names.map((name, i) => Math.hypot(at(name, i).x_m, at(name, i).y_m)));
   const unit = R / Math.log1p(far / 40);
   const shown = ({ x_m, y_m }) => { const r = Math.hypot(x_m, y_m), k = r ? (unit * Math.log1p(r / 40)) / r : 0; return [x_m * k, -y_m * k]; };
-  const spots = names.map((name, i) => ({ name, client: clients[name] ?? {}, xy: shown(at(name, i)) }));
+  const spots = names.map((name, i) => ({ name, client: { ...clients[name], gone: goneSince(state, name) }, xy: shown(at(name, i)) }));
   const [ex, ey] = shown(eve), eveDoing = Object.values(state.live?.processes ?? {}).find((p) => p.role === "eavesdropper")?.phase;
   const ys = [...spots.map((s) => s.xy[1]), ey, 0];
   const left = Math.min(-60, ...spots.map((s) => s.xy[0] - (s.xy[0] < -25 ? 118 : 66))), right = Math.max(ex + 75, ...spots.map((s) => s.xy[0] + (s.xy[0] > 25 ? 118 : 66)));
@@ -50,12 +50,12 @@ function node(x, y, kind, name, below, shape) {
     below.map((line, i) => h("text", { class: "below", x: tx, y: top + 15 * (i + 1), "text-anchor": anchor }, cut(line, 26))));
 }
 
-const mood = (client) => client.died ? "bad" : ({ granted: "good", deferred: "wait", excluded: "bad" })[client.gate?.decision ?? client.assigned?.decision] ?? "unknown";
+const mood = (client) => client.died || client.gone ? "bad" : ({ granted: "good", deferred: "wait", excluded: "bad" })[client.gate?.decision ?? client.assigned?.decision] ?? "unknown";
 const width = (snr) => (there(snr) ? Math.max(1.5, Math.min(7, 2 + snr / 4)) : 1.2);
 
 function quality(client) {
   const g = client.gate;
-  if (client.died) return ["✖ taken for dead"];
+  if (client.died || client.gone) return ["✖ taken for dead"];
   if (!g) return client.report ? ["has reported"] : [];
   const sign = { granted: "✓", deferred: "…", excluded: "✖" }[g.decision] ?? "";
   return there(g.snr_main_db) ? [`${sign} ${db(g.snr_main_db)}`, `tap ≤ ${db(g.snr_tap_bound_db)}`] : [`${sign} ${g.decision}`];

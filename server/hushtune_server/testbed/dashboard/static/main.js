@@ -21,7 +21,7 @@ const PARTS = [
   ["result-b", result, (s) => [s.live?.settings, s.live?.rounds, s.live?.history, s.run]],
   ["ledger-b", ledger, (s) => [s.live?.rounds]],
   ["events-b", (s) => events(s, place("trouble").checked), (s) => [s.live?.news, place("trouble").checked]],
-  ["processes-b", processes, (s) => [s.live?.processes]],
+  ["processes-b", processes, (s) => [s.live?.processes, s.live?.rounds]],
 ];
 
 function draw() {

@@ -32,6 +32,14 @@ export function chooser(state) {
   return [h("option", { value: "" }, `newest (${numbers[0]})`), numbers.map((number) => h("option", { value: number }, `${number}: ${closing(state.live.rounds[number])}`.slice(0, 60)))];
 }
 
+/** The round in which a client fell silent, if nobody has heard of it since; else nothing. */
+export function goneSince(state, name) {
+  const rounds = state.live?.rounds ?? {};
+  const died = sorted(rounds).filter((number) => Number(number) <= Number(latest(state)) && rounds[number].clients?.[name]?.died).at(-1);
+  const last = state.live?.processes?.[name]?.round;
+  return died !== undefined && !(there(last) && last > Number(died)) ? died : null;
+}
+
 export function head(state) {
   const run = state.run ?? {};
   if (run.status === "waiting") {
@@ -64,10 +72,10 @@ const SETTINGS = [
 const OPTIONAL = new Set(["bound", "full_fine_tuned"]);
 
 export function result(state) {
-  const scores = state.live?.settings ?? {}, now = round(state);
+  const scores = state.live?.settings ?? {}, now = round(state), over = ["failed", "interrupted", "lost"].includes(state.run?.status);
   const shown = SETTINGS.filter(([key]) => there(scores[key]) || !OPTIONAL.has(key));
   const top = Math.max(1, ...shown.map(([key]) => scores[key] ?? 0));
-  const rows = shown.map(([key, label]) => [label, there(scores[key]) ? scores[key].toFixed(1) : h("span", { class: "faint" }, "not yet"),
+  const rows = shown.map(([key, label]) => [label, there(scores[key]) ? scores[key].toFixed(1) : h("span", { class: "faint" }, over ? "–" : "not yet"),
     h("svg", { class: "hbar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
       h("rect", { class: key === "plug_in" ? "fill strongfill" : "fill", x: 0, y: 1, height: 8, width: there(scores[key]) ? (100 * scores[key]) / top : 0 }))]);
   const mean = now.mean ?? {};
@@ -76,7 +84,7 @@ export function result(state) {
     there(mean.perplexity_public)
       ? h("p", { class: "note" }, `On public text, round ${latest(state)}'s mean takes the full model from ${mean.perplexity_public_before?.toFixed(1)} to `
         + `${mean.perplexity_public.toFixed(1)}: ${now.plug_in ? (now.plug_in.kept ? "kept." : `rolled back. ${now.plug_in.reason ?? ""}`) : mean.kept ? "does no harm." : "does harm."}`)
-      : h("p", { class: "note" }, "The referee scores the settings when the last round is over."),
+      : h("p", { class: "note" }, over ? "Not scored: the run ended before the referee came to it." : "The referee scores the settings when the last round is over."),
     past(state),
   ];
 }
@@ -157,11 +165,10 @@ export function processes(state) {
   const order = ["owner", "coordinator", "air", "eavesdropper", "client", "referee"];
   const rank = (name) => (order.indexOf(all[name].role) + order.length + 1) % (order.length + 1);
   const names = sorted(all).sort((a, b) => rank(a) - rank(b));
-  const silent = state.live?.rounds?.[newest(state)]?.clients ?? {};
   const rows = names.map((name) => {
     const p = all[name];
     const done = p.total ? `, ${percent(Math.min(1, p.done / p.total))}` : "";
-    return [name, p.ended ? `✖ ${p.ended}` : `${p.phase || "starting"}${done}`, clock(p.at), [silent[name]?.died ? "✖ silent " : "", p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
+    return [name, p.ended ? `✖ ${p.ended}` : `${p.phase || "starting"}${done}`, clock(p.at), [goneSince(state, name) ? "✖ silent " : "", p.lives > 1 ? `restarted ${p.lives - 1}×` : "", p.warnings ? ` ${p.warnings} ⚠` : ""].join("")];
   });
   return table("What every process is doing", ["process", "doing", "last word", ""], rows, { empty: "No process has said anything yet." });
 }
