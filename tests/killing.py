@@ -53,9 +53,9 @@ shadowing_db = 0.0
 rounds = {rounds}
 stragglers = { kind = "everyone" }
 [timing]
-connect_s = 60
-idle_s = 60
-round_s = 500
+connect_s = 200
+idle_s = 90
+round_s = 900
 [[clients]]
 id = "c1"
 position = { x_m = -60.0, y_m = 40.0 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +59,14 @@ from hushtune_common.errors import (
     QuorumMissed,
     Refusal,
     StaleRound,
+    StorageFull,
 )
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
 from hushtune_common.secagg.identity import Identity, Verifier
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
+from hushtune_common.store.room import Room
 from hushtune_common.wire.bell import Bell
 from hushtune_common.wire.kit import Kit, require_valid
 from hushtune_common.wire.lifetime import run_until, stop_signal
@@ -138,6 +140,7 @@ class _Life:
                 attempts_max=scenario.limits.attempts_max,
                 directives_max=scenario.limits.directives_max,
                 durability=scenario.state.durability,
+                room=self._room,
             )
             stack.push_async_callback(state.close)
             trainer = Trainer(clock=self._clock, throttle=_throttle(scenario))
@@ -147,7 +150,7 @@ class _Life:
             records = await asyncio.to_thread(self._read_records)
             status.enter("connecting")
             ports = await stack.enter_async_context(self._open_ports(kit))
-            conductor = Conductor(ports.coordinator, state=state, status=status, clock=self._clock)
+            conductor = Conductor(ports.coordinator, state=state, status=status, clock=self._clock, room=self._room)
             sounder = Sounder(
                 scenario=scenario,
                 device=device,
@@ -199,6 +202,10 @@ class _Life:
             aside=asyncio.to_thread,
         )
 
+    def _room(self) -> Room:
+        """Return the wait for room on this machine's disk: as long as a round may take."""
+        return Room(clock=self._clock, within_s=self._options.scenario.timing.round_s)
+
     def _read_records(self) -> tuple[str, ...]:
         options = self._options
         records = own_records(options.scenario, client_id=options.client_id, sources=options.data, seeds=self._seeds)
@@ -237,8 +244,17 @@ class Conductor:
     One event is taken at a time: recorded first, then acted upon.
     """
 
-    def __init__(self, coordinator: CoordinatorPort, *, state: ClientState, status: Status, clock: Clock) -> None:
-        """Follow ``coordinator``; ``status`` is what its beats say."""
+    def __init__(
+        self,
+        coordinator: CoordinatorPort,
+        *,
+        state: ClientState,
+        status: Status,
+        clock: Clock,
+        room: Callable[[], Room] | None = None,
+    ) -> None:
+        """Follow ``coordinator``; ``status`` is what its beats say. A command that found the disk full waits for ``room``."""
+        self._room = room
         self._coordinator = coordinator
         self._state = state
         self._status = status
@@ -371,11 +387,22 @@ class Conductor:
         if self._duties is None:
             raise RuntimeError("conduct comes first")
         try:
-            event = await self._duties.perform(command)
+            event = await self._performed(self._duties, command)
         except HushtuneError as error:
             event = self._after(error, command, round_id=round_id)
         if event is not None:
             await self._take(event)
+
+    async def _performed(self, duties: Performer, command: Duty) -> Event | None:
+        """Carry out a command, again when there is room where there was none: doing it twice is as good as once."""
+        room = None if self._room is None else self._room()
+        while True:
+            try:
+                return await duties.perform(command)
+            except StorageFull as error:
+                if room is None:
+                    raise
+                await room.wait(error)
 
     def _after(self, error: HushtuneError, command: Command, *, round_id: int) -> Event | None:
         """Return what a failed command means for the round; raise what ends the process instead."""

@@ -25,7 +25,7 @@ from hushtune_client.ports import (
 )
 from hushtune_common.clock import Clock
 from hushtune_common.config import TimingConfig
-from hushtune_common.errors import DeadlineExceeded, DigestMismatch, MalformedUpdate, PeerLost, StaleRound
+from hushtune_common.errors import DeadlineExceeded, DigestMismatch, MalformedUpdate, PeerLost, StaleRound, StorageFull
 from hushtune_common.messages import (
     Beat,
     Channel,
@@ -46,6 +46,7 @@ from hushtune_common.model.revision import apply_revision
 from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
 from hushtune_common.seeding import NoiseRng, SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_common.store.room import Room
 from hushtune_common.units import PowerRatio, Second
 from hushtune_common.wire import convert, convert_sums, transfer
 from hushtune_common.wire.endpoint import Kit, connect, ready
@@ -88,16 +89,23 @@ class Manners:
     seeds: SeedTree
 
     async def persist(self, call: Callable[[], Awaitable[_T]], *, of: str) -> _T:
-        """Repeat an idempotent ``call`` while the peer is lost, with full jitter, at most ``attempts_max`` times."""
+        """Repeat an idempotent ``call`` while the peer is lost, with full jitter, at most ``attempts_max`` times.
+
+        A peer whose disk is full is asked again as it says, for ``round_s`` in all.
+        """
         rng = self.seeds.child(of).generator()
-        for failures in range(self.attempts_max - 1):
+        room, failures = Room(clock=self.clock, rng=rng, within_s=self.timing.round_s), 0
+        while True:
             try:
                 with translated():
                     return await call()
+            except StorageFull as error:
+                await room.wait(error)
             except PeerLost:
-                await self.back_off(failures, rng)
-        with translated():
-            return await call()
+                failures += 1
+                if failures >= self.attempts_max:
+                    raise
+                await self.back_off(failures - 1, rng)
 
     async def insist(self, call: Callable[[], Awaitable[_T]], *, of: str, for_s: float) -> _T:
         """Repeat an idempotent ``call`` while the peer is lost or does not answer, with full jitter, as long as ``for_s``."""

@@ -7,8 +7,7 @@ lies beside it in files, so a restarted client sends the same bytes again instea
 import asyncio
 import hashlib
 import json
-import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -21,12 +20,14 @@ from hushtune_client.feedback import Residuals
 from hushtune_client.phases import Command, Event, Idle, State, Terms
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.config import LimitsConfig
-from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, MalformedUpdate
+from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, MalformedUpdate, StorageFull
 from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, Verdict
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
+from hushtune_common.store.files import write_durably
 from hushtune_common.store.journal import Durability, Journal
-from hushtune_common.store.partial import install, make_folder
+from hushtune_common.store.partial import make_folder
+from hushtune_common.store.room import Room
 
 _T = TypeVar("_T")
 _SCHEMA, _VERSION = "hushtune-client", 2
@@ -113,25 +114,6 @@ async def seen_through(work: Awaitable[_T], *, cancel: Callable[[], None] | None
         raise
 
 
-def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file front to back, for its user's eyes only; it appears under its name once it would survive a loss of power.
-
-    ``StorageFull`` when the disk is. Whatever interrupts the writing leaves no file behind.
-    """
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        with full_disk_is_typed(), os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    install(partial, path)
-
-
 class ClientState:
     """The client's memory.
 
@@ -140,9 +122,17 @@ class ClientState:
     """
 
     def __init__(
-        self, directory: Path, journal: Journal, *, client: ClientId, attempts_max: int, directives_max: int = _DIRECTIVES_MAX
+        self,
+        directory: Path,
+        journal: Journal,
+        *,
+        client: ClientId,
+        attempts_max: int,
+        directives_max: int = _DIRECTIVES_MAX,
+        room: Callable[[], Room] | None = None,
     ) -> None:
         """Use `open`."""
+        self._room = room
         self._directory = directory
         self._journal = journal
         self._client = client
@@ -164,14 +154,20 @@ class ClientState:
         attempts_max: int,
         directives_max: int = _DIRECTIVES_MAX,
         durability: Durability = "process",
+        room: Callable[[], Room] | None = None,
     ) -> "ClientState":
-        """Open or make the state folder and fold its journal; `ConfigError` when it is not usable or not this client's."""
+        """Open or make the state folder and fold its journal; `ConfigError` when it is not usable or not this client's.
+
+        An event that the disk has no room for waits as long as what ``room`` makes; without it ``StorageFull`` is raised at once.
+        """
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError("--state", f"cannot use the folder {directory} ({error.strerror})") from error
         journal = Journal.open(directory / "journal.sqlite", schema=_SCHEMA, version=_VERSION, durability=durability)
-        state = ClientState(directory, journal, client=client, attempts_max=attempts_max, directives_max=directives_max)
+        state = ClientState(
+            directory, journal, client=client, attempts_max=attempts_max, directives_max=directives_max, room=room
+        )
         for entry in journal.events():
             state._fold(entry.kind, entry.body)
         return state
@@ -345,8 +341,16 @@ class ClientState:
         self.forget_sums()
 
     async def _append(self, kind: str, body: Mapping[str, object]) -> None:
-        entry = await self._journal.append(kind, body)
-        self._fold(kind, entry.body)
+        room = None if self._room is None else self._room()
+        while True:
+            try:
+                entry = await self._journal.append(kind, body)
+            except StorageFull as error:
+                if room is None:
+                    raise
+                await room.wait(error)
+            else:
+                return self._fold(kind, entry.body)
 
     def _fold(self, kind: str, body: dict[str, Any]) -> None:
         match kind:

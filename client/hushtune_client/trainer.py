@@ -18,7 +18,7 @@ from hushtune_client.governor import Throttle
 from hushtune_client.training_pipe import STOP_S, Child
 from hushtune_common.clock import Clock
 from hushtune_common.config import ComputeConfig, TrainingConfig
-from hushtune_common.errors import TrainerFailed
+from hushtune_common.errors import StorageFull, TrainerFailed
 from hushtune_common.logs import log_event
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
@@ -102,8 +102,8 @@ class Trained:
 class Trainer:
     """The parent's handle on the warm child.
 
-    Laws: a child that dies or diverges raises `TrainerFailed` in ``train`` and the next order gets a fresh child; ``stop`` and
-    the cancellation of ``train`` leave no child behind.
+    Laws: a child that dies or diverges raises `TrainerFailed` in ``train``, one that finds the disk full ``StorageFull``, and the
+    next order gets a fresh child; ``stop`` and the cancellation of ``train`` leave no child behind.
     """
 
     def __init__(self, *, clock: Clock, throttle: Throttle | None = None) -> None:
@@ -209,6 +209,8 @@ class Trainer:
                         wall=Second(last.wall_s),
                         governor=self._throttle.name,
                     )
+                case "failed" if body.get("fault") == StorageFull.reason:
+                    raise StorageFull(str(body.get("reason", "the disk is full")))  # worth another training when there is room
                 case "failed":
                     raise TrainerFailed(str(body.get("reason", "no reason given")))
                 case other:

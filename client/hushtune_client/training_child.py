@@ -74,7 +74,7 @@ def _answer(connection: Connection, order: dict[str, Any], reins: _Reins) -> Non
         fault = error if isinstance(error, HushtuneError) else disk_fault(error)
         if fault is None:
             raise
-        _tell(connection, event="failed", reason=f"{type(fault).__name__}: {fault}")
+        _tell(connection, event="failed", fault=fault.reason, reason=f"{type(fault).__name__}: {fault}")
     else:
         _tell(connection, event="finished")
 

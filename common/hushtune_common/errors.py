@@ -210,9 +210,14 @@ class SolverFailed(OperatingFault):
 
 
 class StorageFull(OperatingFault):
-    """The disk or the quota is full."""
+    """The disk or the quota is full. After ``retry_after_s`` it is worth another try."""
 
     reason = "STORAGE_FULL"
+
+    def __init__(self, problem: str = "", *, retry_after_s: float = 5.0) -> None:
+        """Say what is full, and when to come back."""
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
 
 
 class TrainerFailed(OperatingFault):

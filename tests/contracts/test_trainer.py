@@ -20,7 +20,7 @@ from hushtune_client.windows import load_windows, save_windows
 from hushtune_common.adapter import load_adapter
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import ComputeConfig, DpConfig, TrainingConfig
-from hushtune_common.errors import MalformedUpdate, TrainerFailed
+from hushtune_common.errors import MalformedUpdate, StorageFull, TrainerFailed
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import Second
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_as_such_and_is_no_defect_of_ours(order: Order) -> N
         cramped.start()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    with pytest.raises(TrainerFailed, match="the disk is full"):
+    with pytest.raises(StorageFull, match="the disk is full"):
         train(cramped, order)
     run(cramped.stop())
 

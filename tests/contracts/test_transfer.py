@@ -441,15 +441,20 @@ def test_a_full_store_is_said_and_waited_for(tmp_path: Path):
     async def run() -> None:
         async with bench(tmp_path, quota=MIB + 10) as served:
             other = served.store.put("other", bytes(100))
+            vain = FakeClock(autojump=True)
             with pytest.raises(StorageFull, match="do not fit"):
-                await transfer.upload(served.channel(), name_of(data), data, **options())
+                await transfer.upload(served.channel(), name_of(data), data, **options(clock=vain, timing=TIMING))
+            assert TIMING.round_s <= vain.monotonic() < TIMING.round_s + 7.0, "a person gets as long as a round to make room"
 
             class Tidying(FakeClock):
                 async def sleep(self, seconds: float) -> None:
+                    waits.append(seconds)
                     served.store.discard(other.prefix)
 
+            waits: list[float] = []
             await transfer.upload(served.channel(), name_of(data), data, **options(clock=Tidying()))
             assert served.store.complete(name_of(data))
+            assert [5.0 <= wait <= 6.25 for wait in waits] == [True], "as long as the receiver said, and a little more"
 
     asyncio.run(run())
 

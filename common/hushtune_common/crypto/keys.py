@@ -179,7 +179,14 @@ class HybridPrivateKey:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(VERSION + self._x25519.private_bytes_raw() + self._mlkem.private_bytes_raw())
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # what is sealed to a key that a loss of power took could never be opened
+        finally:
+            os.close(folder)
 
     @staticmethod
     def load(path: Path) -> "HybridPrivateKey":

@@ -115,6 +115,13 @@ SHARED_EVENTS: Final = (
         kind="emulator, frame or reception; only a reception names its round, attempt, part and blocks",
     ),
     event(
+        "room_awaited",
+        (CLIENT, OWNER, COORDINATOR),
+        "A disk is full, here or at a peer; the call or transfer is tried again, until there is room or the time is up.",
+        "problem",
+        within_s="how long, in all",
+    ),
+    event(
         "call_refused",
         _SERVERS,
         "A call was answered with a typed fault.",

@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +114,10 @@ class BlobStore:
         """Bytes that count against the quota: complete blobs, and partials at their announced size."""
         return sum(list(self._sizes.values()))  # copied in one step: another thread may add to it
 
+    def names(self) -> Sequence[BlobName]:
+        """Return what is held, complete or begun."""
+        return [self._name(path, size) for path, size in list(self._sizes.items()) if path.suffix != ".whole"]
+
     def complete(self, name: BlobName) -> bool:
         """Return whether the whole blob is held."""
         return self._sizes.get(self._complete_path(name)) == name.size
@@ -202,6 +206,11 @@ class BlobStore:
     def scratch(self, name: str) -> Path:
         """Return a place on the store's disk for a file to be adopted; what a crash leaves there goes with the next start."""
         return self._partial / f"{name}.whole"
+
+    def _name(self, path: Path, size: int) -> BlobName:
+        root = self._complete if path.is_relative_to(self._complete) else self._partial
+        prefix = path.parent.relative_to(root).as_posix()
+        return BlobName(prefix=prefix, digest=Digest.from_hex(path.name.partition(".")[0]), size=size)
 
     def _complete_path(self, name: BlobName) -> Path:
         return self._complete / name.prefix / name.digest.hex

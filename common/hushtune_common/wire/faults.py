@@ -5,13 +5,13 @@ A refusal carries ``google.rpc.Status`` with ``ErrorInfo(reason, domain="hushtun
 
 import asyncio
 import secrets
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -28,6 +28,9 @@ from hushtune_common.errors import (
 
 DOMAIN = "hushtune"
 _MESSAGE_CHARS_MAX = 500
+_RETRY_S_MAX = 60.0
+"""No peer makes us wait longer for one try."""
+
 _Code = grpc.StatusCode
 
 _TABLE: Mapping[type[HushtuneError], grpc.StatusCode] = {
@@ -111,7 +114,8 @@ async def abort_as(context: Any, fault: tuple[grpc.StatusCode, str, str, dict[st
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> HushtuneError:
     """Return the typed error that a failed call means: by its ``ErrorInfo``, else by its status."""
-    info = _error_info(error)
+    found = _details(error)
+    info = next((detail for detail in found if isinstance(detail, error_details_pb2.ErrorInfo)), None)
     message = error.details() or error.code().name
     if info is None or info.reason not in _BY_REASON:
         if info is not None and info.reason == HushtuneError.reason:
@@ -120,6 +124,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> HushtuneError:
     if info.reason == OffsetMismatch.reason:
         size = info.metadata.get("committed_size", "")
         return OffsetMismatch(int(size)) if size.isascii() and size.isdigit() and len(size) < 20 else PeerLost(message)
+    if info.reason == errors.StorageFull.reason:
+        return _storage_full(message, found)
     return _BY_REASON[info.reason](message)
 
 
@@ -143,13 +149,24 @@ def _packed(message: Any) -> any_pb2.Any:
     return packed
 
 
-def _error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+def _storage_full(message: str, found: Sequence[Message]) -> errors.StorageFull:
+    told = next((detail.retry_delay for detail in found if isinstance(detail, error_details_pb2.RetryInfo)), None)
+    if told is None:
+        return errors.StorageFull(message)
+    return errors.StorageFull(message, retry_after_s=min(max(told.seconds + told.nanos * 1e-9, 0.1), _RETRY_S_MAX))
+
+
+def _details(error: grpc.aio.AioRpcError) -> Sequence[Message]:
+    """Return what a status says of itself beyond its message, if it is one of ours."""
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads three methods, which both kinds of call have
+        return [] if status is None else [made for detail in status.details if (made := _unpacked(detail)) is not None]
     except (ValueError, DecodeError):
-        return None  # code or message of the trailer contradict the call's own, or it is no status at all: not ours
-    for detail in [] if status is None else status.details:
-        info = error_details_pb2.ErrorInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
-            return info
-    return None
+        return []  # code or message of the trailer contradict the call's own, or it is no status at all: not ours
+
+
+def _unpacked(detail: any_pb2.Any) -> Message | None:
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    if detail.Unpack(info):
+        return info if info.domain == DOMAIN else None
+    return retry if detail.Unpack(retry) else None

@@ -26,10 +26,12 @@ from hushtune_common.errors import (
     PartCorrupt,
     PeerLost,
     StaleRound,
+    StorageFull,
 )
 from hushtune_common.messages import Caller
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore, PartialWriter
+from hushtune_common.store.room import Room
 from hushtune_common.wire import faults
 from hushtune_common.wire.interceptors import caller_of
 from hushtune_common.wire.pace import Legs, Pace
@@ -164,11 +166,12 @@ async def upload(
     """Send ``source`` under ``name`` until the receiver has it durably; returns at once when it has it already.
 
     Goes on while the receiver's committed size grows; after ``attempts_max`` tries in a row without growth the last error is
-    raised. A fault of ours or the peer's (``ProtocolFault``) is raised at once, a wrong digest after one restart from zero.
+    raised, ``StorageFull`` not before ``round_s``. A fault of ours or the peer's (``ProtocolFault``) is raised at once, a wrong
+    digest after one restart from zero.
     """
     stub: Any = blobs_pb2_grpc.BlobsStub(channel)
     pace = Pace(idle_s=timing.idle_s)
-    patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max)
+    patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max, round_s=timing.round_s)
     while True:  # bounded by the patience, which raises
         try:
             with faults.translated():
@@ -202,16 +205,14 @@ async def download(
     """Fetch ``name`` into ``store`` and return its file; goes on from what the store holds. Retries as ``upload`` does."""
     stub: Any = blobs_pb2_grpc.BlobsStub(channel)
     pace = Pace(idle_s=timing.idle_s)
-    patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max)
+    patience = _Patience(name, clock=clock, seeds=seeds, attempts_max=attempts_max, round_s=timing.round_s)
     while not store.complete(name):  # bounded by the patience, which raises
-        writer = store.writer(name)
-        patience.reached(writer.committed_size)
         try:
-            await _read(stub, name, writer, idle_s=timing.idle_s, pace=pace, clock=clock, progress=progress)
+            writer = store.writer(name)
+            patience.reached(writer.committed_size)
+            await _read_all(stub, name, writer, idle_s=timing.idle_s, pace=pace, clock=clock, progress=progress)
         except HushtuneError as error:
             pace.cut()
-            with suppress(HushtuneError):
-                await writer.sync()
             await patience.after(error)
     if progress:
         progress(name.size, name.size)
@@ -221,9 +222,10 @@ async def download(
 class _Patience:
     """Decides after each fault whether to try again: as long as bytes get through, else a bounded number of times."""
 
-    def __init__(self, name: BlobName, *, clock: Clock, seeds: SeedTree, attempts_max: int) -> None:
+    def __init__(self, name: BlobName, *, clock: Clock, seeds: SeedTree, attempts_max: int, round_s: float) -> None:
         self._clock = clock
         self._rng = seeds.child("backoff", name.text).generator()
+        self._room = Room(clock=clock, rng=self._rng, within_s=round_s)
         self._attempts_max = attempts_max
         self._failures = 0
         self._reached = 0
@@ -233,9 +235,12 @@ class _Patience:
         """Note progress: bytes that are durable at the receiver."""
         if committed_size > self._reached:
             self._reached, self._failures = committed_size, 0
+            self._room.found()
 
     async def after(self, error: HushtuneError) -> None:
-        """Wait before the next try, or raise ``error``. Full jitter: uniform below a bound that doubles."""
+        """Wait before the next try, or raise ``error``. Full jitter: uniform below a bound that doubles; for room as told."""
+        if isinstance(error, StorageFull):
+            return await self._room.wait(error)
         if isinstance(error, DigestMismatch):
             self._restarts += 1
             self._reached = 0
@@ -245,7 +250,7 @@ class _Patience:
         if self._failures >= self._attempts_max or self._restarts > 1:
             raise error
         bound_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** (self._failures - 1))
-        await self._clock.sleep(float(self._rng.uniform(0.0, bound_s)))
+        return await self._clock.sleep(float(self._rng.uniform(0.0, bound_s)))
 
 
 def _asked_nothing(stub: Any) -> Callable[[], Awaitable[object]]:
@@ -283,6 +288,18 @@ async def _write(
         over.cancel()
     if not answer.complete:
         raise PeerLost(f"the receiver ended the transfer at {answer.committed_size} of {name.size} bytes")
+
+
+async def _read_all(
+    stub: Any, name: BlobName, writer: PartialWriter, *, idle_s: float, pace: Pace, clock: Clock, progress: Progress | None
+) -> None:
+    """Read to the end; what has arrived when that fails is made durable."""
+    try:
+        await _read(stub, name, writer, idle_s=idle_s, pace=pace, clock=clock, progress=progress)
+    except HushtuneError:
+        with suppress(HushtuneError):
+            await writer.sync()
+        raise
 
 
 async def _read(

@@ -12,6 +12,7 @@ from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.logs import log_event
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
+from hushtune_common.store.files import write_durably
 from hushtune_common.store.journal import Journal
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import stop_signal
@@ -95,4 +96,4 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
 
 def _write_report(path: Path, ledger: Ledger, scenario: Scenario) -> None:
     body = {"fidelity": scenario.air.fidelity, "transmissions": ledger.report()}
-    path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    write_durably(path, [json.dumps(body, indent=1).encode(), b"\n"], mode=0o644)

@@ -15,7 +15,7 @@ from hushtune_common.wire.transfer import BlobsService
 from hushtune_common.wire.v1 import air_pb2 as pb
 from hushtune_common.wire.v1 import air_pb2_grpc, blobs_pb2
 from hushtune_server.air.permission import require_allowed
-from hushtune_server.air.sky import Sky
+from hushtune_server.air.sky import Sky, writer_of
 
 _LISTENERS = {Role.OWNER: Listener.MAIN, Role.EAVESDROPPER: Listener.TAP}
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -103,11 +103,7 @@ class AirBlobs(BlobsService):
 
 def may_write(caller: Caller, name: BlobName) -> bool:
     """Clients write frames below their own name, ``frames/RUN/ROUND/CLIENT/ATTEMPT``; nobody writes anything else."""
-    match name.prefix.split("/"):
-        case ["frames", _, _, client, _]:
-            return caller.role is Role.CLIENT and caller.name == client
-        case _:
-            return False
+    return caller.role is Role.CLIENT and caller.name == writer_of(name)
 
 
 def may_read(caller: Caller, name: BlobName) -> bool:

@@ -60,12 +60,16 @@ class Sky:
         self._seeds = seeds
         self._carrying: dict[UpdateKey, asyncio.Task[Sent]] = {}
         self._commit = asyncio.Lock()
-        self._writing: dict[str, BlobName] = {}
         self._runs_written: dict[str, set[str]] = {}
         self._unread_bytes_max = _UNREAD_PER_CLIENT * len(scenario.clients) * scenario.limits.frame_bytes_max
         for event in journal.events():
             self.ledger.apply(event.kind, event.body)
         self._on_air = {name.prefix: name for sent in self.ledger.sent if (name := _frame_name(sent.transmission))}
+        # An earlier life may have ended in the middle of an upload that its client has given up since.
+        self._begun: dict[str, set[BlobName]] = {}
+        for name in store.names():
+            if name.prefix not in self._on_air and (client := writer_of(name)):
+                self._begun.setdefault(client, set()).add(name)
         self._began_at = None if self.ledger.marked is None else clock.monotonic() - (self.ledger.marked + _MARK_S)
 
     def now(self) -> Second:
@@ -164,10 +168,10 @@ class Sky:
         self._require_sendable(caller.name, name.prefix)
         if self._on_air.get(name.prefix, name) != name:
             raise Replayed(f"{name.prefix} was sent before with another frame; count the attempt up")
-        before = self._writing.get(caller.name)
-        if before is not None and before != name and before.prefix not in self._on_air:
-            self._store.discard(before.prefix)
-        self._writing[caller.name] = name
+        for before in self._begun.get(caller.name, set[BlobName]()) - {name}:
+            if before.prefix not in self._on_air:
+                self._store.discard(before.prefix)
+        self._begun[caller.name] = {name}
 
     def drain(self) -> None:
         """End every waiting call."""
@@ -300,6 +304,15 @@ class Sky:
     async def _record(self, kind: str, body: dict[str, Any], *, key: str) -> None:
         event = await self._journal.append(kind, body, key=key)
         self.ledger.apply(event.kind, event.body)
+
+
+def writer_of(name: BlobName) -> str | None:
+    """Return whose frame a name is of, ``frames/RUN/ROUND/CLIENT/ATTEMPT``; none for anything else."""
+    match name.prefix.split("/"):
+        case ["frames", _, _, client, _]:
+            return client
+        case _:
+            return None
 
 
 def _frame_name(transmission: Transmission) -> BlobName:

@@ -16,6 +16,7 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, ClientReport, RunId, UtilityCurve
 from hushtune_common.secagg.relay import Stage
 from hushtune_common.seeding import SeedTree
+from hushtune_common.store.files import write_durably
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Second
 from hushtune_common.wire import endpoint
@@ -246,9 +247,7 @@ class Witness:
         if body is None:
             return
         path = self._state_dir / f"round-{state.round_id}.json"
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_durably(path, [json.dumps(body, indent=1, allow_nan=False).encode(), b"\n"], mode=0o644)
 
 
 def _log_death(event: Died) -> None:

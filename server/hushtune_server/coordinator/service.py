@@ -22,6 +22,7 @@ from hushtune_common.errors import (
     Replayed,
     ScenarioMismatch,
     StaleRound,
+    StorageFull,
     VersionMismatch,
 )
 from hushtune_common.messages import (
@@ -41,6 +42,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.secagg.messages import Advertisement, Deal, Survivors, Vow
 from hushtune_common.secagg.terms import Layout
+from hushtune_common.store.room import Room
 from hushtune_common.units import Second
 from hushtune_common.wire import convert, convert_sums
 from hushtune_common.wire.bell import Bell
@@ -122,6 +124,7 @@ class Desk:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._trouble: BaseException | None = None
         self._closing = False
+        self._watched = self._room()
 
     def now(self) -> Second:
         """Return the run time."""
@@ -282,14 +285,22 @@ class Desk:
             await asyncio.wait(set(self._tasks), timeout=_CLOSE_S_MAX)
 
     async def _look(self) -> None:
+        try:
+            await self._look_around()
+        except _NotRemembered as error:
+            await self._watched.wait(error)
+        else:
+            self._watched.found()
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def _look_around(self) -> None:
         self._liveness = self._liveness.looked(self.now())
         for member in self._liveness.dead(self.now()):
             silent_s = self._liveness.silence(member, self.now())
             await self._commit(lambda at, m=member, s=silent_s: Died(at=at, member=m, silent_s=s))
             self._forget(member)
         await self._commit(lambda at: Ticked(at=at))
-        if self._trouble is not None:
-            raise self._trouble
 
     def _outstanding(self) -> bool:
         alive = [m for m in self.state.roster.joined_at if self.state.roster.alive(m)]
@@ -313,7 +324,10 @@ class Desk:
         after, effects = advance(before, event, rules=self.rules)
         if after is before:
             return before
-        await self._log.append(kind_of(event), to_body(event))
+        try:
+            await self._log.append(kind_of(event), to_body(event))
+        except StorageFull as error:
+            raise _NotRemembered(str(error)) from error
         self.state = after
         self._observe(before, after, event)
         for effect in effects:
@@ -333,10 +347,22 @@ class Desk:
                 solution = await self._solution(order)
         except HushtuneError as error:
             reason = str(error)
-            await self._take(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason, order=order.order))
+            await self._insist(lambda at: SolvingFailed(at=at, round_id=order.round_id, reason=reason, order=order.order))
             return
         _require_answers(order, solution)
-        await self._take(lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
+        await self._insist(lambda at: Solved(at=at, round_id=order.round_id, solution=solution, order=order.order))
+
+    async def _insist(self, make: Callable[[Second], Event]) -> None:
+        """Take an event that nobody would bring again, as soon as the journal has room for it."""
+        room = self._room()
+        while True:
+            try:
+                return await self._take(make)
+            except _NotRemembered as error:
+                await room.wait(error)
+
+    def _room(self) -> Room:
+        return Room(clock=self._clock, within_s=self.rules.round_s)
 
     async def _solution(self, order: Solve) -> Solution:
         work = partial(self._solver.solve, order.round_id, order.reports, band=order.band, curve=order.curve)
@@ -350,7 +376,10 @@ class Desk:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
+        if task.cancelled() or task.exception() is None:
+            return
+        # Nothing has changed where the journal had no room: whoever asked is told, and asks again.
+        if not isinstance(task.exception(), _NotRemembered):
             self._trouble = task.exception()
 
     # --- who is connected ---------------------------------------------------------------------------------------------
@@ -406,6 +435,10 @@ class Desk:
         round_ = None if isinstance(self.state.phase, Gathering) else self.state.phase.round
         if round_ is None or not round_.granted(word.key.client):
             raise NotYours(f"{word.key.client} was not granted an upload in round {word.key.round_id}")
+
+
+class _NotRemembered(StorageFull):
+    """The journal had no room for an event, so it has not happened."""
 
 
 def _require_answers(order: Solve, solution: Solution) -> None:

@@ -10,12 +10,13 @@ from typing import Final
 import msgspec
 
 from hushtune_common.config import Scenario
-from hushtune_common.errors import LimitExceeded, MalformedUpdate
+from hushtune_common.errors import ConfigError, LimitExceeded, MalformedUpdate
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.reception import Reception
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ReceptionNotice, SecrecyDesign
 from hushtune_common.seeding import SeedTree
+from hushtune_common.store.files import write_durably
 from hushtune_server.eavesdropper.control import Control, positive_control
 from hushtune_server.eavesdropper.decode import BlockDecoder
 from hushtune_server.eavesdropper.distinguish import Trial
@@ -135,9 +136,7 @@ class Case:
             "summary": summary(found, fidelity=self._scenario.air.fidelity),
             "updates": [{"round_id": round_id, **e.to_json()} for round_id, e in zip(rounds, found, strict=True)],
         }
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_durably(self.path, [json.dumps(body, indent=1).encode(), b"\n"], mode=0o644)
 
     def _require_allowed(self, notice: ReceptionNotice) -> None:
         limits, sent = self._scenario.limits, notice.transmission
@@ -194,4 +193,8 @@ def _slot(record: Record) -> Slot:
 
 
 def _read(path: Path) -> Record:
-    return msgspec.json.decode(path.read_bytes(), type=Record)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except (OSError, ValueError) as error:
+        beside = f"{path.stem}.bin, .known and .decoded"
+        raise ConfigError(str(path), f"this record is damaged ({error}); delete it with {beside} to begin anew") from error

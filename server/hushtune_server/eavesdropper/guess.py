@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hushtune_common.link.frame import bitmap, flags_of
+from hushtune_common.store.files import write_durably
 
 Bytes = NDArray[np.uint8]
 Indices = NDArray[np.uint32]
@@ -67,9 +68,7 @@ class GuessFile:
     def save(self) -> None:
         """Write the bitmaps, each as a whole."""
         for kind, flags in (("known", self.known), ("decoded", self.decoded)):
-            partial = self._sibling(f"{kind}.partial")
-            partial.write_bytes(bitmap(flags))
-            partial.replace(self._sibling(kind))
+            write_durably(self._sibling(kind), [bitmap(flags)], mode=0o644)
 
     def known_bytes(self) -> Iterator[bytes]:
         """Yield what is known, from front to back, in pieces."""

@@ -13,6 +13,7 @@ from hushtune_common.link.modular import BlockCode
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import Listener, ReceptionNotice
 from hushtune_common.seeding import SeedTree
+from hushtune_common.store.files import write_durably
 from hushtune_server.eavesdropper import distinguish
 from hushtune_server.eavesdropper.control import Control
 from hushtune_server.eavesdropper.decode import BlockDecoder
@@ -147,10 +148,7 @@ class Target:
     def save(self) -> None:
         """Write bitmaps and record."""
         self._guess.save()
-        path = self._stem.with_name(f"{self._stem.name}.json")
-        partial = path.with_suffix(".json.partial")
-        partial.write_bytes(msgspec.json.encode(self.record))
-        partial.replace(path)
+        write_durably(self._stem.with_name(f"{self._stem.name}.json"), [msgspec.json.encode(self.record)], mode=0o644)
 
     def _require_belongs(self, reception: Reception) -> None:
         record = self.record

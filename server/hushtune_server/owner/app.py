@@ -25,6 +25,7 @@ from hushtune_common.secagg.identity import Verifier
 from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
+from hushtune_common.store.files import write_durably
 from hushtune_common.store.journal import Journal
 from hushtune_common.wire import endpoint
 from hushtune_common.wire.lifetime import run_until, stop_signal
@@ -352,9 +353,7 @@ class OwnerProcess:
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
         path = self._options.state_dir / "owner.json"
-        partial_path = path.with_suffix(".partial")
-        partial_path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        partial_path.replace(path)
+        write_durably(path, [json.dumps(body, indent=1).encode(), b"\n"], mode=0o644)
 
     def _in_worker(self, job: Callable[[], T]) -> "asyncio.Future[T]":
         return asyncio.get_running_loop().run_in_executor(self._worker, job)

@@ -25,6 +25,7 @@ from hushtune_common.errors import (
     QuorumMissed,
     Refusal,
     StaleRound,
+    StorageFull,
     TrainerFailed,
 )
 from hushtune_common.logs import log_event
@@ -42,7 +43,9 @@ from hushtune_common.messages import (
 )
 from hushtune_common.secagg.terms import opening_s
 from hushtune_common.seeding import SeedTree
+from hushtune_common.store.disk import disk_fault
 from hushtune_common.store.journal import Journal
+from hushtune_common.store.room import Room
 from hushtune_server.owner.book import CLOSED, JUDGED, PUBLISHED, Book, Closing, Judgement, Publication, refusal, to_body
 from hushtune_server.owner.plugin import Trial
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort, Press
@@ -154,10 +157,10 @@ class OwnerRounds:
                     case DirectiveKind.SUM:
                         await self._hear_sum(directive)
                     case DirectiveKind.CONCLUDE:
-                        await self._close(directive)
-                        await self._go_on(directive.round_id)
+                        await self._with_room(partial(self._close, directive))
+                        await self._with_room(partial(self._go_on, directive.round_id))
                     case DirectiveKind.ROUND_CLOSED:
-                        await self._close(directive)
+                        await self._with_room(partial(self._close, directive))
                         await self._begin(directive.round_id)
                         if directive.last:
                             return await self._see_off(directive)
@@ -215,18 +218,36 @@ class OwnerRounds:
         async with self._opened:
             await self._opened.wait_for(lambda: self._may_judge(key.round_id))
         try:
-            async with self._locks[slot]:
-                if self._book.closing(self._run, key.round_id) is not None:
-                    self._forget(slot)
-                    await self._insist(notice, Receipt(key=key, missing=()))
-                elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
-                    self._forget(slot)
-                    await self._settle(known)
-                    await self._insist(notice, Receipt(key=key, missing=()))
-                else:
-                    await self._take(notice, slot)
+            await self._with_room(partial(self._receive_now, notice, slot))
         except OperatingFault as fault:
             log_event(_log, "reception_failed", level=logging.WARNING, **_about(key), reason=fault.reason, problem=str(fault))
+
+    async def _with_room(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do what may be done again, and again when there is room on the disk where there was none."""
+        room = Room(clock=self._clock, rng=self._rng, within_s=self._scenario.timing.round_s)
+        while True:
+            try:
+                return await work()
+            except OSError as error:
+                fault = disk_fault(error)
+                if not isinstance(fault, StorageFull):
+                    raise
+                await room.wait(fault)
+            except StorageFull as error:
+                await room.wait(error)
+
+    async def _receive_now(self, notice: ReceptionNotice, slot: Slot) -> None:
+        key = notice.transmission.key
+        async with self._locks[slot]:
+            if self._book.closing(self._run, key.round_id) is not None:
+                self._forget(slot)
+                await self._insist(notice, Receipt(key=key, missing=()))
+            elif (known := self._book.judgement(self._run, key.round_id, key.client)) is not None:
+                self._forget(slot)
+                await self._settle(known)
+                await self._insist(notice, Receipt(key=key, missing=()))
+            else:
+                await self._take(notice, slot)
 
     async def _take(self, notice: ReceptionNotice, slot: Slot) -> None:
         key = notice.transmission.key
@@ -358,6 +379,8 @@ class OwnerRounds:
             except ProtocolFault as fault:
                 log_event(_log, refused, **about, reason=fault.reason, problem=str(fault))
                 return None
+            except StorageFull:
+                raise  # waited for by whoever asked for this
             except OperatingFault:
                 if attempt == attempts:
                     raise

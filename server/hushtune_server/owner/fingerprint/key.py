@@ -59,6 +59,11 @@ class MarkKey:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def signs(self, recipient: str, tensor: str, *, count: int) -> Iterator[NDArray[np.uint8]]:
         """Yield one bit for each of ``count`` weights, `CHUNK` at a time: 1 pushes up, 0 down."""
