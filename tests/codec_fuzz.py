@@ -17,7 +17,8 @@ from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.entropy import Reader
 from hushtune_common.codec.pipeline import make_codec
 from hushtune_common.codec.sensitivity import Sensitivity, TensorSensitivity
-from hushtune_common.config import CodecConfig
+from hushtune_common.codec.staircase import SEED_BYTES
+from hushtune_common.config import CodecConfig, NoiseConfig
 from hushtune_common.errors import MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 
@@ -30,6 +31,8 @@ INTERESTING = {
     8: (0, 1, 0x7FEFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF8000000000000, 1 << 63, (1 << 64) - 1, 0x0010000000000000),
 }
 """Edges of whole numbers, of floats and of what the formats allow, by their size in bytes."""
+NOISE = NoiseConfig(epsilon=8.0, clip=0.05, block=2)
+JOPEQ_FRONT = 4 + SEED_BYTES + 1
 MEMORY_MAX = 4 << 20
 """Bytes that decoding any blob of this adapter may take beside the interpreter's own: tables of 6,561 symbols, several times."""
 
@@ -75,7 +78,7 @@ def sensitivity() -> Sensitivity:
 
 
 def targets() -> list[Target]:
-    """Return the three codecs with blobs of all their forms, from few levels to codes with low bits."""
+    """Return the four codecs with blobs of all their forms, from few levels to codes with low bits."""
     shipped, change = adapter(1, scale=0.05), adapter(2, scale=1e-3)
     near = AdapterState({n: t + change.tensors[n] for n, t in shipped.tensors.items()})
     far = adapter(3, scale=1e6)
@@ -84,6 +87,7 @@ def targets() -> list[Target]:
         (CodecConfig(kind="rate_distortion", bits=30.0), (near, far), (190, 260, 350, 480, 560, 2000)),
         (CodecConfig(kind="lossless"), (near, far), (2000,)),
         (CodecConfig(kind="blockwise", bits=8.0), (near,), (290, 350, 420, 600)),
+        (CodecConfig(kind="jopeq", bits=30.0, noise=NOISE), (near, far), (480, 560, 2000)),
     ):
         codec = make_codec(config, shipped=shipped, sensitivity=sensitivity())
         blobs = {codec.encode(state, budget_bytes=budget) for state in states for budget in budgets}
@@ -138,6 +142,13 @@ def change_inside(target: Target, form: int, sections: Sections, rng: np.random.
     if target.name == "blockwise":
         at = int(rng.integers(len(sections)))
         sections[at] = other_frame(sections[at], rng)
+    elif target.name == "jopeq":
+        front, table = sections[0][:JOPEQ_FRONT], sections[0][JOPEQ_FRONT:]
+        if rng.integers(3):
+            sections[0] = front + other_lone_table(table, rng)
+        else:  # other steps of the grid, other low bits
+            steps = int(rng.choice(np.array(INTERESTING[4], dtype=np.uint64)))
+            sections[0] = struct.pack("<I", steps) + front[4:-1] + bytes([int(rng.integers(40))]) + table
     elif form == 0:
         sections[0] = other_head(sections[0], rng)
     elif form == 1:
