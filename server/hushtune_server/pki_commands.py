@@ -120,7 +120,7 @@ def revoke(
     done = pki.revoke(authority, clock=SystemClock(), caller=caller, serial=serial, reason=reason, into=into)
     for number in done.added:
         print(f"revoked: serial {number:x}{'' if caller is None else f' of {caller.uri}'}")
-    _tell(done, authority)
+    _tell(done, authority, into=into)
 
 
 @pki_app.command(name="publish")
@@ -135,7 +135,7 @@ def publish(authority: _Authority, *, into: _Into = ()) -> None:
         from hushtune_server import pki
     from hushtune_common.clock import SystemClock
 
-    _tell(pki.publish(authority, clock=SystemClock(), into=into), authority)
+    _tell(pki.publish(authority, clock=SystemClock(), into=into), authority, into=into)
 
 
 @pki_app.command(name="show")
@@ -169,12 +169,16 @@ def _named(role: str | None, name: str | None) -> "Caller | None":
         raise ConfigError("--name", str(error)) from error
 
 
-def _tell(done: "Published", authority: Path) -> None:
+def _tell(done: "Published", authority: Path, *, into: "Sequence[Path]") -> None:
+    """Say where the list is; `ConfigError` for a folder that was named and did not get it."""
     for folder in done.placed:
         print(f"list placed in {folder}")
     for folder in done.missed:
         print(f"not there any more, or of another authority: {folder}")
     print(f"servers on other machines: copy {authority / 'ca.crl'} into their kit folders; no restart is needed")
+    for folder in into:
+        if folder.resolve() in done.missed:
+            raise ConfigError("--into", f"{folder} is no kit folder of this authority; everything else has the list")
 
 
 def _print_table(rows: "Sequence[Row]") -> None:

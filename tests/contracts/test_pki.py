@@ -17,6 +17,7 @@ from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError
 from hushtune_common.messages import Role
 from hushtune_server import pki
+from hushtune_server.cli import main
 from tests.fakes import FakeClock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)  # where a FakeClock starts
@@ -51,6 +52,19 @@ def shake_hands(server: Path, client: Path, *, expect: str) -> str:
     names = dict(ends[1].getpeercert() or {})["subjectAltName"]
     assert isinstance(names, tuple)
     return next(str(value) for kind, value in names if kind == "URI")
+
+
+def test_a_folder_that_is_named_and_does_not_get_the_list_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority, kit = tmp_path / "ca", tmp_path / "owner"
+    pki.init(authority, clock=SystemClock())
+    pki.issue(authority, role=Role.OWNER, name="owner", out=kit, clock=SystemClock())
+    before = (kit / "ca.crl").read_bytes()
+    assert main(["pki", "publish", str(authority), "--into", str(tmp_path / "onwer")]) == ConfigError.exit_code
+    assert f"--into: {tmp_path / 'onwer'} is no kit folder of this authority" in capsys.readouterr().err
+    assert (kit / "ca.crl").read_bytes() != before
+    assert main(["pki", "publish", str(authority), "--into", str(kit)]) == 0
 
 
 def test_a_client_and_a_server_of_one_authority_meet(tmp_path: Path):
