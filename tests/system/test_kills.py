@@ -1,4 +1,4 @@
-"""Does a run end as if nothing had been when processes drawn at random are killed in it, and would the comparison notice if not?"""
+"""Does a run end as if nothing had been when processes drawn at random are killed in it, and would we notice if not?"""
 
 import json
 import random
