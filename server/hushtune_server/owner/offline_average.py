@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from hushtune_common.errors import ConfigError
 from hushtune_common.messages import ClientId, RunId
 from hushtune_common.release.acceptance import release_in
 from hushtune_server.owner.offline_bench import OfflineBench, Place, emulator_at
+from hushtune_server.owner.plugin import finite
 from hushtune_server.owner.releases import Released, Telling, released
 from hushtune_server.owner.returns import ADAPTERS, Taken, taken
 from hushtune_server.owner.versions import AGGREGATE, Version
@@ -100,7 +100,6 @@ def average_returns(order: Averaging, *, clock: Clock, telling: Telling) -> Aver
     place = order.at.state / ADAPTERS / f"{AGGREGATE}.safetensors"
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     versions.copy(found.version, place)
-    before, after = found.trial.perplexity_before, found.trial.perplexity_after
     return Averaged(
         version=found.version,
         adapter=place,
@@ -108,8 +107,8 @@ def average_returns(order: Averaging, *, clock: Clock, telling: Telling) -> Aver
         left_out=refused | {client: finding.text for client, finding in found.left_out.items()},
         kept=found.trial.kept,
         reason=found.trial.reason,
-        perplexity_before=before if isfinite(before) else None,
-        perplexity_after=after if isfinite(after) else None,
+        perplexity_before=finite(found.trial.perplexity_before),
+        perplexity_after=finite(found.trial.perplexity_after),
     )
 
 

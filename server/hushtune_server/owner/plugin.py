@@ -44,6 +44,11 @@ def perplexity(loss_nats: float) -> float:
     return math.exp(loss_nats) if loss_nats < _NATS_MAX else math.inf
 
 
+def finite(value: float) -> float | None:
+    """Return ``value``, nothing where it is no number that JSON has."""
+    return value if math.isfinite(value) else None
+
+
 def decide(*, loss_before: float, loss_after: float, increase_max: float) -> tuple[bool, str]:
     """Return whether to keep a plug-in, and why not: its loss on public text may rise by ``increase_max`` nats at most.
 

@@ -73,6 +73,25 @@ class AirPort(Protocol):
         ...
 
 
+class VerdictDesk(Protocol):
+    """Where clients wait for verdicts and emulators.
+
+    Law: after `ring`, everyone who waits looks at the book again.
+    """
+
+    def ring(self) -> None:
+        """Say that the book has changed."""
+        ...
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until ``holds``, looked at after every `ring`."""
+        ...
+
+    async def all_fetched(self, run: RunId, round_id: int, clients: frozenset[ClientId], *, within_s: float) -> bool:
+        """Wait until each of ``clients`` has its verdict; return false when ``within_s`` was not enough."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
     """Another emulator, and the way to it from the one before: files that nobody else has yet."""

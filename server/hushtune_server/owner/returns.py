@@ -6,7 +6,6 @@ what the gate said. The same bytes again give the same answer and change nothing
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -37,7 +36,7 @@ from hushtune_common.release.inspection import SEALED
 from hushtune_common.release.statement import ReturnStatement, moment
 from hushtune_common.release.trust import Anchor, verify
 from hushtune_server.owner.offline_bench import OfflineBench, Place, emulator_at
-from hushtune_server.owner.plugin import perplexity
+from hushtune_server.owner.plugin import finite, perplexity
 from hushtune_server.owner.releases import SEALING_KEY, Released, Telling, released, write_durably
 from hushtune_server.owner.versions import Version
 
@@ -260,8 +259,7 @@ def _verdict(version: Version) -> Verdict:
 
 
 def _perplexity(loss: float | None) -> float | None:
-    found = None if loss is None else perplexity(loss)
-    return found if found is not None and isfinite(found) else None
+    return None if loss is None else finite(perplexity(loss))
 
 
 def _shown(value: float | None) -> str:

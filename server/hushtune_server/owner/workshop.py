@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from hushtune_server.owner.gatekeeper.quarantine import Quarantine
 from hushtune_server.owner.gatekeeper.sketch import Sampler
 from hushtune_server.owner.incoming import Link
 from hushtune_server.owner.intake import Intake, Seals
-from hushtune_server.owner.plugin import Plugin, Trial
+from hushtune_server.owner.plugin import Plugin, Trial, finite
 from hushtune_server.owner.ports import Bench, Merged, Renewal
 from hushtune_server.owner.preparing import MIDDLES, Prepared
 from hushtune_server.owner.sums import SumIntake, SumTable
@@ -224,8 +224,8 @@ class Workshop:
             kept=trial.kept,
             reason=trial.reason,
             digest=digest,
-            perplexity_before=_finite(trial.perplexity_before),
-            perplexity_after=_finite(trial.perplexity_after),
+            perplexity_before=finite(trial.perplexity_before),
+            perplexity_after=finite(trial.perplexity_after),
         )
 
     def merge(self, clients: Sequence[ClientId]) -> Merged:
@@ -325,10 +325,6 @@ def _merged(trial: Trial, *, clients: Iterable[ClientId], left_out: Mapping[Clie
         clients=tuple(clients),
         left_out=left_out,
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
 
 
 _conforms: type[Bench] = Workshop

@@ -5,7 +5,6 @@ One desk serves the updates that are made from one shipped adapter.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import Clock
@@ -15,7 +14,7 @@ from hushtune_server.owner.gatekeeper.finding import Finding, told
 from hushtune_server.owner.gatekeeper.gate import Gatekeeper, Screening
 from hushtune_server.owner.gatekeeper.quarantine import Quarantine
 from hushtune_server.owner.gatekeeper.sketch import Sketch
-from hushtune_server.owner.plugin import Trial
+from hushtune_server.owner.plugin import Trial, finite
 from hushtune_server.owner.versions import AGGREGATE, About, Version, Versions
 
 Trier = Callable[[AdapterState], Sequence[Finding]]
@@ -77,8 +76,8 @@ class Desk:
             parents=() if current is None else (current.id,),
             kept=trial.kept,
             reason=trial.reason,
-            loss_before=_finite(trial.loss_before),
-            loss_after=_finite(trial.loss_after),
+            loss_before=finite(trial.loss_before),
+            loss_after=finite(trial.loss_after),
             profile=screening.profile,
         )
         version = self._versions.add(state, about)
@@ -110,8 +109,8 @@ class Desk:
             parents=parents,
             kept=trial.kept,
             reason=trial.reason,
-            loss_before=_finite(trial.loss_before),
-            loss_after=_finite(trial.loss_after),
+            loss_before=finite(trial.loss_before),
+            loss_after=finite(trial.loss_after),
         )
         version = self._versions.add(state, about)
         if trial.kept:
@@ -127,7 +126,3 @@ class Desk:
         abouts = (version.about for version in self._versions.all())
         mine = (key.run, key.round_id, key.client)
         return [a.profile for a in abouts if a.profile and a.base == self._base and (a.run, a.round_id, a.who) != mine]
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
