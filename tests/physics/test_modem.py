@@ -12,7 +12,8 @@ from scipy import stats
 
 from hushtune_common.link.leakage import information_density
 from hushtune_common.link.mcs import MODULATIONS
-from hushtune_common.link.modem import BITS_PER_DIMENSION, UNITS, Path, densities, received, soft_values
+from hushtune_common.link.modem import BITS_PER_DIMENSION, Path, densities, received, soft_values
+from hushtune_common.link.modem_kernels import UNITS
 from hushtune_common.link.noise import NoiseKey, normals
 from hushtune_common.seeding import SeedTree
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hushtune_common.link.modem import LLR_SCALE
+from hushtune_common.link.modem_kernels import LLR_SCALE
 from hushtune_common.link.modular import BlockCode
 from hushtune_common.link.reception import Reception, bare_payloads
 from hushtune_common.seeding import SeedTree
