@@ -8,8 +8,10 @@ import msgspec
 
 from hushtune_client.offline import Order, Telling
 from hushtune_common import config
+from hushtune_common.adapter import AdapterState
 from hushtune_common.config import Scenario
 from hushtune_common.messages import Digest, Role
+from hushtune_common.model.bundle import read_bundle
 from hushtune_common.release.container import Container, read_container, signed_container, write_container
 from hushtune_common.release.identity import Signatory
 from hushtune_common.release.statement import Payload, Statement
@@ -19,6 +21,7 @@ from hushtune_server.owner.offline_average import Averaged, Averaging, average_r
 from hushtune_server.owner.offline_bench import Place
 from hushtune_server.owner.releases import Export, export_release
 from hushtune_server.owner.returns import Import, Imported, import_return
+from hushtune_server.owner.versions import Versions
 from tests.bundles import CLOCK, Cast
 from tests.models import SPEC
 
@@ -118,3 +121,11 @@ def export_of(world: World, **changed: Any) -> Container:
         licence="Apache-2.0",
     )
     return export_release(replace(order, **changed), clock=CLOCK, telling=OWNER_TELLING)
+
+
+def shipped_of(world: World) -> AdapterState:
+    return AdapterState(read_bundle(world.folder / "bundle.safetensors").adapter_numpy())
+
+
+def versions_of(world: World) -> Versions:
+    return Versions(world.state / "versions", count_max=9, bytes_max=1 << 30, clock=CLOCK)

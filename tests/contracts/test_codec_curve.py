@@ -22,6 +22,7 @@ from hushtune_server.testbed.codec.schema import PeersConfig
 from hushtune_server.testbed.codec.sparse import TopK, coded, decoded
 from hushtune_server.testbed.codec.summary import statement, verdict
 from hushtune_server.testbed.emulators.statistics import Interval
+from tests.records import write_records
 
 PUBLISHED_LEVELS = [
     -1.0,
@@ -232,11 +233,7 @@ ranks = [2]
 def folder(tmp_path: Path) -> Path:
     """A folder with a curve and its texts."""
     (tmp_path / "curve.toml").write_text(CURVE, encoding="utf-8")
-    words = ["tea", "boat", "lamp", "grass", "stone", "cloud", "seven", "north"]
-    draw = SeedTree(3).generator()
-    for name in ("private", "public"):
-        records = [" ".join(words[int(k)] for k in draw.integers(0, len(words), 6)) for _ in range(60)]
-        (tmp_path / f"{name}.txt").write_text("\n".join(records), encoding="utf-8")
+    write_records(tmp_path)
     return tmp_path
 
 

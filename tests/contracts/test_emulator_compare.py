@@ -22,6 +22,7 @@ from hushtune_server.testbed.emulators.schema import parse
 from hushtune_server.testbed.emulators.search import Demands, Point, answer, front
 from hushtune_server.testbed.emulators.statistics import Bootstrap, difference, mean_of, recovery
 from tests.models import some_windows, tiny_bundle
+from tests.records import write_records
 
 COMPARISON = """
 name = "tiny"
@@ -56,11 +57,7 @@ profile_tokens = 34
 def folder(tmp_path: Path) -> Path:
     """A folder with a comparison and its texts."""
     (tmp_path / "comparison.toml").write_text(COMPARISON, encoding="utf-8")
-    words = ["tea", "boat", "lamp", "grass", "stone", "cloud", "seven", "north"]
-    draw = SeedTree(3).generator()
-    for name in ("private", "public"):
-        records = [" ".join(words[int(k)] for k in draw.integers(0, len(words), 6)) for _ in range(60)]
-        (tmp_path / f"{name}.txt").write_text("\n".join(records), encoding="utf-8")
+    write_records(tmp_path)
     return tmp_path
 
 

@@ -1,54 +1,34 @@
-"""Does an adapter find its way home without a network, once and as it was trained, and is all else refused by name?"""
+"""Does an adapter find its way home without a network, once and as it was trained, and is a mean made of what came?"""
 
 import json
 import shutil
 import socket
-import stat
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import msgspec
 import numpy as np
 import pytest
 
 from hushtune_client.offline import train
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.codec.pipeline import budget_bytes, make_codec
-from hushtune_common.config import ComputeConfig, DpConfig
-from hushtune_common.crypto import envelope
-from hushtune_common.crypto.keys import HybridPrivateKey, HybridPublicKey
+from hushtune_common.config import ComputeConfig
 from hushtune_common.errors import (
     ConfigError,
-    DigestMismatch,
-    ExposureExceeded,
-    HushtuneError,
-    InvalidEnvelope,
-    LimitExceeded,
-    MalformedUpdate,
-    NotYours,
     Replayed,
-    ScenarioMismatch,
-    StaleRound,
-    UntrustedSigner,
 )
-from hushtune_common.messages import ClientId, Digest, Role, RunId, UpdateKey
+from hushtune_common.messages import Role
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.finetune import Unpaced, finetune
 from hushtune_common.release.container import read_container
-from hushtune_common.release.statement import ReleaseStatement, ReturnStatement
 from hushtune_common.release.trust import load_anchor
 from hushtune_common.seeding import SeedTree
-from hushtune_server.owner.gatekeeper.quarantine import quarantined
-from hushtune_server.owner.ledger import LEDGER, read_ledger
-from hushtune_server.owner.releases import released
-from hushtune_server.owner.versions import Versions
 from tests.bundles import CLOCK, Cast
-from tests.models import SPEC, tiny_bundle, tiny_source
-from tests.offline import CLIENT_TELLING, SECRET, World, export_of, scenario_of, sign
+from tests.models import tiny_bundle, tiny_source
+from tests.offline import CLIENT_TELLING, World, export_of, scenario_of, shipped_of, versions_of
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +48,6 @@ def world(played: World, tmp_path: Path) -> World:
     folder = tmp_path / "world"
     shutil.copytree(played.folder, folder)
     return replace(played, folder=folder)
-
-
-def shipped_of(world: World) -> AdapterState:
-    return AdapterState(read_bundle(world.folder / "bundle.safetensors").adapter_numpy())
-
-
-# The way home.
 
 
 @pytest.mark.slow
@@ -154,10 +127,6 @@ def test_what_was_interrupted_while_it_was_taken_in_is_done_again(world: World) 
     assert [v.id for v in versions_of(world).all()] == [whole.verdict.version]
 
 
-def versions_of(world: World) -> Versions:
-    return Versions(world.state / "versions", count_max=9, bytes_max=1 << 30, clock=CLOCK)
-
-
 def test_what_was_taken_in_is_a_version_that_can_be_promoted_and_the_next_is_held_against_it(world: World) -> None:
     first = world.take_in()
     versions = versions_of(world)
@@ -182,9 +151,6 @@ def test_nothing_is_taken_in_while_an_owner_runs_on_the_same_state(world: World)
         with pytest.raises(ConfigError, match="in use by a running owner"):
             world.take_in()
         other.stdin.close()
-
-
-# The mean of what came home.
 
 
 @pytest.fixture(scope="module")
@@ -298,285 +264,3 @@ def test_adapters_of_different_emulators_have_no_mean(world: World) -> None:
     world.take_in(world.folder / "c2.htb")
     with pytest.raises(ConfigError, match=r"^--round: its returns are of different emulators"):
         world.average()
-
-
-# What a return may not be.
-
-
-@pytest.mark.parametrize("field", ["base", "tokenizer", "plan", "schema", "emulator"])
-def test_a_return_of_another_lineage_is_refused_by_the_field(world: World, field: str) -> None:
-    lineage = msgspec.structs.replace(read_container(world.answer).statement.lineage, **{field: "0" * 64})
-    with pytest.raises(DigestMismatch, match=rf"^lineage\.{field}: the return says 000000000000"):
-        world.take_in(world.forge(lineage=lineage))
-
-
-OTHERWISE: Mapping[str, tuple[dict[str, Any], type[HushtuneError]]] = {
-    "release": ({"release": "1" * 64}, DigestMismatch),
-    "run": ({"run": "another"}, StaleRound),
-    "round_id": ({"round_id": 2}, StaleRound),
-    "codec": ({"codec": "another/1"}, ScenarioMismatch),
-}
-
-
-@pytest.mark.parametrize("field", OTHERWISE)
-def test_a_return_that_answers_something_else_is_refused_by_the_field(world: World, field: str) -> None:
-    changed, error = OTHERWISE[field]
-    with pytest.raises(error, match=rf"^{field}: "):
-        world.take_in(world.forge(**changed))
-
-
-def test_a_client_cannot_return_in_anothers_name(world: World) -> None:
-    with pytest.raises(UntrustedSigner, match=r"^signer\.identity: hushtune://client/c2 may not sign a return of client c1"):
-        world.take_in(world.forge(by=world.cast.client("c2")))
-
-
-def test_a_client_cannot_pass_on_what_another_sealed(world: World) -> None:
-    with pytest.raises(NotYours, match=r"^payload: sealed as .*/1/c1/1, stated is .*/1/c2/1"):
-        world.take_in(world.forge(by=world.cast.client("c2"), client="c2"))
-
-
-def test_a_client_that_the_release_is_not_for_is_refused_on_both_sides(world: World) -> None:
-    with pytest.raises(NotYours, match=r"^terms\.recipients: the release is for c1, c2, not for c3"):
-        train(world.order("c3"), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(NotYours, match=r"^terms\.recipients: .* not for c3"):
-        world.take_in(world.forge(by=world.cast.client("c3"), client="c3"))
-
-
-def test_a_release_is_no_return_and_the_other_way_round(world: World) -> None:
-    with pytest.raises(MalformedUpdate, match=r"^kind: release\.htb is a release"):
-        world.take_in(world.release)
-    with pytest.raises(MalformedUpdate, match=r"^kind: c1\.htb is a return"):
-        train(world.order(release=world.answer, out=world.folder / "x.htb"), clock=CLOCK, telling=CLIENT_TELLING)
-
-
-def test_an_owner_that_released_nothing_takes_nothing_in(world: World) -> None:
-    with pytest.raises(DigestMismatch, match=r"^release: .* nothing was released here"):
-        world.take_in(state=world.folder / "elsewhere")
-
-
-def sealed(world: World, payload: bytes, *, to: HybridPublicKey | None = None, secret: bytes = b"", **other: Any) -> bytes:
-    release = read_container(world.release).statement
-    assert isinstance(release, ReleaseStatement)
-    key = UpdateKey(run=RunId(release.run), round_id=1, client=ClientId("c1"), attempt=1)
-    emulator = Digest.from_hex(release.lineage.emulator)
-    said: dict[str, Any] = {"key": key, "emulator": emulator, "codec": release.codec, **other}
-    recipient = to or HybridPublicKey.from_bytes(release.terms.sealing_key)
-    return envelope.to_bytes(envelope.seal(payload, recipient=recipient, secret=secret, **said).update)
-
-
-def test_a_seal_that_does_not_open_says_no_more(world: World) -> None:
-    for payload in (
-        sealed(world, b"x", to=HybridPrivateKey.generate().public),
-        sealed(world, b"x", codec="another/1"),
-        b"no envelope",
-    ):
-        with pytest.raises(InvalidEnvelope, match=r"^the seal does not open$"):
-            world.take_in(world.forge(payload=payload))
-
-
-def test_a_seal_that_the_air_should_have_helped_to_open_is_refused(world: World) -> None:
-    with pytest.raises(MalformedUpdate, match=r"^protection: the seal asks for a secret of the wiretap code"):
-        world.take_in(world.forge(payload=sealed(world, b"x", secret=bytes(32))))
-    with pytest.raises(DigestMismatch, match=r"^payload: sealed for emulator"):
-        world.take_in(world.forge(payload=sealed(world, b"x", emulator=Digest.of(b"another"))))
-
-
-def test_what_does_not_decode_or_changed_too_much_is_refused_and_leaves_nothing(world: World) -> None:
-    with pytest.raises(MalformedUpdate):
-        world.take_in(world.forge(payload=sealed(world, b"not an adapter")))
-    shipped, bundle = shipped_of(world), read_bundle(world.folder / "bundle.safetensors")
-    codec = make_codec(world.scenario.codec, shipped=shipped)
-    far = AdapterState({name: tensor * 5.0 for name, tensor in shipped.tensors.items()})
-    blob = codec.encode(far, budget_bytes=budget_bytes(bundle.schema, config=world.scenario.codec))
-    with pytest.raises(LimitExceeded, match=r"^owner\.gate\.norm_max: .* limit 2; owner\.gate\.reach_max: "):
-        world.take_in(world.forge(payload=sealed(world, blob)))
-    with pytest.raises(LimitExceeded, match=r"^payload\.size: "):
-        world.take_in(world.forge(payload=bytes(codec.bytes_max + envelope.OVERHEAD_MAX + 1)))
-    assert not (world.state / "adapters").exists()
-    assert not (world.state / "returns").exists()
-    assert not versions_of(world).all()
-    (aside,) = quarantined(world.state / "quarantine")
-    assert (aside.reason.client, aside.reason.screens[0].setting) == ("c1", "owner.gate.norm_max")
-
-
-def test_a_return_for_the_model_of_another_scenario_is_refused(world: World) -> None:
-    other = scenario_of(world.folder, model={"source": SPEC.replace("seed=1", "seed=2"), "adapter_bottom": 2, "adapter_top": 1})
-    with pytest.raises(DigestMismatch, match=r"^lineage\.base: the return is for model"):
-        world.take_in(scenario=other)
-
-
-def test_an_emulator_that_moved_can_be_pointed_at_and_must_be_the_same(world: World) -> None:
-    moved = world.folder / "moved.safetensors"
-    (record,) = (world.state / "releases").iterdir()
-    gone = {**json.loads(record.read_bytes()), "emulator": str(world.folder / "gone")}
-    record.write_bytes(msgspec.json.encode(gone))
-    with pytest.raises(ConfigError, match=r"^--emulator: .*gone"):
-        world.take_in()
-    (world.folder / "bundle.safetensors").rename(moved)
-    other = tiny_bundle(world.folder, 3)
-    with pytest.raises(DigestMismatch, match=r"^lineage\.plan: "):
-        world.take_in(emulator=other)
-    assert not world.take_in(emulator=moved).before
-
-
-# What a release may not be.
-
-
-def test_a_release_by_anybody_but_an_owner_is_not_trained_on(world: World) -> None:
-    container, by = read_container(world.release), world.cast.client("c2")
-    statement = msgspec.structs.replace(container.statement, signer=by.signer)
-    sign(world.release, statement, by=by, payload=container.payload())
-    with pytest.raises(UntrustedSigner, match=r"^signer\.identity: hushtune://client/c2 may not sign a release"):
-        train(world.order(), clock=CLOCK, telling=CLIENT_TELLING)
-
-
-def test_a_damaged_emulator_is_noticed_before_training_and_nothing_stays_behind(world: World) -> None:
-    data = bytearray(world.release.read_bytes())
-    data[-1] ^= 1
-    world.release.write_bytes(data)
-    before = sorted(p.name for p in world.folder.iterdir())
-    with pytest.raises(DigestMismatch, match=r"^payload\.digest"):
-        train(world.order(), clock=CLOCK, telling=CLIENT_TELLING)
-    assert sorted(p.name for p in world.folder.iterdir()) == before
-
-
-@pytest.mark.parametrize("field", ["base", "tokenizer", "plan", "schema"])
-def test_a_release_that_says_other_than_its_emulator_is_refused_by_the_field(world: World, field: str) -> None:
-    container, by = read_container(world.release), world.cast.owner
-    lineage = msgspec.structs.replace(container.statement.lineage, **{field: "0" * 64})
-    sign(world.release, msgspec.structs.replace(container.statement, lineage=lineage), by=by, payload=container.payload())
-    with pytest.raises(DigestMismatch, match=rf"^lineage\.{field}: the release says 000000000000"):
-        train(world.order(), clock=CLOCK, telling=CLIENT_TELLING)
-
-
-def test_a_codec_of_another_version_is_named(world: World) -> None:
-    container, by = read_container(world.release), world.cast.owner
-    sign(world.release, msgspec.structs.replace(container.statement, codec="another/9"), by=by, payload=container.payload())
-    with pytest.raises(ScenarioMismatch, match=r"^codec: the release decodes another/9"):
-        train(world.order(), clock=CLOCK, telling=CLIENT_TELLING)
-
-
-def test_a_release_is_in_the_exposure_ledger_and_written_down_before_it_is_handed_out(world: World) -> None:
-    (release,) = read_ledger(world.state / LEDGER)
-    assert release.recipients == ("c1", "c2")
-    (kept,) = released(world.state)
-    assert kept.container.head() == read_container(world.release).head()
-    assert kept.container.statement.lineage.emulator == Digest.of((world.folder / "bundle.safetensors").read_bytes()).hex
-
-
-def test_a_release_that_shows_too_much_is_not_written(world: World, tmp_path: Path) -> None:
-    owner = {"emulator": {"method": "uniform", "drop": 2}, "exposure": {"share_max": 0.01}}
-    strict = replace(world, scenario=scenario_of(world.folder, owner=owner))
-    with pytest.raises(ExposureExceeded):
-        export_of(strict, state=tmp_path / "fresh", out=tmp_path / "release.htb")
-    assert not (tmp_path / "release.htb").exists()
-    assert not (tmp_path / "fresh" / "releases").exists()
-
-
-def test_a_release_is_for_those_named_and_only_for_clients_of_the_scenario(world: World) -> None:
-    statement = export_of(world, recipients=("c2",), out=world.folder / "second.htb").statement
-    assert isinstance(statement, ReleaseStatement)
-    assert statement.terms.recipients == ("c2",)
-    with pytest.raises(ConfigError, match="no client 'c9'"):
-        export_of(world, recipients=("c9",))
-
-
-def test_a_second_copy_of_a_release_is_answered_in_the_same_round(world: World) -> None:
-    world.take_in()
-    export_of(world, licence="MIT")
-    train(world.order(seed=3), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(Replayed):
-        world.take_in()
-
-
-def test_an_emulator_of_the_wrong_model_is_not_released(world: World) -> None:
-    other = scenario_of(world.folder, model={"source": SPEC.replace("seed=1", "seed=2"), "adapter_bottom": 2, "adapter_top": 1})
-    with pytest.raises(ConfigError, match=r"^model\.source: is model"):
-        export_of(replace(world, scenario=other))
-
-
-def test_without_an_emulator_the_one_of_the_last_run_is_released(world: World) -> None:
-    with pytest.raises(ConfigError, match="hushtune emulator build"):
-        export_of(world, emulator=None)
-    about = {"bundle": str(world.folder / "bundle.safetensors")}
-    (world.state / "owner.json").write_text(json.dumps(about), encoding="utf-8")
-    assert export_of(world, emulator=None).statement.payload.size == (world.folder / "bundle.safetensors").stat().st_size
-
-
-# What is told, and what is not.
-
-
-def test_a_return_tells_what_was_done_and_nothing_of_the_text(world: World) -> None:
-    statement = read_container(world.answer).statement
-    assert isinstance(statement, ReturnStatement)
-    did = statement.training
-    assert (did.windows, did.epochs, did.tokens, did.steps, did.privacy) == (24, 1, 24 * 17, 3, None)
-    assert statement.protection == "crypto_only"
-    assert statement.provenance.datasets == ()
-    content = world.answer.read_bytes()
-    assert SECRET.encode() not in content
-    assert str(world.folder).encode() not in content
-    assert stat.S_IMODE(world.answer.stat().st_mode) == 0o600
-
-
-def test_a_release_names_its_sources_without_folders(world: World) -> None:
-    statement = read_container(world.release).statement
-    assert (statement.provenance.model, statement.provenance.datasets) == (SPEC, ("txt:public.txt",))
-    assert str(world.folder).encode() not in read_container(world.release).head()
-
-
-@pytest.mark.slow
-def test_a_private_training_says_what_it_spent(world: World) -> None:
-    order = world.order(dp=DpConfig(epsilon=8.0, delta=1e-3), described=("forty lines of a log",))
-    statement = train(order, clock=CLOCK, telling=CLIENT_TELLING).container.statement
-    assert isinstance(statement, ReturnStatement)
-    spent = statement.training.privacy
-    assert spent is not None
-    assert 0.0 < spent.epsilon <= 8.0
-    assert (spent.delta, spent.unit, statement.provenance.datasets) == (1e-3, "window", ("forty lines of a log",))
-
-
-def test_a_smaller_share_makes_a_smaller_return(world: World) -> None:
-    small = train(world.order(share=0.6, out=world.folder / "s.htb"), clock=CLOCK, telling=CLIENT_TELLING)
-    schema = read_bundle(world.folder / "bundle.safetensors").schema
-    assert small.bytes_encoded <= budget_bytes(schema, config=world.scenario.codec, share=0.6)
-    assert small.container.statement.payload.size < read_container(world.answer).statement.payload.size
-    assert not world.take_in(world.folder / "s.htb").before
-
-
-def test_a_share_that_no_encoding_fits_costs_no_training(world: World) -> None:
-    told: list[str] = []
-    order = world.order(share=0.001, out=world.folder / "s.htb")
-    made = train(order, clock=CLOCK, telling=replace(CLIENT_TELLING, phase=told.append))
-    schema = read_bundle(world.folder / "bundle.safetensors").schema
-    assert made.bytes_encoded > budget_bytes(schema, config=world.scenario.codec, share=0.001)
-    assert any(line.startswith("--share grants") for line in told)
-    assert not world.take_in(world.folder / "s.htb").before
-
-
-def test_orders_that_nobody_can_carry_out_name_the_option(world: World) -> None:
-    cases: list[tuple[str, dict[str, Any]]] = [
-        ("--share", {"share": 0.0}),
-        ("--epochs", {"epochs": 0}),
-        ("--licence", {"licence": "two\nlines"}),
-        ("--describe", {"described": ("\x1b[2J",)}),
-    ]
-    for option, changed in cases:
-        with pytest.raises(ConfigError) as caught:
-            world.order(**changed)
-        assert caught.value.field == option
-    with pytest.raises(ConfigError, match=r"private\.txt/c1\.htb: cannot be written"):
-        train(world.order(out=world.folder / "private.txt" / "c1.htb"), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(ConfigError, match=r"^--work: cannot write into"):
-        train(world.order(work=world.folder / "private.txt"), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(ConfigError, match=r"^--out: .* is a folder"):
-        train(world.order(out=world.folder), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(ConfigError, match=r"^--epochs: the release asks for 1;"):
-        train(world.order(epochs=2), clock=CLOCK, telling=CLIENT_TELLING)
-    with pytest.raises(ConfigError, match=r"^--run: begins with 'offline-'"):
-        export_of(world, run="run-1")
-    with pytest.raises(ConfigError, match=r"^--kit: is of hushtune://owner/owner"):
-        train(world.order(kit=world.cast.kit(Role.OWNER, "owner")), clock=CLOCK, telling=CLIENT_TELLING)
-    (world.folder / "private.txt").write_text("short", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^--data: 1 records do not fill one window of 17 tokens"):
-        train(world.order(), clock=CLOCK, telling=CLIENT_TELLING)

@@ -11,27 +11,18 @@ import pytest
 
 from hushtune_common.adapter import load_adapter
 from hushtune_common.model.bundle import read_bundle
+from tests.small import MODEL_AND_TEXTS, WIDE_GATE, clients
 from tests.troupe import SERVERS, Troupe, on_stage
 
-SCENARIO = """
-name = "three-rounds"
-seed = 3
-[model]
-source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
-adapter_bottom = 1
-adapter_top = 1
-[data]
-private = "txt:private.txt"
-public = "txt:public.txt"
-window_tokens = 33
-train_windows = 16
-test_windows = 8
-public_windows = 4
-[owner]
+SCENARIO = (
+    'name = "three-rounds"\nseed = 3'
+    + MODEL_AND_TEXTS
+    + """[owner]
 emulator = { method = "linear", drop = 2, ranking = "uniform", harmonizer_rank = 4, fit_tokens = 200 }
 realign_steps = 1
-gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
-[training]
+"""
+    + WIDE_GATE
+    + """[training]
 learning_rate = 3e-3
 epochs = 30
 proximal = 0.001
@@ -47,13 +38,9 @@ stragglers = { kind = "everyone" }
 connect_s = 60
 idle_s = 60
 round_s = 400
-[[clients]]
-id = "c1"
-position = { x_m = -60.0, y_m = 40.0 }
-[[clients]]
-id = "c2"
-position = { x_m = -80.0, y_m = -40.0 }
 """
+    + clients("c1", "c2")
+)
 MARKED = ("realign_steps = 1\n", "realign_steps = 1\nfingerprint = {}\n")
 """Every client gets a copy of its own."""
 MEASURED = ("rounds = 3\n", 'rounds = 3\nallocator = { utility = { kind = "measured", every_round = true } }\n')

@@ -18,26 +18,17 @@ from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.governor import Unpaced
 from hushtune_common.secagg.layout import grid_for
 from hushtune_common.seeding import SeedTree
+from tests.small import MODEL_AND_TEXTS, WIDE_GATE, clients
 from tests.troupe import SERVERS, Troupe, on_stage
 
-SCENARIO = """
-name = "sums"
-seed = 3
-[model]
-source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
-adapter_bottom = 1
-adapter_top = 1
-[data]
-private = "txt:private.txt"
-public = "txt:public.txt"
-window_tokens = 33
-train_windows = 16
-test_windows = 8
-public_windows = 4
-[owner]
+SCENARIO = (
+    'name = "sums"\nseed = 3'
+    + MODEL_AND_TEXTS
+    + """[owner]
 emulator = { method = "uniform", drop = 2 }
-gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
-aggregation = { kind = "secure", bits = 8, weights = "windows" }
+"""
+    + WIDE_GATE
+    + """aggregation = { kind = "secure", bits = 8, weights = "windows" }
 [training]
 learning_rate = 3e-3
 epochs = 30
@@ -51,16 +42,9 @@ stragglers = { kind = "quorum", share = 0.6, wait_after_s = 20.0 }
 connect_s = 60
 idle_s = 14
 round_s = 240
-[[clients]]
-id = "c1"
-position = { x_m = -60.0, y_m = 40.0 }
-[[clients]]
-id = "c2"
-position = { x_m = -80.0, y_m = -40.0 }
-[[clients]]
-id = "c3"
-position = { x_m = -50.0, y_m = 60.0 }
 """
+    + clients("c1", "c2", "c3")
+)
 CLIENTS = ("c1", "c2", "c3")
 
 

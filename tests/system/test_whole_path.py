@@ -12,24 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
-TINY = """
-name = "tiny"
-seed = 3
-[model]
-source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
-adapter_bottom = 1
-adapter_top = 1
-[data]
-private = "txt:private.txt"
-public = "txt:public.txt"
-window_tokens = 33
-train_windows = 16
-test_windows = 8
-public_windows = 4
-[owner]
+from tests.small import MODEL_AND_TEXTS, WIDE_GATE, clients
+
+TINY = (
+    'name = "tiny"\nseed = 3'
+    + MODEL_AND_TEXTS
+    + """[owner]
 emulator = { method = "uniform", drop = 2 }
-gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
-[training]
+"""
+    + WIDE_GATE
+    + """[training]
 learning_rate = 1e-2
 batch_windows = 8
 [air]
@@ -41,16 +33,9 @@ stragglers = { kind = "quorum", share = 0.6, wait_after_s = 10.0 }
 connect_s = 20
 idle_s = 6
 round_s = 120
-[[clients]]
-id = "c1"
-position = { x_m = -60.0, y_m = 40.0 }
-[[clients]]
-id = "c2"
-position = { x_m = -80.0, y_m = -40.0 }
-[[clients]]
-id = "c3"
-position = { x_m = -50.0, y_m = 60.0 }
 """
+    + clients("c1", "c2", "c3")
+)
 
 _SUBJECTS = (
     "the river",

@@ -5,6 +5,8 @@ from typing import Final
 from hushtune_common.events.event import CLIENT, REFEREE, event
 
 _C: Final = (CLIENT,)
+_FRAME: Final = ("round_id", "attempt", "part", "blocks", "blocks_coded", "seconds", "fidelity")
+_FRAME_WORDS: Final = {"bytes_frame": "size of the file", "randomness": "os, or seeded: then nothing is secret"}
 
 TRAINING: Final = (
     event(
@@ -104,29 +106,15 @@ UPDATE: Final = (
         "frame_encoded",
         _C,
         "Hash blocks were coded with fresh random bits into a frame file.",
-        "round_id",
-        "attempt",
-        "part",
-        "blocks",
-        "blocks_coded",
-        "seconds",
-        "fidelity",
-        bytes_frame="size of the file",
-        randomness="os, or seeded: then nothing is secret",
+        *_FRAME,
+        **_FRAME_WORDS,
     ),
     event(
         "frame_reused",
         _C,
         "The frame of an earlier life of this process is still there and is sent as it is.",
-        "round_id",
-        "attempt",
-        "part",
-        "blocks",
-        "blocks_coded",
-        "seconds",
-        "fidelity",
-        bytes_frame="size of the file",
-        randomness="os, or seeded: then nothing is secret",
+        *_FRAME,
+        **_FRAME_WORDS,
     ),
     event(
         "frame_transmitted",

@@ -11,25 +11,24 @@ from hushtune_common.model.layout import layout_of
 from hushtune_common.model.naming import block_of, inner_of
 from hushtune_common.model.plan import Plan
 from hushtune_common.model.sources import ModelSource
-from hushtune_server.owner.emulators.ablation import Ablation
 from hushtune_server.owner.emulators.crash import Crash
 from hushtune_server.owner.emulators.distill import Distill
 from hushtune_server.owner.emulators.gradot import Gradot
-from hushtune_server.owner.emulators.greedy import Greedy
 from hushtune_server.owner.emulators.influence import Influence
 from hushtune_server.owner.emulators.margin import Margin
 from hushtune_server.owner.emulators.method import EmulatorMethod, EmulatorRequest, both_ends
 from hushtune_server.owner.emulators.quantising import Quantising
+from hushtune_server.owner.emulators.ranked_drop import RankedDrop
 from hushtune_server.owner.emulators.scaleot import Scaleot
 from hushtune_server.owner.emulators.uniform import Uniform
 from hushtune_server.owner.emulators.width import Width
 
 METHODS: Mapping[str, Callable[[Any], EmulatorMethod]] = {
-    "ablation": Ablation,
+    "ablation": RankedDrop,
     "crash": Crash,
     "distill": Distill,
     "gradot": Gradot,
-    "greedy": Greedy,
+    "greedy": RankedDrop,
     "influence": Influence,
     "linear": Distill,
     "margin": Margin,
