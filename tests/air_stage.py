@@ -5,16 +5,20 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from msgspec import structs
 
 from hushtune_common.clock import Clock, SystemClock
 from hushtune_common.config import LimitsConfig, Scenario
+from hushtune_common.link import modem
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.frame import FrameChunk
+from hushtune_common.link.noise import NoiseKey
 from hushtune_common.link.reception import Reception
 from hushtune_common.messages import (
     Digest,
@@ -152,6 +156,15 @@ class Air:
         return sorted("/".join(p.relative_to(complete).parts[:4]) for p in complete.rglob("*") if p.is_file())
 
 
+@cache
+def warmed() -> None:
+    """Compile what the air computes with once, so that no call's deadline has to allow for it."""
+    words = np.zeros((1, 96), dtype=np.uint8)
+    path = modem.Path(snr=1.0, gains=None, key=NoiseKey.of(SEEDS), first=0)
+    for compute in (modem.soft_values, modem.densities, modem.received):
+        compute(words, dither=words, modulation="qpsk", path=path)
+
+
 @asynccontextmanager
 async def running(
     kits: Kits,
@@ -165,6 +178,7 @@ async def running(
     clock: Clock = CLOCK,
     **air: Any,
 ) -> AsyncGenerator[Air]:
+    warmed()
     setting = scenario(air={"shadowing_db": 0.0, "fidelity": fidelity, **air}, secrecy={"protections": list(protections)})
     setting = structs.replace(setting, limits=limits or LimitsConfig())
     store = BlobStore(folder / "blobs", quota_bytes=quota_bytes)
