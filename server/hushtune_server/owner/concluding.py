@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from hushtune_common.errors import ConfigError, ProtocolFault, QuorumMissed, TrainerFailed
 from hushtune_common.logs import log_event
@@ -59,7 +60,7 @@ class Concluding:
         if coordinator.allocator.utility.every_round and not stopped and round_id < coordinator.rounds:
             await self._tell_worth(round_id + 1)
         conclusion = Conclusion(run=standing.run, round_id=round_id, last=bool(stopped), reason=stopped)
-        await standing.say(lambda: self._coordinator.conclude(conclusion), refused="conclusion_refused", round_id=round_id)
+        await self._tell(lambda: self._coordinator.conclude(conclusion), refused="conclusion_refused", round_id=round_id)
 
     async def _conclude(self, directive: Directive) -> Closing:
         """Average what the round accepted, keep it or not, and decide whether another round is wanted."""
@@ -108,7 +109,7 @@ class Concluding:
         log_event(_log, "sum_survivors_named", round_id=round_id, survivors=list(survivors.members), dropped=dropped)
         standing.enter(f"waiting for shares of round {round_id}")
         announce = partial(self._coordinator.announce, standing.run, round_id, survivors)
-        await standing.say(announce, refused="survivors_refused", round_id=round_id)
+        await self._tell(announce, refused="survivors_refused", round_id=round_id)
         waits = {
             asyncio.ensure_future(standing.desk.until(lambda: not sums.lacking(round_id))),
             asyncio.ensure_future(standing.clock.sleep(opening_s(standing.scenario.timing))),
@@ -130,7 +131,13 @@ class Concluding:
         except (ConfigError, TrainerFailed) as fault:
             log_event(_log, "utility_unchanged", level=logging.WARNING, round_id=round_id, problem=str(fault))
             return
-        await standing.say(lambda: self._coordinator.tell_worth(curve), refused="utility_refused", round_id=round_id)
+        await self._tell(lambda: self._coordinator.tell_worth(curve), refused="utility_refused", round_id=round_id)
+
+    async def _tell(self, call: Callable[[], Awaitable[None]], *, refused: str, **about: Any) -> None:
+        """Tell a peer; what it will not hear is logged as ``refused``."""
+        fault = await self._standing.say(call)
+        if fault is not None:
+            log_event(_log, refused, **about, reason=fault.reason, problem=str(fault))
 
     async def _publish(self, round_id: int) -> None:
         standing, press = self._standing, self._press

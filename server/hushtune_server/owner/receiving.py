@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 from hushtune_common.errors import AbstractionContradicted, OperatingFault, ProtocolFault, StaleRound
 from hushtune_common.logs import log_event
@@ -15,7 +17,7 @@ from hushtune_common.messages import ClientId, Digest, Receipt, ReceptionNotice,
 from hushtune_server.owner.book import JUDGED, Judgement, refusal, to_body
 from hushtune_server.owner.ports import AirPort, Bench, CoordinatorPort
 from hushtune_server.owner.reception import Bounds, UpdateReception
-from hushtune_server.owner.standing import BenchThread, Standing, about, log_evaluation
+from hushtune_server.owner.standing import BenchThread, Standing, log_evaluation
 from hushtune_server.owner.sums import SumTable
 
 _log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ class Receiving:
         try:
             await self._standing.with_room(partial(self._receive_now, notice, slot))
         except OperatingFault as fault:
-            log_event(_log, "reception_failed", level=logging.WARNING, **about(key), reason=fault.reason, problem=str(fault))
+            log_event(_log, "reception_failed", level=logging.WARNING, **_about(key), reason=fault.reason, problem=str(fault))
 
     async def _receive_now(self, notice: ReceptionNotice, slot: Slot) -> None:
         key = notice.transmission.key
@@ -168,7 +170,7 @@ class Receiving:
         log_event(
             _log,
             "reception_decoded",
-            **about(receipt.key),
+            **_about(receipt.key),
             part=notice.transmission.part,
             digest_frame=notice.transmission.frame,
             **asdict(decoding),
@@ -185,7 +187,7 @@ class Receiving:
         log_event(
             _log,
             "update_received",
-            **about(key),
+            **_about(key),
             attempts=update.attempts,
             bytes_sealed=len(whole.blob),
             digest=await asyncio.to_thread(Digest.of, whole.blob),
@@ -206,16 +208,16 @@ class Receiving:
         try:
             await self._air.acknowledge(receipt)
         except ProtocolFault as fault:
-            log_event(_log, "receipt_refused", level=logging.WARNING, **about(key), reason=fault.reason, problem=str(fault))
+            log_event(_log, "receipt_refused", level=logging.WARNING, **_about(key), reason=fault.reason, problem=str(fault))
         except OperatingFault as fault:
-            log_event(_log, "receipt_delayed", level=logging.WARNING, **about(key), reason=fault.reason, problem=str(fault))
+            log_event(_log, "receipt_delayed", level=logging.WARNING, **_about(key), reason=fault.reason, problem=str(fault))
             return False
         return True
 
     async def _insist(self, notice: ReceptionNotice, receipt: Receipt) -> None:
         """Acknowledge a transmission, again and again while the air cannot be reached: its client waits for that."""
         if not notice.acknowledged:
-            await self._standing.say(partial(self._air.acknowledge, receipt), refused="receipt_refused", **about(receipt.key))
+            await self._tell(partial(self._air.acknowledge, receipt), refused="receipt_refused", **_about(receipt.key))
 
     async def _expect(self, slot: Slot, bench: Bench) -> UpdateReception:
         scenario, folder = self._standing.scenario, self._folder(slot)
@@ -233,12 +235,12 @@ class Receiving:
         await standing.record(JUDGED, to_body(judgement), key=f"judged/{standing.run}/{slot[0]}/{slot[1]}")
         self._forget(slot)
         if judgement.accepted:
-            log_event(_log, "update_accepted", **about(key), digest=judgement.digest)
+            log_event(_log, "update_accepted", **_about(key), digest=judgement.digest)
             if self._sums is None:
                 log_evaluation(judgement, client=key.client, round_id=key.round_id)
         else:
             why = {"reason": judgement.reason, "digest": judgement.digest}
-            log_event(_log, "update_refused", level=logging.WARNING, **about(key), **why)
+            log_event(_log, "update_refused", level=logging.WARNING, **_about(key), **why)
         standing.desk.ring()
         await self._settle(judgement)
 
@@ -246,7 +248,13 @@ class Receiving:
         """Tell the coordinator; a round that is closed there no longer wants to know."""
         settlement = Settlement(key=judgement.key, accepted=judgement.accepted)
         client = judgement.key.client
-        await self._standing.say(lambda: self._coordinator.settle(settlement), refused="settlement_refused", client=client)
+        await self._tell(lambda: self._coordinator.settle(settlement), refused="settlement_refused", client=client)
+
+    async def _tell(self, call: Callable[[], Awaitable[None]], *, refused: str, **about: Any) -> None:
+        """Tell a peer; what it will not hear is logged as ``refused``."""
+        fault = await self._standing.say(call)
+        if fault is not None:
+            log_event(_log, refused, **about, reason=fault.reason, problem=str(fault))
 
     def _forget(self, slot: Slot) -> None:
         self._updates.pop(slot, None)
@@ -259,7 +267,11 @@ class Receiving:
 def _gone(notice: ReceptionNotice, problem: str) -> None:
     """Say that a transmission cannot be heard: the client is going to notice, this process goes on."""
     key = notice.transmission.key
-    log_event(_log, "reception_gone", level=logging.WARNING, **about(key), part=notice.transmission.part, problem=problem)
+    log_event(_log, "reception_gone", level=logging.WARNING, **_about(key), part=notice.transmission.part, problem=problem)
+
+
+def _about(key: UpdateKey) -> dict[str, Any]:
+    return {"client": key.client, "round_id": key.round_id, "attempt": key.attempt}
 
 
 def _keep_only(incoming: Path, run: RunId) -> None:

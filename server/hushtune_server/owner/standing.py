@@ -10,7 +10,7 @@ from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.errors import OperatingFault, ProtocolFault, StorageFull
 from hushtune_common.logs import log_event
-from hushtune_common.messages import RunId, UpdateKey
+from hushtune_common.messages import RunId
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.disk import disk_fault
 from hushtune_common.store.journal import Journal
@@ -87,27 +87,23 @@ class Standing:
             except StorageFull as error:
                 await room.wait(error)
 
-    async def say(self, call: Callable[[], Awaitable[None]], *, refused: str, **about: Any) -> None:
-        """Tell a peer, trying again while it cannot be reached; what it will not hear is logged as ``refused``."""
+    async def say(self, call: Callable[[], Awaitable[None]]) -> ProtocolFault | None:
+        """Tell a peer, trying again while it cannot be reached; return the fault of one that will not hear it."""
         attempts = self.scenario.limits.attempts_max
         for attempt in range(1, attempts + 1):
             try:
-                return await call()
+                await call()
             except ProtocolFault as fault:
-                log_event(_log, refused, **about, reason=fault.reason, problem=str(fault))
-                return None
+                return fault
             except StorageFull:
                 raise  # waited for by whoever asked for this
             except OperatingFault:
                 if attempt == attempts:
                     raise
                 await self.clock.sleep(float(self._rng.uniform(0.0, min(_BACKOFF_CAP_S, 0.5 * 2.0**attempt))))
+            else:
+                return None
         return None
-
-
-def about(key: UpdateKey) -> dict[str, Any]:
-    """Return what every event on an update says of it."""
-    return {"client": key.client, "round_id": key.round_id, "attempt": key.attempt}
 
 
 def log_evaluation(found: Judgement | Trial, *, client: str, round_id: int) -> None:
