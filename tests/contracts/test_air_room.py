@@ -11,7 +11,7 @@ from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.store.journal import Journal
 from hushtune_server.air.fading import Geography
 from hushtune_server.air.sky import Sky
-from tests.contracts.test_air_service import CLOCK, MEDIA, SEEDS
+from tests.air_stage import CLOCK, MEDIA, SEEDS
 from tests.radio import scenario
 
 SIZE = 1 << 16

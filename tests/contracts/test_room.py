@@ -29,8 +29,8 @@ from hushtune_server.coordinator.phases import Rules, State
 from hushtune_server.coordinator.rounds import fold
 from hushtune_server.coordinator.service import Desk
 from hushtune_server.testbed.transport.crowd import scenario_of
-from tests.contracts.test_owner_rounds import World, stage
 from tests.fakes import FakeClock, FixedSolver, report_of
+from tests.owner_stage import World, stage
 
 FULL = StorageFull("the disk is full", retry_after_s=4.0)
 
