@@ -174,9 +174,11 @@ def _source(text: str) -> str:
 
 def _remembered(path: Path, given: Sequence[str]) -> tuple[str, ...]:
     """Return the sources given, and keep them for the next start; without any, those of the last one."""
+    from hushtune_common.store.files import write_durably
+
     try:
         if given:
-            path.write_bytes(msgspec.json.encode(list(given)))
+            write_durably(path, [msgspec.json.encode(list(given))])
         return tuple(msgspec.json.decode(path.read_bytes(), type=list[str])) if path.exists() else ()
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(str(path), f"cannot be used ({error}); name your files with --data") from error

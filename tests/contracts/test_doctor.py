@@ -90,6 +90,7 @@ def test_what_is_wrong_with_the_kit_is_found_before_anybody_is_called(kits: Kits
         (revoked, "revocation list", "client/lost was revoked on"),
         (mixed, "names", "the certificate is of hushtune://client/other"),
         (gone, "kit", "tls.key: this file of the kit is missing"),
+        (tmp_path / "nowhere.zip", "kit", "nowhere.zip: there is no such file or folder"),
     ):
         found = asyncio.run(examined(folder, tmp_path, owner="127.0.0.1:1"))
         assert (found[check].verdict, text in found[check].text) == (Verdict.FAIL, True), found

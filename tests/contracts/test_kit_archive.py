@@ -153,6 +153,15 @@ def again(good: bytes, **extra: bytes) -> Callable[[zipfile.ZipFile], None]:
     return write
 
 
+def test_a_kit_that_was_zipped_again_is_told_as_that(good: bytes):
+    again = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(good)) as made, zipfile.ZipFile(again, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in made.namelist():
+            file.writestr(name, made.read(name))
+    with pytest.raises(ConfigError, match="packed by something else than"):
+        archive.parse(again.getvalue(), name="kit.zip")
+
+
 def test_a_bomb_is_refused_before_it_grows(good: bytes):
     bomb = zipped(again(good, **{"ca.crl": bytes(64 << 20)}), compression=zipfile.ZIP_DEFLATED)
     assert len(bomb) < 200_000

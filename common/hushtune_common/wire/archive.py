@@ -275,9 +275,9 @@ def _members(content: bytes, refuse: _Refuse) -> dict[str, bytes]:
     if not members:
         raise refuse("is not a kit file")
     missing = sorted(_SIZES_MAX.keys() - members.keys() - {SCENARIO})
-    if missing:
+    if missing and content[at : at + 4] == _CENTRAL_MARK:
         raise refuse(f"lacks {missing[0]}")
-    if lay_out(members) != content:
+    if missing or lay_out(members) != content:
         raise refuse("was damaged, or packed by something else than `hushtune kit create`")
     return members
 
