@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hushtune_client.offline import Telling
+    from hushtune_client.own_training import OwnTraining
     from hushtune_common.config import ComputeConfig, DpConfig
     from hushtune_common.model.finetune import Progress as Step
+    from hushtune_common.peft.indices import Counting
 
 _File = Annotated[Path, Parameter(help="A signed bundle: a release or a return.")]
 _Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")]
+_Release = Annotated[Path, Parameter(help="The release, as written by `hushtune bundle export-release`.")]
+_Kit = Annotated[Path, Parameter(help="This client's kit; signs.")]
 _TRUST = "a kit or `ca.crt` for everybody of that authority, or a file of pinned keys for one signer."
+_Trusted = Annotated[Path | None, Parameter(help=f"Whom to trust: {_TRUST} The kit's own authority unless given.")]
 _PostQuantum = Annotated[
     bool,
     Parameter(help="Refuse whatever a quantum computer could forge; needs pinned keys, as certificates are on P-256."),
@@ -27,6 +32,7 @@ def register(app: App) -> None:
     """Add the ``bundle`` commands to the command line."""
     bundle = App(name="bundle", help="Signed bundles: take part without a network.")
     bundle.command(train)
+    bundle.command(write_emulator, name="emulator")
     bundle.command(inspect)
     bundle.command(verify)
     bundle.command(write_key, name="key")
@@ -34,14 +40,26 @@ def register(app: App) -> None:
 
 
 def train(
-    release: Annotated[Path, Parameter(help="The release, as written by `hushtune bundle export-release`.")],
+    release: _Release,
     *,
     data: Annotated[
-        str, Parameter(help="Your own text: txt:FILE (a record per line), jsonl:FILE or csv:FILE (field text). It stays here.")
-    ],
+        str | None,
+        Parameter(help="Your own text: txt:FILE (a record per line), jsonl:FILE or csv:FILE (field text). It stays here."),
+    ] = None,
     out: Annotated[Path, Parameter(help="File to write the return to.")],
-    kit: Annotated[Path, Parameter(help="This client's kit; signs.")],
-    trust: Annotated[Path | None, Parameter(help=f"Whom to trust: {_TRUST} The kit's own authority unless given.")] = None,
+    kit: _Kit,
+    trust: _Trusted = None,
+    adapter_from: Annotated[
+        Path | None,
+        Parameter(
+            help="Return what you trained yourself on the emulator (`bundle emulator`), and train nothing here: "
+            "the folder of a LoRA, or a patch or adapter in a safetensors file. In place of --data."
+        ),
+    ] = None,
+    indices: Annotated[
+        Literal["short", "original"] | None,
+        Parameter(help="Whether that LoRA's names count the emulator's blocks or the full model's; asked where nothing says it."),
+    ] = None,
     require_post_quantum: _PostQuantum = False,
     share: Annotated[float, Parameter(help="How much of a full update's bytes to use, above 0 and at most 1.")] = 1.0,
     epochs: Annotated[int | None, Parameter(help="Passes over your text, at most what the release asks for.")] = None,
@@ -49,8 +67,11 @@ def train(
         float | None, Parameter(help="Train with differential privacy of single windows, at most so much.")
     ] = None,
     delta: Annotated[float, Parameter(help="The other half of the promise; with --epsilon.")] = 1e-5,
-    threads: Annotated[int, Parameter(help="Torch threads.")] = 1,
-    seed: Annotated[int, Parameter(help="Decides the order of windows; privacy draws from the operating system instead.")] = 0,
+    threads: Annotated[int | None, Parameter(help="Torch threads; 1 unless given.")] = None,
+    seed: Annotated[
+        int | None,
+        Parameter(help="Decides the order of windows, 0 unless given; privacy draws from the operating system instead."),
+    ] = None,
     work: Annotated[
         Path | None, Parameter(help="Folder for the emulator while training lasts; that of --out unless given.")
     ] = None,
@@ -64,6 +85,8 @@ def train(
     The return can be read by the owner alone: it is sealed to the owner's key. No wiretap code protects it on top, and what its
     statement says (who, when, how many windows and tokens) is in the open.
 
+    With `--adapter-from my-lora` it returns what you trained elsewhere, and its statement says nothing of how that was done.
+
     Example: `hushtune-client bundle train release.htb --data txt:my-texts.txt --kit kits/c1 --out c1.htb`
     """
     from hushtune_client.offline import Order
@@ -72,9 +95,11 @@ def train(
     from hushtune_common.release.inspection import SEALED
     from hushtune_common.release.trust import load_anchor
 
+    own = _own_training(adapter_from, indices, unused={"--threads": threads, "--seed": seed})
     order = Order(
         release=release,
         data=data,
+        own=own,
         out=out,
         kit=kit,
         anchor=load_anchor(trust or kit),
@@ -82,8 +107,8 @@ def train(
         share=share,
         epochs=epochs,
         dp=None if epsilon is None else _private(epsilon, delta),
-        compute=_compute(threads),
-        seed=seed,
+        compute=_compute(1 if threads is None else threads),
+        seed=seed or 0,
         work=work,
         licence=licence,
         described=describe,
@@ -98,6 +123,36 @@ def train(
             "protection": SEALED,
         }
     )
+
+
+def write_emulator(
+    release: _Release,
+    *,
+    out: Annotated[Path, Parameter(help="File to write the emulator to, safetensors.")],
+    kit: Annotated[Path, Parameter(help="This client's kit.")],
+    trust: _Trusted = None,
+    require_post_quantum: _PostQuantum = False,
+) -> None:
+    """Take the emulator out of a release that is believed, to train on it with tools of your own.
+
+    `export-emulator` makes a plain model of it, `bundle train --adapter-from` returns what you made of that.
+
+    Example: `hushtune-client bundle emulator release.htb --kit kits/c1 --out emulator.safetensors`
+    """
+    from hushtune_client import offline
+    from hushtune_common.clock import SystemClock
+    from hushtune_common.release.trust import load_anchor
+
+    bundle = offline.write_emulator(
+        release,
+        out=out,
+        kit=kit,
+        anchor=load_anchor(trust or kit),
+        clock=SystemClock(),
+        telling=_telling(),
+        require_post_quantum=require_post_quantum,
+    )
+    _print_pairs({"emulator": str(out), "of model": bundle.base_digest.hex, "next": f"hushtune-client export-emulator {out}"})
 
 
 def inspect(file: _File, *, json_: _Json = False) -> None:
@@ -157,6 +212,23 @@ def write_key(
     signer = signatory(kit, clock=SystemClock()).signer
     write_pin(out, signer)
     _print_pairs({"signer": signer.identity, "algorithms": ", ".join(signer.algorithms), "key": signer.key.fingerprint.hex})
+
+
+def _own_training(
+    path: Path | None, indices: "Counting | None", *, unused: "Mapping[str, object | None]"
+) -> "OwnTraining | None":
+    """Return what was trained elsewhere, if anything; ``unused`` are options that then nothing would look at."""
+    from hushtune_client.own_training import OwnTraining
+    from hushtune_common.errors import ConfigError
+
+    if path is None:
+        if indices is not None:
+            raise ConfigError("--indices", "says how --adapter-from counts blocks; give that, too")
+        return None
+    for option, value in unused.items():
+        if value is not None:
+            raise ConfigError(option, "is for a training here, and --adapter-from brings one that is over")
+    return OwnTraining(path=path, indices=indices)
 
 
 def _private(epsilon: float, delta: float) -> "DpConfig":

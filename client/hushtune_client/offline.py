@@ -7,6 +7,7 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -48,9 +49,12 @@ from hushtune_common.seeding import SeedTree
 if TYPE_CHECKING:  # torch is imported when training begins
     from collections.abc import Generator
 
+    from hushtune_client.own_training import OwnTraining
     from hushtune_common.model.finetune import Progress as Step
 
 DEFAULT_COMPUTE: Final = ComputeConfig()
+Learning = Callable[[Bundle], tuple[AdapterState, Training | None]]
+"""Makes the adapter of an emulator, and says how; nothing where that was elsewhere."""
 _PACKAGES: Final = ("hushtune-client", "torch", "safetensors", "cryptography")
 
 
@@ -67,13 +71,15 @@ class Telling:
 class Order:
     """What to train on what. ``release`` and ``out`` are files, ``kit`` a folder, ``data`` a source such as ``txt:FILE``.
 
+    With ``own`` in place of ``data`` nothing is trained here: what the client trained elsewhere is returned.
     ``share`` is how much of a full update's bytes to use; ``epochs`` and ``dp`` take the place of what the release asks for.
     ``described`` is what the statement says of the text; nothing by default. The emulator lies in ``work`` while training lasts,
     beside ``out`` by default.
     """
 
     release: Path
-    data: str
+    data: str | None = None
+    own: "OwnTraining | None" = None
     out: Path
     kit: Path
     anchor: Anchor
@@ -88,7 +94,12 @@ class Order:
     described: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what no training has, and words that no statement can carry."""
+        """Refuse what no training has or would look at, and words that no statement can carry."""
+        if (self.data is None) == (self.own is None):
+            raise ConfigError("--data, --adapter-from", "give one of them: text to train on, or what was trained elsewhere")
+        for option, value in (("--epochs", self.epochs), ("--epsilon", self.dp)):
+            if self.own is not None and value is not None:
+                raise ConfigError(option, "is for a training here, and --adapter-from brings one that is over")
         if not 0.0 < self.share <= 1.0:
             raise ConfigError("--share", f"lies above 0 and is at most 1, got {self.share}")
         if self.epochs is not None and self.epochs < 1:
@@ -110,37 +121,91 @@ class Returned:
 def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     """Verify a release, train its adapter blocks on one's own text, and write them sealed and signed to ``order.out``.
 
-    The emulator is copied out of the release into ``order.work`` for as long as it takes. Raises `UntrustedSigner` (see
-    `verify`), `NotYours` when the release is for others, `DigestMismatch` naming what of the emulator is not as stated,
-    `ScenarioMismatch` for a codec that this program does not make, `TrainerFailed`, and `ConfigError` naming the option.
+    With ``order.own`` they are those of a training elsewhere, and the statement says nothing of how it was done. The emulator is
+    copied out of the release into ``order.work`` for as long as it takes. Raises `UntrustedSigner` (see `verify`), `NotYours`
+    when the release is for others, `DigestMismatch` naming what of the emulator is not as stated, `ScenarioMismatch` for a codec
+    that this program does not make, `TrainerFailed`, and `ConfigError` naming the option.
     """
     _require_room(order.out)
     by = _client(order.kit, clock=clock)
-    container = read_container(order.release)
-    release = release_in(container)
-    verify(container, anchor=order.anchor, clock=clock, require_post_quantum=order.require_post_quantum)
-    require_recipient(release, by.caller.name)
+    container, release = _opened(order.release, order.anchor, of=by, clock=clock, post_quantum=order.require_post_quantum)
     recipient = HybridPublicKey.from_bytes(release.terms.sealing_key)
-    records = load_records(order.data)
-    training = _training(order, release.terms.training)
+    make = _learning(order, release, clock=clock, telling=telling)
     with _emulator_of(container, order.work or order.out.parent, telling=telling) as path:
         bundle = _checked(path, release)
-        windows = _windows(records, bundle, release)
         codec = _codec(bundle, release)
-        telling.phase("loading torch and the emulator")
-        state, last = _trained(path, windows, order=order, training=training, clock=clock, telling=telling)
-        _require_usable(state, bundle)
+        state, training = make(bundle)
         if (noise := release.terms.settings.noise) is not None:
             said = NoiseStatement.of(noise.promise, counts=[spec.count for spec in bundle.schema], rounds=1)
             telling.phase(f"hiding the update in noise: {said.words}")
         telling.phase("encoding, sealing and signing")
         encoded = _encoded(state, codec, release, schema=bundle.schema, share=order.share, telling=telling)
     sealed = _sealed(encoded, release, to=recipient, client=by.caller.name)
-    said = _said(training, last, windows=len(windows))
-    answer = _answer(order, container, release, by=by, sealed=sealed, training=said, clock=clock)
+    answer = _answer(order, container, release, by=by, sealed=sealed, training=training, clock=clock)
     written = signed_container(answer, by=by, path=order.out)
     write_container(written, payload=[sealed])
     return Returned(container=written, bytes_raw=state.bytes_raw, bytes_encoded=len(encoded))
+
+
+def write_emulator(
+    release: Path, *, out: Path, kit: Path, anchor: Anchor, clock: Clock, telling: Telling, require_post_quantum: bool = False
+) -> Bundle:
+    """Verify a release and write its emulator to ``out``, whole or not at all, to train on it elsewhere; errors as `train`."""
+    _require_room(out)
+    by = _client(kit, clock=clock)
+    container, said = _opened(release, anchor, of=by, clock=clock, post_quantum=require_post_quantum)
+    with _emulator_of(container, out.parent, telling=telling) as path:
+        _checked(path, said)
+        path.replace(out)
+    return read_bundle(out)
+
+
+def _opened(
+    release: Path, anchor: Anchor, *, of: Signatory, clock: Clock, post_quantum: bool
+) -> tuple[Container, ReleaseStatement]:
+    """Read a release and believe it, or say why not."""
+    container = read_container(release)
+    said = release_in(container)
+    verify(container, anchor=anchor, clock=clock, require_post_quantum=post_quantum)
+    require_recipient(said, of.caller.name)
+    return container, said
+
+
+def _learning(order: Order, release: ReleaseStatement, *, clock: Clock, telling: Telling) -> Learning:
+    """Return what makes the adapter of an emulator; what can be refused without the emulator is refused here."""
+    if order.own is not None:
+        from hushtune_client.own_training import require_allowed
+
+        require_allowed(order.own, training=release.terms.training)
+        return partial(_brought, order.own, release=release, telling=telling)
+    records = load_records(order.data or "")
+    training = _training(order, release.terms.training)
+    return partial(_learnt, records, order=order, release=release, training=training, clock=clock, telling=telling)
+
+
+def _brought(own: "OwnTraining", bundle: Bundle, *, release: ReleaseStatement, telling: Telling) -> tuple[AdapterState, None]:
+    from hushtune_client.own_training import import_adapter
+
+    imported = import_adapter(own, bundle=bundle, round_id=release.round_id)
+    telling.phase(f"your own training: {imported.summary}")
+    return imported.state, None
+
+
+def _learnt(
+    records: Sequence[str],
+    bundle: Bundle,
+    *,
+    order: Order,
+    release: ReleaseStatement,
+    training: TrainingConfig,
+    clock: Clock,
+    telling: Telling,
+) -> tuple[AdapterState, Training]:
+    windows = _windows(records, bundle, release)
+    telling.phase("loading torch and the emulator")
+    state, last = _trained(bundle.file.path, windows, order=order, training=training, clock=clock, telling=telling)
+    _require_usable(state, bundle)
+    return state, _said(training, last, windows=len(windows))
 
 
 def _require_room(out: Path) -> None:
@@ -296,7 +361,7 @@ def _answer(
     *,
     by: Signatory,
     sealed: bytes,
-    training: Training,
+    training: Training | None,
     clock: Clock,
 ) -> ReturnStatement:
     return ReturnStatement(

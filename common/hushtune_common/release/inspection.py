@@ -7,7 +7,7 @@ import msgspec
 
 from hushtune_common.crypto.signing import checkable
 from hushtune_common.release.container import Container
-from hushtune_common.release.statement import ReleaseStatement, ReturnStatement, Statement
+from hushtune_common.release.statement import Private, ReleaseStatement, ReturnStatement, Statement
 from hushtune_common.release.trust import Verified, signatures_hold
 
 SEALED: Final = (
@@ -100,13 +100,16 @@ def _particular(statement: Statement) -> Mapping[str, str]:
                 "protection": OPEN,
             }
         case ReturnStatement(training=did):
-            private = did.privacy
             return {
                 "client": statement.client,
                 "answers release": statement.release,
-                "training": f"{did.epochs} epochs, {did.steps} steps, {did.windows} windows, {did.tokens:,} tokens",
-                "privacy": "no bound"
-                if private is None
-                else f"epsilon {private.epsilon:.3g}, delta {private.delta:.1e}, per {private.unit} of tokens",
+                "training": "done elsewhere; nothing is said of it"
+                if did is None
+                else f"{did.epochs} epochs, {did.steps} steps, {did.windows} windows, {did.tokens:,} tokens",
+                "privacy": "no bound" if did is None or did.privacy is None else _bound(did.privacy),
                 "protection": SEALED,
             }
+
+
+def _bound(private: Private) -> str:
+    return f"epsilon {private.epsilon:.3g}, delta {private.delta:.1e}, per {private.unit} of tokens"

@@ -197,7 +197,8 @@ class ReturnStatement(_Statement, frozen=True, tag="return"):
     """Digest of the statement of the release that it answers."""
     protection: Literal["crypto_only"]
     """What hides the payload: its seal. No wiretap code took part, since nothing went over the air."""
-    training: Training
+    training: Training | None
+    """Absent when the client trained with tools of its own: nobody but the client knows how."""
 
     @property
     def key(self) -> UpdateKey:
