@@ -14,6 +14,7 @@ from hushtune_client.gateway import Addresses, Manners, open_ports
 from hushtune_client.ports import Ports
 from hushtune_common.clock import SystemClock
 from hushtune_common.messages import ClientId, Digest, Role, RunId
+from hushtune_common.metrics.watch import Watch
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.wire import convert, convert_sums, endpoint
@@ -169,8 +170,8 @@ def _blobs(store: BlobStore) -> _Register:
 
 
 @asynccontextmanager
-async def serving(world: World, *, kits: Kits, folder: Path) -> AsyncGenerator[Addresses]:
-    """Serve the three counterparts on free ports."""
+async def serving(world: World, *, kits: Kits, folder: Path, watch: Watch | None = None) -> AsyncGenerator[Addresses]:
+    """Serve the three counterparts on free ports; ``watch`` hears of every call."""
     clock, timing = SystemClock(), world.timing
     stores = {role: BlobStore(folder / role, quota_bytes=_BLOB_BYTES_MAX) for role in (Role.OWNER, Role.AIR)}
     stored = stores[Role.OWNER].put("emulators", world.emulator)
@@ -189,7 +190,7 @@ async def serving(world: World, *, kits: Kits, folder: Path) -> AsyncGenerator[A
         addresses: dict[Role, str] = {}
         for role, register in registrations.items():
             server = await endpoint.serve(
-                register, names=[], listen="127.0.0.1:0", kit=kits.kit(role), clock=clock, timing=timing
+                register, names=[], listen="127.0.0.1:0", kit=kits.kit(role), clock=clock, timing=timing, watched=watch
             )
             stack.push_async_callback(server.stop, 0.0)
             addresses[role] = server.address
@@ -197,12 +198,15 @@ async def serving(world: World, *, kits: Kits, folder: Path) -> AsyncGenerator[A
 
 
 @asynccontextmanager
-async def grpc_ports(world: World, *, kits: Kits, folder: Path, scenario: Digest = SCENARIO) -> AsyncGenerator[Ports]:
-    """Return ports to ``world`` over gRPC with mutual TLS."""
+async def grpc_ports(
+    world: World, *, kits: Kits, folder: Path, scenario: Digest = SCENARIO, watch: Watch | None = None
+) -> AsyncGenerator[Ports]:
+    """Return ports to ``world`` over gRPC with mutual TLS; ``watch`` hears of every call, on both sides."""
     manners = Manners(timing=world.timing, attempts_max=3, clock=SystemClock(), seeds=SeedTree(0))
     store = BlobStore(folder / "client", quota_bytes=_BLOB_BYTES_MAX)
+    kit, calls = kits.kit(Role.CLIENT, CLIENT), None if watch is None else watch.calls
     async with (
-        serving(world, kits=kits, folder=folder) as addresses,
-        open_ports(addresses, kit=kits.kit(Role.CLIENT, CLIENT), manners=manners, scenario=scenario, store=store) as ports,
+        serving(world, kits=kits, folder=folder, watch=watch) as addresses,
+        open_ports(addresses, kit=kit, manners=manners, scenario=scenario, store=store, calls=calls) as ports,
     ):
         yield ports

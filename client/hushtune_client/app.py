@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from hushtune_client.phases import (
     Event,
     Finished,
     FrameAnswered,
+    Idle,
     Measure,
     Reported,
     Retune,
@@ -63,12 +64,13 @@ from hushtune_common.errors import (
 )
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Assignment, Beat, Caller, ClientId, Directive, DirectiveKind, GateDecision, Role
+from hushtune_common.metrics.watch import Watch as Watched
 from hushtune_common.secagg.identity import Identity, Verifier
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.store.room import Room
 from hushtune_common.wire.bell import Bell
-from hushtune_common.wire.kit import Kit, require_valid
+from hushtune_common.wire.kit import Kit, remaining_s, require_valid
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_common.wire.revocation import Withdrawn, require_not_revoked
 
@@ -97,6 +99,7 @@ class ClientOptions:
     air: str
     data: tuple[str, ...]
     own: OwnTraining | None = None
+    watched: Watched = field(default_factory=Watched)
 
 
 async def run(options: ClientOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -143,6 +146,7 @@ class _Life:
                 room=self._room,
             )
             stack.push_async_callback(state.close)
+            self._offer(kit, state=state)
             trainer = Trainer(clock=self._clock, throttle=_throttle(scenario))
             stack.push_async_callback(trainer.stop)
             if options.own is None:
@@ -224,7 +228,16 @@ class _Life:
         # An emulator, the next one, and what it is made of.
         quota_bytes = (1 if options.scenario.coordinator.rounds == 1 else 3) * limits.emulator_bytes_max
         store = BlobStore(options.state_dir / "blobs", quota_bytes=quota_bytes)
-        return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store)
+        options.watched.offer_store(lambda: store.held_bytes, quota_bytes=quota_bytes)
+        calls = options.watched.calls
+        return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store, calls=calls)
+
+    def _offer(self, kit: Kit, *, state: ClientState) -> None:
+        watched = self._options.watched
+        watched.offer_journal(self._options.state_dir / "journal.sqlite")
+        watched.offer("hushtune_certificate_remaining_seconds", lambda: remaining_s(kit, clock=self._clock))
+        watched.offer("hushtune_round", lambda: 0 if isinstance(state.current, Idle) else state.current.round_id)
+        watched.offer_state("hushtune_client_step", lambda: type(state.current).__name__.lower())
 
 
 class Performer(Protocol):

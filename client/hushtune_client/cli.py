@@ -74,6 +74,7 @@ def run(
         ),
     ] = (),
     log: edge.LogOptions = edge.LogOptions(),  # noqa: B008 - frozen
+    watching: edge.WatchOptions = edge.WatchOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Take part in a run as one data owner, until its last round is over.
 
@@ -103,7 +104,7 @@ def run(
             own=_own_training(adapter_from, indices),
         )
 
-    return edge.live(client, log=log, begin=begin)
+    return edge.live(client, log=log, outlook=watching.outlook, begin=begin)
 
 
 @app.command(name="health")

@@ -5,13 +5,14 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from hushtune_common.errors import HushtuneError
+from hushtune_common.outlook import METRICS_HELP, Outlook
 from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
@@ -40,13 +41,29 @@ class LogOptions:
     ] = None
 
 
-def live(client: str, *, log: LogOptions, begin: "Callable[[], ClientOptions]") -> int:
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchOptions:
+    """Where a client may be watched."""
+
+    metrics: Annotated[str | None, Parameter(help=METRICS_HELP)] = None
+
+    @property
+    def outlook(self) -> Outlook:
+        """The same, as both packages know it."""
+        return Outlook(metrics=self.metrics)
+
+
+def live(client: str, *, log: LogOptions, outlook: Outlook, begin: "Callable[[], ClientOptions]") -> int:
     """Configure the log, take part in a run with the options that ``begin`` makes, and return the exit code.
+
+    ``outlook`` says where the process may be watched.
 
     Known faults, of ``begin`` too, are a line on standard error and in the log; everything else is a defect, told with its trace.
     """
     from hushtune_common import logs
     from hushtune_common.clock import SystemClock
+    from hushtune_common.observed import observed
     from hushtune_common.seeding import SeedTree
 
     clock = SystemClock()
@@ -56,7 +73,9 @@ def live(client: str, *, log: LogOptions, begin: "Callable[[], ClientOptions]") 
         options = begin()
         from hushtune_client import app
 
-        return asyncio.run(app.run(options, clock=clock, seeds=SeedTree(options.scenario.seed)))
+        clients = [c.id for c in options.scenario.clients]
+        with observed(outlook, role="client", clients=clients, state_dir=options.state_dir) as watched:
+            return asyncio.run(app.run(replace(options, watched=watched), clock=clock, seeds=SeedTree(options.scenario.seed)))
     except HushtuneError as error:
         return failed(error)
     except KeyboardInterrupt:

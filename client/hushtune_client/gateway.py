@@ -42,6 +42,7 @@ from hushtune_common.messages import (
     UpdateKey,
     Verdict,
 )
+from hushtune_common.metrics.watch import Calls
 from hushtune_common.model.revision import apply_revision
 from hushtune_common.secagg.messages import Advertisement, Deal, Opening, Vow
 from hushtune_common.seeding import NoiseRng, SeedTree
@@ -128,9 +129,9 @@ class Manners:
 
 @asynccontextmanager
 async def open_ports(
-    addresses: Addresses, *, kit: Kit, manners: Manners, scenario: Digest, store: BlobStore
+    addresses: Addresses, *, kit: Kit, manners: Manners, scenario: Digest, store: BlobStore, calls: Calls | None = None
 ) -> AsyncGenerator[Ports]:
-    """Connect to the three counterparts and close the channels at the end.
+    """Connect to the three counterparts and close the channels at the end; ``calls`` are told of every call.
 
     Raises `PeerLost` naming the role and the address that does not answer within ``connect_s``, `ConfigError` when this
     process's own certificate is not valid.
@@ -139,7 +140,7 @@ async def open_ports(
     channels: dict[Role, grpc.aio.Channel] = {}
     try:
         for role, address in places.items():
-            channels[role] = connect(address, role=role, kit=kit, timing=manners.timing, clock=manners.clock)
+            channels[role] = connect(address, role=role, kit=kit, timing=manners.timing, clock=manners.clock, calls=calls)
         for role, address in places.items():
             await ready(channels[role], address=address, role=role, timing=manners.timing, kit=kit)
         client = ClientId(kit.caller.name)

@@ -49,6 +49,7 @@ def join(
     scenario: _ScenarioFile = None,
     skip_doctor: Annotated[bool, Parameter(help="Start without looking first.")] = False,
     log: edge.LogOptions = edge.LogOptions(),  # noqa: B008 - frozen
+    watching: edge.WatchOptions = edge.WatchOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Take part in a run with a kit file: unpack it, look whether all is well, and start.
 
@@ -71,7 +72,7 @@ def join(
             _look(options, must_be_well=not options.state_dir.exists())
         return options
 
-    return edge.live(found.caller.name, log=log, begin=begin)
+    return edge.live(found.caller.name, log=log, outlook=watching.outlook, begin=begin)
 
 
 def doctor(

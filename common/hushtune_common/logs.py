@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,22 @@ class _Checks:
     """What a call of `log_event` must satisfy; nothing unless somebody asks for it, since no line may cost a run."""
 
     objection: Callable[[str, Collection[str]], str] | None = None
+
+
+class EventHandler(logging.Handler):
+    """Hands every event on, in the process that logs it: what is counted and what is written are one thing."""
+
+    def __init__(self, tell: Callable[[str, Mapping[str, object], logging.LogRecord], None]) -> None:
+        """Have ``tell`` told the event, its fields and the record with its time and level; what it raises is lost, not raised."""
+        super().__init__(level=logging.INFO)
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand one record on; one that is no event of ours is passed over."""
+        fields: Mapping[str, object] | None = getattr(record, _FIELDS, None)
+        if fields is not None:
+            with suppress(Exception):
+                self._tell(record.getMessage(), fields, record)
 
 
 def refuse_uncatalogued(refuse: bool) -> None:

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.helptext import default_worth_showing
+from hushtune_common.outlook import METRICS_HELP, Outlook
 from hushtune_common.store.disk import disk_fault
 from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands, scenario_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
@@ -28,6 +29,7 @@ from hushtune_server.words import extra
 if TYPE_CHECKING:
     from hushtune_common.clock import Clock
     from hushtune_common.config import Scenario
+    from hushtune_common.metrics.watch import Watch
     from hushtune_common.seeding import SeedTree
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ _DEFECT = 70
 _INTERRUPTED = 130
 
 GROUPS = {  # as the help page lists them; a command in none of them would stand alone at its top, which a test forbids
-    "Runs on this machine": ("scenario", "testbed", "runs", "dashboard", "report", "logs", "trace"),
+    "Runs on this machine": ("scenario", "testbed", "runs", "dashboard", "report", "logs", "metrics", "trace"),
     "Roles, each a process": ("owner", "coordinator", "air", "eavesdropper"),
     "Who is who, and does it work": ("pki", "kit", "doctor", "health"),
     "Studies of one part": ("emulator", "codec", "link", "solve", "membership", "experiments"),
@@ -44,7 +46,7 @@ GROUPS = {  # as the help page lists them; a command in none of them would stand
     "About this program": ("--help", "--version"),
 }
 
-_Start = Callable[["Scenario", "Clock", "SeedTree"], Coroutine[Any, Any, int]]
+_Start = Callable[["Scenario", "Clock", "SeedTree", "Watch"], Coroutine[Any, Any, int]]
 _ScenarioFile = Annotated[Path, Parameter(help="The scenario file, the same for every process.")]
 _Listen = Annotated[str, Parameter(help="Address to listen on; port 0 takes a free one, which is logged as `serving_started`.")]
 
@@ -67,6 +69,12 @@ class RoleOptions:
     log_folder: Annotated[
         Path | None, Parameter(help="Also keep all lines here, as JSON in ROLE.jsonl; at most 16 MiB, the latest ones.")
     ] = None
+    metrics: Annotated[str | None, Parameter(help=METRICS_HELP)] = None
+
+    @property
+    def outlook(self) -> Outlook:
+        """Where this process may be watched."""
+        return Outlook(metrics=self.metrics)
 
 
 app = App(
@@ -102,7 +110,7 @@ def owner_serve(
     --coordinator 127.0.0.1:7001 --air 127.0.0.1:7002`
     """
 
-    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree", watch: "Watch") -> Coroutine[Any, Any, int]:
         from hushtune_server.owner.app import OwnerOptions, serve
 
         chosen = OwnerOptions(
@@ -113,6 +121,7 @@ def owner_serve(
             cache_dir=options.state / "cache" if cache is None else cache,
             coordinator=coordinator,
             air=air,
+            watch=watch,
         )
         return serve(chosen, clock=clock, seeds=seeds)
 
@@ -133,11 +142,13 @@ def coordinator_serve(
     --listen 0.0.0.0:7001`
     """
 
-    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree", watch: "Watch") -> Coroutine[Any, Any, int]:
         from hushtune_common.messages import RunId
         from hushtune_server.coordinator.app import CoordinatorOptions, serve
 
-        chosen = CoordinatorOptions(scenario=resolved, run=RunId(run), listen=listen, kit=options.kit, state_dir=options.state)
+        chosen = CoordinatorOptions(
+            scenario=resolved, run=RunId(run), listen=listen, kit=options.kit, state_dir=options.state, watch=watch
+        )
         return serve(chosen, clock=clock, seeds=seeds)
 
     return _run_role("coordinator", scenario, options, start)
@@ -150,10 +161,10 @@ def air_serve(scenario: _ScenarioFile, *, options: RoleOptions, listen: _Listen 
     Example: `hushtune air serve scenarios/demo.toml --kit kits/air --state state/air --listen 0.0.0.0:7002`
     """
 
-    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree", watch: "Watch") -> Coroutine[Any, Any, int]:
         from hushtune_server.air.app import AirOptions, serve
 
-        chosen = AirOptions(scenario=resolved, listen=listen, kit=options.kit, state_dir=options.state)
+        chosen = AirOptions(scenario=resolved, listen=listen, kit=options.kit, state_dir=options.state, watch=watch)
         return serve(chosen, clock=clock, seeds=seeds)
 
     return _run_role("air", scenario, options, start)
@@ -169,10 +180,10 @@ def eavesdropper_listen(
     --air 127.0.0.1:7002`
     """
 
-    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree") -> Coroutine[Any, Any, int]:
+    def start(resolved: "Scenario", clock: "Clock", seeds: "SeedTree", watch: "Watch") -> Coroutine[Any, Any, int]:
         from hushtune_server.eavesdropper.app import EavesdropperOptions, listen
 
-        chosen = EavesdropperOptions(scenario=resolved, kit=options.kit, state_dir=options.state, air=air)
+        chosen = EavesdropperOptions(scenario=resolved, kit=options.kit, state_dir=options.state, air=air, watch=watch)
         return listen(chosen, clock=clock, seeds=seeds)
 
     return _run_role("eavesdropper", scenario, options, start)
@@ -226,6 +237,7 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
     """Configure the log, resolve the scenario, run the role's event loop, then end without waiting for worker threads."""
     from hushtune_common import config
     from hushtune_common.clock import SystemClock
+    from hushtune_common.observed import observed
     from hushtune_common.seeding import SeedTree
 
     clock = SystemClock()
@@ -233,8 +245,13 @@ def _run_role(role: str, scenario: Path, options: RoleOptions, start: _Start) ->
         _begin_logs(role, options, clock=clock)
         resolved = config.load(scenario, overrides=options.set)
         _make_folder(options.state)
-        with extra(role), handshakes.told(clock):
-            code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role)))
+        clients = [c.id for c in resolved.clients]
+        with (
+            extra(role),
+            handshakes.told(clock),
+            observed(options.outlook, role=role, clients=clients, state_dir=options.state) as watch,
+        ):
+            code = asyncio.run(start(resolved, clock, SeedTree(resolved.seed).child(role), watch))
     except HushtuneError as error:
         code = _failed(error)
     except KeyboardInterrupt:
@@ -299,7 +316,19 @@ def _add_testbed() -> None:
             from hushtune_server.testbed import commands
             from hushtune_server.testbed.codec import commands as codec_commands
     except MissingPackage as missing:
-        for name in ("testbed", "runs", "logs", "trace", "report", "dashboard", "link", "membership", "solve", "experiments"):
+        for name in (
+            "testbed",
+            "runs",
+            "logs",
+            "trace",
+            "report",
+            "dashboard",
+            "metrics",
+            "link",
+            "membership",
+            "solve",
+            "experiments",
+        ):
             app.command(_refusal(missing), name=name, help=f"Not available here: {missing}")
         for name in ("compare", "search"):
             app["emulator"].command(_refusal(missing), name=name, help=f"Not available here: {missing}")

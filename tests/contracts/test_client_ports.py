@@ -37,6 +37,7 @@ from hushtune_common.messages import (
     UpdateKey,
     Verdict,
 )
+from hushtune_common.metrics.board import Board
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.secagg.messages import PARCEL_BYTES, Advertisement, Deal, Opening, Roster, Survivors, Vow
@@ -98,14 +99,15 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
     return Kits(tmp_path_factory.mktemp("kits"))
 
 
-@pytest.fixture(params=["in process", "over gRPC"])
+@pytest.fixture(params=["in process", "over gRPC", "over gRPC, watched"])
 def ports_to(request: pytest.FixtureRequest, kits: Kits, tmp_path: Path) -> Open:
     @asynccontextmanager
     async def in_process(world: World, scenario: Digest = SCENARIO) -> AsyncGenerator[Ports]:
         yield loopback_ports(world, folder=tmp_path, scenario=scenario)
 
     def over_grpc(world: World, scenario: Digest = SCENARIO) -> AbstractAsyncContextManager[Ports]:
-        return grpc_ports(world, kits=kits, folder=tmp_path, scenario=scenario)
+        watch = Board(role="client", clients=[CLIENT]).watch if request.param == "over gRPC, watched" else None
+        return grpc_ports(world, kits=kits, folder=tmp_path, scenario=scenario, watch=watch)
 
     return in_process if request.param == "in process" else over_grpc
 

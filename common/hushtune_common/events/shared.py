@@ -25,6 +25,12 @@ SHARED_EVENTS: Final = (
         services="what it serves",
     ),
     event(
+        "metrics_served",
+        (CLIENT, OWNER, COORDINATOR, AIR, EAVESDROPPER),
+        "What this process counts can be read here, by everybody who can reach the address.",
+        address="host and port",
+    ),
+    event(
         "run_joined",
         (CLIENT, OWNER),
         "The coordinator knows of this process.",

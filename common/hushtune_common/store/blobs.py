@@ -118,6 +118,18 @@ class BlobStore:
         """Return what is held, complete or begun."""
         return [self._name(path, size) for path, size in list(self._sizes.items()) if path.suffix != ".whole"]
 
+    @property
+    def held_bytes(self) -> dict[str, float]:
+        """Bytes on disk: ``complete`` blobs, and ``partial`` ones as far as this process knows them to be durable."""
+        complete = sum(size for file, size in list(self._sizes.items()) if file.is_relative_to(self._complete))
+        partial = sum(slot.partial.committed for slot in list(self._slots.values()))
+        return {"complete": float(complete), "partial": float(partial)}
+
+    @property
+    def quota_bytes(self) -> int:
+        """How much may be held in all."""
+        return self._quota_bytes
+
     def complete(self, name: BlobName) -> bool:
         """Return whether the whole blob is held."""
         return self._sizes.get(self._complete_path(name)) == name.size

@@ -16,9 +16,11 @@ from hushtune_common.config import TimingConfig
 from hushtune_common.errors import AddressInUse, ConfigError, PeerLost
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Digest, Role
+from hushtune_common.metrics.watch import Calls, Watch
 from hushtune_common.units import Second
 from hushtune_common.wire import faults, probe
 from hushtune_common.wire.about import about
+from hushtune_common.wire.calls import ServerCalls, client_calls
 from hushtune_common.wire.interceptors import CALLS_MAX, Gatekeeper
 from hushtune_common.wire.kit import Kit, require_valid, server_name
 from hushtune_common.wire.renewal import Renewals
@@ -99,20 +101,26 @@ async def serve(
     timing: TimingConfig,
     scenario: Digest | None = None,
     calls_max: int = CALLS_MAX,
+    watched: Watch | None = None,
 ) -> Server:
     """Listen on ``listen`` (``HOST:PORT``, port 0 picks a free one) with mutual TLS, and log ``serving_started``.
 
     ``names`` are the full gRPC service names that the health service answers for; ``scenario`` is what a doctor is told; one
-    caller has at most ``calls_max`` calls at the same time. A
-    renewed certificate and a new revocation list are taken from the kit's folder while serving. Raises ``AddressInUse`` when the
-    port is taken, ``ConfigError`` when the address is not one of this machine, the kit's certificate is not valid, or its
+    caller has at most ``calls_max`` calls at the same time. Who looks at ``watched`` hears of every call. A renewed certificate
+    and a new revocation list are taken from the kit's folder while serving. Raises ``AddressInUse`` when the port is taken,
+    ``ConfigError`` when the address is not one of this machine, the kit's certificate is not valid, or its
     revocation list is not the authority's or expired, and ``CertificateRevoked`` when the list names the kit itself.
     """
     require_valid(kit, clock=clock)
     revocations, renewals = Revocations(kit, clock=clock), Renewals(kit, clock=clock)
     host = _host(listen)
     gatekeeper = Gatekeeper(revocations, about=lambda: about(clock=clock, scenario=scenario), calls_max=calls_max)
-    server = grpc.aio.server(interceptors=[gatekeeper], options=_server_options(timing))
+    interceptors: list[grpc.aio.ServerInterceptor] = [gatekeeper]
+    if watched is not None:
+        watched.offer("hushtune_certificate_remaining_seconds", lambda: renewals.remaining_s)
+        if watched.calls is not None:
+            interceptors.insert(0, ServerCalls(watched.calls, clock=clock))
+    server = grpc.aio.server(interceptors=interceptors, options=_server_options(timing))
     for register in registrations:
         register(server)
     entries = cast(Any, health).aio.HealthServicer()  # defined, but hidden from type checkers
@@ -143,15 +151,18 @@ async def _watch(revocations: Revocations, gatekeeper: Gatekeeper, *, every_s: f
         gatekeeper.end_revoked()
 
 
-def connect(address: str, *, role: Role, kit: Kit, timing: TimingConfig, clock: Clock = _SYSTEM_CLOCK) -> grpc.aio.Channel:
+def connect(
+    address: str, *, role: Role, kit: Kit, timing: TimingConfig, clock: Clock = _SYSTEM_CLOCK, calls: Calls | None = None
+) -> grpc.aio.Channel:
     """Return a channel to the server of ``role`` at ``address``; dials lazily, so follow with ``ready``.
 
-    A server whose certificate is not for ``role`` is refused, whatever its address. Raises ``ConfigError`` when our own
-    certificate is not valid by ``clock``.
+    A server whose certificate is not for ``role`` is refused, whatever its address; ``calls`` are told of every call. Raises
+    ``ConfigError`` when our own certificate is not valid by ``clock``.
     """
     require_valid(kit, clock=clock)
     credentials = grpc.ssl_channel_credentials(kit.ca, kit.key, kit.certificate)
-    return grpc.aio.secure_channel(address, credentials, options=_channel_options(timing, role=role))
+    interceptors = client_calls(calls, clock=clock)
+    return grpc.aio.secure_channel(address, credentials, options=_channel_options(timing, role=role), interceptors=interceptors)
 
 
 async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: TimingConfig, kit: Kit | None = None) -> None:

@@ -58,6 +58,11 @@ def require_valid(kit: Kit, *, clock: Clock) -> None:
         raise ConfigError(field_name, f"is not valid before {begins}; set this machine's clock, or {_remedy(kit.caller)}")
 
 
+def remaining_s(kit: Kit, *, clock: Clock) -> float:
+    """Return for how many seconds the kit's certificate is valid; negative when it has ended."""
+    return (kit.not_after - clock.wall()).total_seconds()
+
+
 def server_name(role: Role) -> str:
     """Return the DNS name in every certificate of a server of that role, and in no other."""
     return f"{role}.hushtune.internal"

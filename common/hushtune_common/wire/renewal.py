@@ -8,7 +8,7 @@ import grpc
 from hushtune_common.clock import Clock
 from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
-from hushtune_common.wire.kit import Kit, mark_of, require_valid
+from hushtune_common.wire.kit import Kit, mark_of, remaining_s, require_valid
 
 _logger = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ class Renewals:
         self._clock = clock
         self._path: Path = kit.directory / "tls.crt"
         self._seen = mark_of(self._path)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the certificate in force ends."""
+        return remaining_s(self._kit, clock=self._clock)
 
     def certificates(self) -> grpc.ServerCertificateConfiguration:
         """Return the certificate in force, as gRPC wants it."""

@@ -3,13 +3,15 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hushtune_common.clock import Clock
 from hushtune_common.config import Scenario
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.logs import log_event
+from hushtune_common.messages import Listener
+from hushtune_common.metrics.watch import Watch
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobStore
 from hushtune_common.store.files import write_durably
@@ -46,6 +48,7 @@ class AirOptions:
     listen: str
     kit: Path
     state_dir: Path
+    watch: Watch = field(default_factory=Watch)
 
 
 async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -71,6 +74,9 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
         clock=clock,
         seeds=seeds,
     )
+    options.watch.offer_journal(options.state_dir / "journal.sqlite")
+    options.watch.offer_store(lambda: store.held_bytes, quota_bytes=quota)
+    options.watch.offer("hushtune_frames_waiting", lambda: {each.value: sky.ledger.waiting_count(each) for each in Listener})
     try:
         with stop_signal() as stop:
             server = await endpoint.serve(
@@ -82,6 +88,7 @@ async def serve(options: AirOptions, *, clock: Clock, seeds: SeedTree) -> int:
                 timing=scenario.timing,
                 scenario=scenario.digest,
                 calls_max=scenario.limits.calls_max,
+                watched=options.watch,
             )
             log_event(_log, "phase_changed", phase="carrying frames")
             await stop.wait()

@@ -154,6 +154,10 @@ class Ledger:
         wanted = {Listener.MAIN: owner, Listener.TAP: key in self._by_key and key not in self._overheard}
         return frozenset(listener for listener, waits in wanted.items() if waits)
 
+    def waiting_count(self, listener: Listener) -> int:
+        """Return how many transmissions ``listener`` is not through with."""
+        return sum(listener in self.awaited(sent.transmission.key) for sent in list(self._sent))
+
     def runs(self, client: ClientId) -> frozenset[RunId]:
         """Return the runs in which the client has transmitted."""
         return frozenset(key.run for key in self._by_key if key.client == client)

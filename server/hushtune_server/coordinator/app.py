@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from msgspec import structs
@@ -14,6 +14,7 @@ from hushtune_common.config import AllocatorConfig, Scenario
 from hushtune_common.errors import ConfigError, QuorumMissed, ScenarioMismatch
 from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, ClientReport, RunId, UtilityCurve
+from hushtune_common.metrics.watch import Watch
 from hushtune_common.secagg.relay import Stage
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.files import write_durably
@@ -69,6 +70,7 @@ class CoordinatorOptions:
     listen: str
     kit: Path
     state_dir: Path
+    watch: Watch = field(default_factory=Watch)
 
 
 async def serve(options: CoordinatorOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -103,6 +105,7 @@ async def serve_until(
         witness.leave(state)
         idle_s = Second(scenario.timing.idle_s)
         desk = Desk(state, rules=rules, log=journal, solver=chosen, clock=clock, idle_s=idle_s, observe=witness.observe)
+        _offer(options.watch, desk, journal=options.state_dir / "journal.sqlite")
         server = await endpoint.serve(
             [register_coordinator(CoordinatorService(desk, scenario=scenario, digest=scenario.digest))],
             names=[SERVICE],
@@ -112,6 +115,7 @@ async def serve_until(
             timing=scenario.timing,
             calls_max=scenario.limits.calls_max,
             scenario=scenario.digest,
+            watched=options.watch,
         )
         if serving is not None:
             serving.set_result(server.address)
@@ -123,6 +127,15 @@ async def serve_until(
         return QuorumMissed.exit_code if isinstance(desk.state.phase, Failed) else 0
     finally:
         await journal.close()
+
+
+def _offer(watch: Watch, desk: Desk, *, journal: Path) -> None:
+    watch.offer_journal(journal)
+    watch.offer("hushtune_round", lambda: desk.state.round_id)
+    watch.offer_state("hushtune_round_state", lambda: desk.state.name)
+    watch.offer("hushtune_clients", lambda: desk.healths)
+    watch.offer("hushtune_streams", lambda: desk.stream_count)
+    watch.offer("hushtune_directives_waiting", lambda: desk.waiting_count)
 
 
 async def _to_the_end(desk: Desk, *, idle_s: Second) -> None:

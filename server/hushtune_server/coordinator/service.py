@@ -74,7 +74,7 @@ from hushtune_server.coordinator.events import (
     kind_of,
     to_body,
 )
-from hushtune_server.coordinator.liveness import Liveness
+from hushtune_server.coordinator.liveness import Health, Liveness
 from hushtune_server.coordinator.phases import (
     Closed,
     Failed,
@@ -129,6 +129,30 @@ class Desk:
     def now(self) -> Second:
         """Return the run time."""
         return Second(self._clock.monotonic() - self._began_at)
+
+    # --- what can be seen of it -------------------------------------------------------------------------------------
+
+    @property
+    def healths(self) -> dict[str, float]:
+        """How many of the scenario's clients are alive, suspect, dead, or were never here; may be asked from any thread."""
+        roster, liveness, now = self.state.roster, self._liveness, self.now()
+        found: dict[str, float] = {**dict.fromkeys((health.value for health in Health), 0.0), "absent": 0.0}
+        for client in self.rules.clients:
+            watched = roster.alive(client)
+            gone = Health.DEAD.value if client in roster.joined_at else "absent"
+            found[liveness.health(Member(client), now).value if watched else gone] += 1.0
+        return found
+
+    @property
+    def stream_count(self) -> int:
+        """How many members have their stream open."""
+        return len(self._streams)
+
+    @property
+    def waiting_count(self) -> int:
+        """How many directives living members were not handed yet."""
+        state, given = self.state, dict(self._given)
+        return sum(len(state.posted(m, after=given.get(m, 0))) for m in state.roster.joined_at if state.roster.alive(m))
 
     # --- what members say ---------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -14,8 +14,10 @@ from hushtune_common.errors import ProtocolFault
 from hushtune_common.link.reception import Reception
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Listener, ReceptionNotice, Role
+from hushtune_common.metrics.watch import Watch
 from hushtune_common.seeding import SeedTree
 from hushtune_common.wire import endpoint
+from hushtune_common.wire.kit import remaining_s
 from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_common.wire.listening import AirListener
 from hushtune_common.wire.revocation import require_not_revoked
@@ -32,6 +34,7 @@ class EavesdropperOptions:
     kit: Path
     state_dir: Path
     air: str
+    watch: Watch = field(default_factory=Watch)
 
 
 async def listen(options: EavesdropperOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -46,7 +49,9 @@ async def listen(options: EavesdropperOptions, *, clock: Clock, seeds: SeedTree)
     require_not_revoked(kit, clock=clock, needed=False)
     options.state_dir.mkdir(parents=True, exist_ok=True)
     case = Case(scenario, state_dir=options.state_dir, seeds=own_seeds)
-    channel = endpoint.connect(options.air, role=Role.AIR, kit=kit, timing=scenario.timing, clock=clock)
+    options.watch.offer("hushtune_certificate_remaining_seconds", lambda: remaining_s(kit, clock=clock))
+    calls = options.watch.calls
+    channel = endpoint.connect(options.air, role=Role.AIR, kit=kit, timing=scenario.timing, clock=clock, calls=calls)
     listener = AirListener(channel, scenario, listener=Listener.TAP, clock=clock, seeds=own_seeds)
 
     async def work() -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +20,7 @@ from hushtune_common.crypto.keys import HybridPrivateKey
 from hushtune_common.errors import ConfigError
 from hushtune_common.logs import log_event
 from hushtune_common.messages import Caller, ClientId, Listener, Role, RunId, UtilityCurve
+from hushtune_common.metrics.watch import Watch
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.secagg.identity import Verifier
 from hushtune_common.secagg.layout import payload_id
@@ -69,6 +70,7 @@ class OwnerOptions:
     cache_dir: Path
     coordinator: str
     air: str
+    watch: Watch = field(default_factory=Watch)
 
 
 async def serve(options: OwnerOptions, *, clock: Clock, seeds: SeedTree) -> int:
@@ -129,11 +131,17 @@ class OwnerProcess:
         for event in journal.events():
             self._book.apply(event.kind, event.body)
         self._desk = Desk(self._book, clients=frozenset(ClientId(c.id) for c in options.scenario.clients))
+        options.watch.offer_journal(options.state_dir / "journal.sqlite")
+        options.watch.offer_store(lambda: self._store.held_bytes, quota_bytes=self._store.quota_bytes)
+        options.watch.offer("hushtune_verdicts_waiting", lambda: self._desk.waiting_count)
 
     async def run(self) -> None:
         """Do everything, until the last round is over."""
         timing, addresses = self._scenario.timing, {Role.COORDINATOR: self._options.coordinator, Role.AIR: self._options.air}
-        channels = {r: endpoint.connect(a, role=r, kit=self._kit, timing=timing, clock=self._clock) for r, a in addresses.items()}
+        kit, clock, calls = self._kit, self._clock, self._options.watch.calls
+        channels = {
+            r: endpoint.connect(a, role=r, kit=kit, timing=timing, clock=clock, calls=calls) for r, a in addresses.items()
+        }
         coordinator = CoordinatorGateway(channels[Role.COORDINATOR], self._scenario, clock=self._clock, seeds=self._seeds)
         private = _sealing_key(self._options.state_dir / "sealing.key")
         try:
@@ -168,6 +176,7 @@ class OwnerProcess:
             timing=self._scenario.timing,
             scenario=self._scenario.digest,
             calls_max=self._scenario.limits.calls_max,
+            watched=self._options.watch,
         )
         try:
             bench = self._in_worker(partial(self._set_up, prepared, private))
@@ -326,6 +335,7 @@ class OwnerProcess:
             seeds=self._seeds,
             sums=self._sums,
         )
+        self._options.watch.offer("hushtune_receptions_open", lambda: rounds.open_count)
         await rounds.follow()
 
     async def _enter_published(self, run: RunId) -> None:

@@ -56,6 +56,11 @@ class Receiving:
         self._opened = asyncio.Condition()
         self._round_id = 0
 
+    @property
+    def open_count(self) -> int:
+        """How many updates have arrived in part; may be asked from any thread."""
+        return len(self._updates)
+
     async def tidy(self) -> None:
         """Delete what is left of other runs."""
         await asyncio.to_thread(_keep_only, self._incoming, self._standing.run)

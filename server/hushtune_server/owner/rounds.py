@@ -66,6 +66,11 @@ class OwnerRounds:
         self._coordinator = coordinator
         self._sums = sums
 
+    @property
+    def open_count(self) -> int:
+        """How many updates have arrived in part."""
+        return self._receiving.open_count
+
     async def follow(self) -> None:
         """Take part until the last round is closed and its verdicts are fetched, or the coordinator drains."""
         await self._receiving.tidy()

@@ -36,6 +36,8 @@ class Desk:
         self._bell = Bell()
         self._fetched: set[tuple[RunId, int, ClientId]] = set()
         self._closing = False
+        self.waiting_count = 0
+        """Calls that wait for an emulator or a verdict."""
 
     def client(self, caller: Caller) -> ClientId:
         """Return the id of a calling client; `NotYours` for anyone else."""
@@ -67,6 +69,7 @@ class Desk:
         return verdict
 
     async def _found(self, find: Callable[[], T | None], *, within_s: float, waited_for: str) -> T:
+        self.waiting_count += 1
         try:
             async with asyncio.timeout(max(0.0, within_s)):
                 while (found := find()) is None:
@@ -75,6 +78,8 @@ class Desk:
                     await self._bell.wait()
         except TimeoutError as error:
             raise DeadlineExceeded(f"not yet: {waited_for}; ask again") from error
+        finally:
+            self.waiting_count -= 1
         return found
 
     async def until(self, holds: Callable[[], bool]) -> None:

@@ -23,6 +23,7 @@ from hushtune_server.testbed.experiments import commands as experiments
 from hushtune_server.testbed.link import commands as link
 from hushtune_server.testbed.logbook import commands as logbook
 from hushtune_server.testbed.membership import commands as membership
+from hushtune_server.testbed.metrics import commands as metrics_commands
 from hushtune_server.testbed.page import commands as page
 from hushtune_server.testbed.solve import commands as solve
 from hushtune_server.testbed.trace import commands as trace
@@ -53,6 +54,7 @@ def register(app: App) -> None:
     trace.register(app)
     page.register(app)
     dashboards.register(app)
+    metrics_commands.register(app)
     app.command(runs)
     link.register(app)
     membership.register(app)
@@ -74,6 +76,10 @@ def run(
         bool | None, Parameter(negative="--no-live", help="Live view; by default when standard output is a terminal.")
     ] = None,
     keep_state: Annotated[bool, Parameter(help="Keep the big blobs and the run's keys.")] = False,
+    metrics: Annotated[
+        bool,
+        Parameter(help="Serve each process's metrics at a free port of this machine; runs/<id>/metrics.json lists them."),
+    ] = False,
     dashboard: Annotated[bool, Parameter(help="Also show the run on a web page of this machine while it goes on.")] = False,
     runs: Runs = _RUNS,
     cache: Cache = MODEL_CACHE,
@@ -91,7 +97,12 @@ def run(
     resolved = _resolved(scenario, clients=clients, overrides=[*(set_ or []), *([f"seed={seed}"] if seed is not None else [])])
     console = Console()
     options = Options(
-        runs=runs, cache=cache, live=console.is_terminal if live is None else live, bound=bound, keep_state=keep_state
+        runs=runs,
+        cache=cache,
+        live=console.is_terminal if live is None else live,
+        bound=bound,
+        keep_state=keep_state,
+        metrics=metrics,
     )
     if not options.live:
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")

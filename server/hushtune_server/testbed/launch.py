@@ -22,6 +22,7 @@ from hushtune_common.messages import Role
 from hushtune_common.store.disk import disk_fault
 from hushtune_server import pki
 from hushtune_server.testbed import report, rundir
+from hushtune_server.testbed.metrics.targets import file_sd, write_targets
 from hushtune_server.testbed.processes import Child, ChildFailed, address_of, failed_among, start, stop_all
 from hushtune_server.testbed.rundir import RunDirectory
 from hushtune_server.testbed.view import View
@@ -29,6 +30,7 @@ from hushtune_server.testbed.view import View
 SERVER = "hushtune_server"
 CLIENT = "hushtune_client"
 ANY_PORT = "127.0.0.1:0"
+_ROLES = ("coordinator", "air", "owner", "eavesdropper")
 _TICK_S = 0.2
 _SETUP_S = 900.0
 _REFEREE_S = 3600.0
@@ -46,6 +48,7 @@ class Options:
     live: bool = True
     bound: bool = False
     keep_state: bool = False
+    metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +74,16 @@ class _Stage:
     started_s: float
     console: Console
     live: Live | None
+    metrics: bool = False
     children: list[Child] = field(default_factory=list[Child])
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    roles: Mapping[str, str] = field(default_factory=dict[str, str])
     _reported: set[str] = field(default_factory=set[str])
+    _targets: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
 
     async def add(self, name: str, module: str, arguments: Sequence[str]) -> Child:
-        child = await start(self.run, name, module, arguments)
+        watched = ["--metrics", ANY_PORT] if self.metrics and name in self.roles else []
+        child = await start(self.run, name, module, [*arguments, *watched])
         self.children.append(child)
         pids = self.run.facts().get("pids", {})
         self.run.update(pids={**pids, name: child.process.pid})
@@ -114,8 +121,19 @@ class _Stage:
             if child.code is not None and child.name not in self._reported:
                 self._reported.add(child.name)
                 self._show(child, [{"event": "process_ended", "code": child.code}])
+        self._tell_targets()
         if self.live is not None:
             self.live.update(self.view.render(elapsed_s=self.clock.monotonic() - self.started_s))
+
+    def _tell_targets(self) -> None:
+        """Write down where the processes that run serve their metrics, whenever that has changed."""
+        if not self.metrics:
+            return
+        running = {c.name: c.metrics for c in self.children if c.metrics and c.code is None}
+        targets = file_sd(running, roles=self.roles)
+        if targets != self._targets:
+            self._targets = targets
+            write_targets(self.run.metrics, targets)
 
     async def until_ended(
         self,
@@ -152,6 +170,11 @@ class _Stage:
             await self.clock.sleep(_TICK_S)
             self.tick()
 
+    def begin_targets(self) -> None:
+        """Write the list of metrics before anything runs, so that who watches it finds it."""
+        if self.metrics:
+            write_targets(self.run.metrics, self._targets)
+
     def _show(self, child: Child, events: Sequence[Mapping[str, object]]) -> None:
         """Fold new events into the view; where there is no live view, what is worth telling is printed as it comes."""
         told = self.view.apply(child.name, events)
@@ -187,7 +210,9 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
     )
     view = View(f"{run.id}  fidelity: {scenario.air.fidelity}")
     screen = Live(console=console, refresh_per_second=4, transient=False) if options.live else None
-    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, console=console, live=screen)
+    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, console=console, live=screen, metrics=options.metrics)
+    stage.roles = {**{role: role for role in _ROLES}, **{c.id: "client" for c in scenario.clients}}
+    stage.begin_targets()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(stage.stop))
         if screen is not None:
@@ -228,7 +253,7 @@ async def _supervised(stage: _Stage, scenario: Scenario, options: Options) -> tu
 
 async def _play(stage: _Stage, scenario: Scenario, options: Options) -> None:
     run = stage.run
-    names = ["coordinator", "air", "owner", "eavesdropper", *(c.id for c in scenario.clients)]
+    names = [*_ROLES, *(c.id for c in scenario.clients)]
     _issue_kits(run, scenario, clock=stage.clock)
     home = {name: ["--kit", str(run.kit(name)), "--state", str(run.state(name))] for name in names}
     full = str(run.scenario)

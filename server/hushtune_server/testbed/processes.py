@@ -85,6 +85,7 @@ class Child:
     errors: Path
     peak_rss_bytes: dict[str, int] = field(default_factory=dict[str, int])
     address: str = ""
+    metrics: str = ""
     events_seen: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     @property
@@ -93,11 +94,13 @@ class Child:
         return self.process.returncode
 
     def poll(self) -> list[dict[str, Any]]:
-        """Return new log events, remembering the address the process serves at."""
+        """Return new log events, remembering where the process serves, and where its metrics are."""
         fresh = self.log.fresh()
         for event in fresh:
             if event.get("event") == "serving_started":
                 self.address = str(event.get("address", ""))
+            elif event.get("event") == "metrics_served":
+                self.metrics = str(event.get("address", ""))
         return fresh
 
     def measure(self) -> None:

@@ -7,6 +7,7 @@
       scenario.toml       resolved, defaults included;  scenario-tap.toml: the same without the seed
       logs/<name>.jsonl   one JSON object per event;  logs/<name>.stderr: anything else a process printed
       state/<name>/       each process's own state
+      metrics.json        where each process's metrics are, while it runs (with --metrics)
       report.json         the result;  report.html: the same as a page for people
 """
 
@@ -75,6 +76,11 @@ class RunDirectory:
     def scenario_for_tap(self) -> Path:
         """The resolved scenario without its seed."""
         return self.path / "scenario-tap.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """Where the metrics of the run's processes are served, as Prometheus reads it; there with `--metrics` only."""
+        return self.path / "metrics.json"
 
     @property
     def report(self) -> Path:

@@ -1,0 +1,130 @@
+"""What do events say of a client? Training, its update, frames and verdicts."""
+
+from typing import Final
+
+from hushtune_common.events.event import CLIENT
+from hushtune_common.metrics.labels import PART, label, metric
+from hushtune_common.metrics.metric import SECONDS, Feed
+
+CLIENTS_TABLE: Final = (
+    metric(
+        "hushtune_training_step",
+        "gauge",
+        (CLIENT,),
+        "Optimiser steps done of the training that runs.",
+        Feed(event="training_progressed", value="step"),
+    ),
+    metric(
+        "hushtune_training_steps",
+        "gauge",
+        (CLIENT,),
+        "Optimiser steps of that training in all.",
+        Feed(event="training_progressed", value="steps"),
+    ),
+    metric(
+        "hushtune_training_loss_nats",
+        "gauge",
+        (CLIENT,),
+        "Mean loss of the last batch, per token.",
+        Feed(event="training_progressed", value="loss"),
+        Feed(event="training_finished", value="loss_last"),
+    ),
+    metric(
+        "hushtune_training_tokens_per_second",
+        "gauge",
+        (CLIENT,),
+        "Speed of training on this machine.",
+        Feed(event="training_progressed", value="tokens_per_s"),
+    ),
+    metric(
+        "hushtune_training_tokens_total",
+        "counter",
+        (CLIENT,),
+        "Tokens that went through the emulator in finished trainings.",
+        Feed(event="training_finished", value="tokens"),
+    ),
+    metric(
+        "hushtune_training_seconds_total",
+        "counter",
+        (CLIENT,),
+        "Time of finished trainings: this machine's, and what the device would take at its assigned clock (modelled).",
+        Feed(event="training_finished", value="train_s", fixed={"clock": "machine"}),
+        Feed(event="training_finished", value="train_modelled_s", fixed={"clock": "device"}),
+        labels=(label("clock", "machine", "device"),),
+    ),
+    metric(
+        "hushtune_training_cpu_seconds_total",
+        "counter",
+        (CLIENT,),
+        "Processor time of finished trainings.",
+        Feed(event="training_finished", value="cpu_s"),
+    ),
+    metric(
+        "hushtune_energy_joules_total",
+        "counter",
+        (CLIENT,),
+        "Energy of computation and radio (modelled).",
+        Feed(event="training_finished", value="energy_j", fixed={"of": "computation"}),
+        Feed(event="frame_transmitted", value="energy_j", fixed={"of": "radio"}),
+        labels=(label("of", "computation", "radio"),),
+    ),
+    metric(
+        "hushtune_update_bytes_total",
+        "counter",
+        (CLIENT,),
+        "Bytes of updates: as float32, after the codec, and sealed.",
+        Feed(event="update_encoded", value="bytes_raw", fixed={"stage": "raw"}),
+        Feed(event="update_encoded", value="bytes_encoded", fixed={"stage": "encoded"}),
+        Feed(event="update_sealed", value="bytes_sealed", fixed={"stage": "sealed"}),
+        labels=(label("stage", "raw", "encoded", "sealed"),),
+    ),
+    metric(
+        "hushtune_frame_coding_seconds",
+        "histogram",
+        (CLIENT,),
+        "How long coding a frame took.",
+        Feed(event="frame_encoded", value="seconds", read={"part": "part"}),
+        labels=(PART,),
+        buckets=SECONDS,
+    ),
+    metric(
+        "hushtune_frames_transmitted_total",
+        "counter",
+        (CLIENT,),
+        "Frames that went over the air and were answered by the owner.",
+        Feed(event="frame_transmitted", read={"part": "part"}),
+        labels=(PART,),
+    ),
+    metric(
+        "hushtune_frame_bytes_total",
+        "counter",
+        (CLIENT,),
+        "Bytes of these frames.",
+        Feed(event="frame_transmitted", value="bytes_frame", read={"part": "part"}),
+        labels=(PART,),
+    ),
+    metric(
+        "hushtune_missing_blocks_total",
+        "counter",
+        (CLIENT,),
+        "Hash blocks that the owner asked for again.",
+        Feed(event="frame_transmitted", value="missing", read={"part": "part"}),
+        labels=(PART,),
+    ),
+    metric(
+        "hushtune_gate_refusals_total",
+        "counter",
+        (CLIENT,),
+        "Rounds in which the secrecy gate let this client send nothing.",
+        Feed(event="gate_refused", read={"decision": "decision"}),
+        labels=(label("decision", "deferred", "excluded"),),
+    ),
+    metric(
+        "hushtune_verdicts_total",
+        "counter",
+        (CLIENT,),
+        "Verdicts of the owner on this client's adapters.",
+        Feed(event="verdict_received", read={"accepted": "accepted"}),
+        labels=(label("accepted", "True", "False"),),
+    ),
+)

@@ -1,0 +1,42 @@
+"""``hushtune metrics``: which metrics there are, what feeds them, and how many time series they can become."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from hushtune_common.errors import ConfigError
+from hushtune_common.metrics.table import METRICS
+from hushtune_server.testbed.metrics import document
+
+
+def register(app: App) -> None:
+    """Add ``hushtune metrics``."""
+    metrics = App(name="metrics", help="Look up what the processes of a run count and measure.")
+    metrics.command(catalogue)
+    app.command(metrics)
+
+
+def catalogue(
+    *,
+    document_: Annotated[Path | None, Parameter(name="--document", help="Write the page about all metrics to this file.")] = None,
+    json_: Annotated[bool, Parameter(name="--json", help="The table as JSON.")] = False,
+) -> int:
+    """List every metric that a process may have, with its labels, what feeds it, and its time series at most.
+
+    Example: hushtune metrics catalogue --document docs/METRICS.md
+    """
+    if document_ is not None:
+        try:
+            document_.write_text(document.document(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError("--document", f"cannot write {document_} ({error.strerror})") from error
+        print(f"{document_}: {len(METRICS)} metrics")
+    elif json_:
+        sys.stdout.write(json.dumps(document.as_json(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        for metric in METRICS.values():
+            print(document.explanation(metric))
+    return 0
