@@ -30,6 +30,13 @@ _EVERYTHING: Final = (
         labels=(label("event", *EVENTS), label("level", "info", "warning", "error")),
     ),
     metric(
+        "hushtune_waits_for_room_total",
+        "counter",
+        (CLIENT, *SERVERS),
+        "How often the process waited because a disk was full.",
+        Feed(event="room_awaited"),
+    ),
+    metric(
         "hushtune_transferred_bytes_total",
         "counter",
         (CLIENT, OWNER, EAVESDROPPER),
