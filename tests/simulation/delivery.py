@@ -33,7 +33,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store import partial
-from hushtune_common.wire import transfer
+from hushtune_common.wire import pace, transfer
 from tests.simulation.delivery_laws import Laws, WatchedStore
 from tests.simulation.delivery_machines import Air, Client, Receiver
 from tests.simulation.delivery_setting import (
@@ -166,8 +166,13 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
 
 @contextmanager
 def small_parts() -> Generator[None]:
-    """Let frames of a few kilobytes have as many parts and commits as an update of megabytes."""
-    with mock.patch.object(transfer, "_PART_BYTES", PART_BYTES), mock.patch.object(partial, "SYNC_BYTES", SYNC_BYTES):
+    """Let frames of a few kilobytes have as many parts, legs and commits as an update of megabytes."""
+    with (
+        mock.patch.object(transfer, "_SMALL_PART_BYTES", PART_BYTES),
+        mock.patch.object(pace, "LEG_BYTES_MIN", 2 * PART_BYTES),
+        mock.patch.object(pace, "LEG_BYTES_MAX", 4 * PART_BYTES),
+        mock.patch.object(partial, "SYNC_BYTES", SYNC_BYTES),
+    ):
         yield
 
 

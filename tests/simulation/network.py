@@ -265,6 +265,14 @@ class _Sending:
     def __await__(self) -> Any:
         return self._task.__await__()
 
+    async def code(self) -> grpc.StatusCode:
+        """Return how the call has ended, once it has."""
+        await asyncio.wait((self._task,))
+        if self._task.cancelled():
+            return grpc.StatusCode.CANCELLED
+        error = self._task.exception()
+        return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.OK
+
     def cancel(self) -> None:
         self._task.cancel()
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
