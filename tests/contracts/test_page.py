@@ -294,7 +294,16 @@ def test_a_sweep_that_ended_early_says_so_and_one_seed_has_no_interval(tmp_path:
     (run,) = swept(tmp_path / "runs", {1: (200.0, 150.0)}, status="failed")
     shown = Page(commands.write_sweep([run], problem="Seed 1 failed and ended the sweep.").read_text(encoding="utf-8")).text
     assert "Seed 1 failed and ended the sweep." in shown
+    assert "no sweep of one scenario" not in shown
     assert "150.0 – –" in shown
+
+
+@pytest.mark.slow
+def test_runs_that_are_no_sweep_are_not_passed_off_as_one(tmp_path: Path) -> None:
+    runs = [*swept(tmp_path / "a", {1: (2.0, 1.0)}), *swept(tmp_path / "b", {1: (2.0, 1.0)})]
+    runs[1].scenario.write_text(runs[1].scenario.read_text().replace("drop = 8", "drop = 6"))
+    shown = Page(commands.write_sweep(runs).read_text(encoding="utf-8")).text
+    assert "they differ in more than the seed, as below; a seed is there more than once" in shown
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,62 @@ def test_a_round_can_be_chosen_and_the_page_says_without_whom_it_closed(browser:
         assert complaints == []
 
 
+def test_a_client_that_died_is_gone_in_the_next_round_too_until_it_is_heard_of_again(browser: Any, logs: Path) -> None:
+    died: Entry = (
+        3.0,
+        "coordinator",
+        {"event": "client_died", "role": "coordinator", "client": "c2", "silent_s": 12.0, "round_id": 1},
+    )
+    append(logs, [*until(tale(), 2.9)[0], died])
+    with opened(browser, logs) as (page, complaints):
+        page.wait_for_selector("#clients .phase:has-text('✖ silent for 12 s, taken for dead')")
+        assert "taken for dead" in (page.locator(".map").get_attribute("aria-label") or "")
+        later = again(until(tale(), 2.9)[0], after=60.0, round_id=2)
+        append(logs, [entry for entry in later if entry[1] != "c2" and entry[2].get("client") != "c2"])
+        page.wait_for_selector("#clients :text('fell silent in round 1 and has no part in this one')")
+        assert page.locator("#processes tr:has-text('c2')").inner_text().count("✖ silent") == 1
+        append(logs, [entry for entry in later if entry[1] == "c2"])
+        page.wait_for_selector("#clients :text('fell silent')", state="detached")
+        assert complaints == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1366])
+def test_no_word_of_a_drawing_is_cut_off_and_nothing_scrolls_sideways(browser: Any, logs: Path, width: int, theme: str) -> None:
+    extremes = {"decision": "granted", "snr_main_db": 38.25, "snr_tap_bound_db": -41.25}
+    append(logs, [*tale(), (9.0, "coordinator", {"event": "gate_decided", "round_id": 1, "client": "c1", **extremes})])
+    with opened(browser, logs, width=width) as (page, complaints):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        page.wait_for_selector("text=216.2")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        cut = page.evaluate(
+            """[...document.querySelectorAll('svg text')].filter(text => {
+              const box = text.getBoundingClientRect(), room = text.ownerSVGElement.getBoundingClientRect();
+              const beside = box.left < room.left - 1 || box.right > room.right + 1;
+              return beside || box.top < room.top - 2 || box.bottom > room.bottom + 2;
+            }).map(text => text.textContent)"""
+        )
+        assert cut == []
+        assert complaints == []
+
+
+def test_a_page_without_a_run_says_how_to_begin_one(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path) as (page, complaints):
+        page.wait_for_selector("#head :text('No run here yet.')")
+        assert page.locator("main .empty").count() >= 4
+        assert complaints == []
+
+
+def test_the_first_paint_and_an_event_come_within_a_second(browser: Any, logs: Path) -> None:
+    append(logs, tale())
+    with opened(browser, logs) as (page, _):
+        page.wait_for_selector("text=216.2")
+        assert page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 1_000
+        said = {"event": "run_stopped", "role": "owner", "round_id": 1, "reason": "told at once"}
+        append(logs, [(40.0, "owner", said)])
+        page.wait_for_selector("text=told at once", timeout=1_000)
+
+
 def test_hostile_names_are_shown_letter_by_letter(browser: Any, logs: Path) -> None:
     append(logs, tale([HOSTILE, "__proto__", "constructor"]), files={HOSTILE: "c1"})
     with opened(browser, logs) as (page, complaints):

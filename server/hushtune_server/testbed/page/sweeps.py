@@ -37,20 +37,35 @@ def render(materials: Sequence[Material], *, at: Path, problem: str = "") -> str
         .render(
             scenario=first.report.get("scenario"),
             seeds=[_seed(m) for m in materials],
-            problem=problem,
+            problem=" ".join(part for part in (problem, _mixed(materials)) if part),
             cards=cards(materials),
             figures=pages.framed(made),
             settings=settings(materials),
             changes=changes(materials),
             told=_told(materials),
             clients=compare.clients(materials),
-            differences=compare.differences(materials, but=frozenset({"seed"})),
+            differences=_differences(materials),
             runs=[(_seed(m), m.run.id, str(m.report.get("status")), _link(m, at)) for m in materials],
             commands=pages.commands(first)[:1],
             versions_said=pages.versions_said(first),
             scenario_text=first.scenario_text,
         )
     )
+
+
+def _mixed(materials: Sequence[Material]) -> str:
+    """Say that means would mix what is not alike: runs that differ in more than their seeds, or not in these."""
+    said = "; ".join(
+        [
+            *(["they differ in more than the seed, as below"] if _differences(materials).rows else []),
+            *(["a seed is there more than once"] if len({_seed(m) for m in materials}) < len(materials) else []),
+        ]
+    )
+    return f"These runs are no sweep of one scenario ({said}): do not rely on means and intervals." if said else ""
+
+
+def _differences(materials: Sequence[Material]) -> Table:
+    return compare.differences(materials, but=frozenset({"seed"}))
 
 
 def _link(material: Material, at: Path) -> str:
@@ -166,7 +181,7 @@ def cards(materials: Sequence[Material]) -> list[pages.Card]:
             value=str(void),
             label="seeds in which the bound on Eve is void",
             mood="bad" if void else "good",
-            note="her SNR was above it",
+            note="its assumption did not hold" if void else "",
         )
     )
     return made
@@ -214,7 +229,8 @@ def _changes(materials: Sequence[Material]) -> Drawing | None:
 
     def draw() -> Figure:
         figure, (axes,) = axes_of(height=0.9 + 0.3 * len(values))
-        bars = axes.barh([f"seed {seed}" for seed, _ in values], [v for _, v in values], color=OWNER, height=0.6)
+        bars = axes.barh(range(len(values)), [v for _, v in values], color=OWNER, height=0.6)
+        axes.set_yticks(range(len(values)), [f"seed {seed}" for seed, _ in values])
         axes.bar_label(bars, fmt="%+.1f", padding=3, fontsize=8)
         axes.axvline(0.0, color=GREY, linewidth=0.8)
         axes.invert_yaxis()

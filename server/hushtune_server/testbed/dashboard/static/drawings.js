@@ -25,7 +25,7 @@ export function map(state) {
   return [
     h("svg", { class: "map", viewBox: box.map((v) => Math.round(v)).join(" "), role: "img", "aria-label": `Map. The owner is in the middle. ${words}` },
       known ? RINGS.filter((m) => m <= far * 1.05).map((m) => [h("circle", { class: "ring", r: unit * Math.log1p(m / 40), cx: 0, cy: 0 }),
-        h("text", { class: "ringlabel", x: 2, y: unit * Math.log1p(m / 40) - 3, "text-anchor": "middle" }, m >= 1000 ? `${m / 1000} km` : `${m} m`)]) : "",
+        unit * Math.log1p(m / 40) < box[1] + box[3] - 2 ? h("text", { class: "ringlabel", x: 2, y: unit * Math.log1p(m / 40) - 3, "text-anchor": "middle" }, m >= 1000 ? `${m / 1000} km` : `${m} m`) : ""]) : "",
       spots.map(({ client, xy: [x, y] }) => [
         h("line", { class: "tapline", x1: x, y1: y, x2: ex, y2: ey }),
         h("line", { class: `link ${mood(client)}`, x1: x, y1: y, x2: 0, y2: 0, "stroke-width": width(client.gate?.snr_main_db) })]),
@@ -83,12 +83,12 @@ export function scale(main, bound, real) {
   const label = `The owner hears ${db(main)}, the tap is assumed to hear at most ${db(bound)}${there(real) ? `, it heard ${db(real)}` : ""}`;
   const inside = (v, margin) => Math.min(300 - margin, Math.max(margin, x(v)));
   const zero = [h("line", { class: "axis", x1: x(0), y1: 22, x2: x(0), y2: 34 }),
-    Math.abs(x(0) - inside(bound, 38)) > 58 ? h("text", { class: "tick", x: x(0), y: 47, "text-anchor": "middle" }, "0 dB") : ""];
+    Math.abs(x(0) - inside(bound, 46)) > 62 ? h("text", { class: "tick", x: x(0), y: 47, "text-anchor": "middle" }, "0 dB") : ""];
   return h("svg", { class: "scale", viewBox: "0 0 300 51", role: "img", "aria-label": label }, h("title", {}, label),
     h("line", { class: "axis", x1: 10, y1: 28, x2: 290, y2: 28 }), zero,
     h("line", { class: main > bound ? "advantage" : "disadvantage", x1: x(bound), y1: 28, x2: x(main), y2: 28 }),
-    h("path", { class: "tapmark", d: `M${x(bound)} 20V36` }), h("text", { class: "tick tap", x: inside(bound, 38), y: 47, "text-anchor": "middle" }, `Eve ≤ ${db(bound)}`),
-    h("circle", { class: "mainmark", cx: x(main), cy: 28, r: 5 }), h("text", { class: "tick own", x: inside(main, 32), y: 14, "text-anchor": "middle" }, `Bob ${db(main)}`),
+    h("path", { class: "tapmark", d: `M${x(bound)} 20V36` }), h("text", { class: "tick tap", x: inside(bound, 46), y: 47, "text-anchor": "middle" }, `Eve ≤ ${db(bound)}`),
+    h("circle", { class: "mainmark", cx: x(main), cy: 28, r: 5 }), h("text", { class: "tick own", x: inside(main, 36), y: 14, "text-anchor": "middle" }, `Bob ${db(main)}`),
     there(real) ? h("path", { class: "tapreal", d: `M${x(real) - 4} 24l8 8m0 -8l-8 8` }) : "");
 }
 

@@ -118,7 +118,7 @@ export function allocation(state) {
       name: now.clients[name].died ? `${name} ✖` : name, value: now.clients[name].assigned[key], other: equal.clients?.[name]?.[key],
     })), shown))),
     h("p", { class: "note" }, solved.method ? `Solved by ${solved.method} in ${duration(solved.seconds)}, value ${fixed(solved.objective, 3)}`
-      + (there(solved.gap) ? `, at most ${percent(solved.gap)} from the best` : "") + (there(equal.objective) ? `; the equal share is worth ${fixed(equal.objective, 3)}.` : ".") : "",
+      + (there(solved.gap) ? `, ${solved.gap < 1e-5 ? "less than 0.001 %" : `at most ${percent(solved.gap)}`} from the best` : "") + (there(equal.objective) ? `; the equal share is worth ${fixed(equal.objective, 3)}.` : ".") : "",
       equal.problem ? ` An equal share cannot be had: ${equal.problem}` : equal.clients ? "" : " No equal share to compare with: the logs do not say enough, or there is no scenario beside them."),
   ];
 }
