@@ -281,8 +281,9 @@ def test_a_sweep_has_every_seed_its_mean_with_students_interval_and_a_link_to_ev
     page = Page(out.read_text(encoding="utf-8"))
     shown = page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
     assert "seed 1 seed 2 seed 3 mean (95 %) s.d." in shown
-    assert "149.7 (143.4 to 155.9) 2.5" in shown  # 2.5166 * 4.3027 / sqrt(3) = 6.2517
-    assert "-25.0 % -30.0 % -20.0 % -25.0 % (-37.4 to -12.6 %) 5.0" in shown
+    # Student's interval with t(0.975; 2) = 4.3027 of the logarithms, worked out by hand:
+    assert "149.7 (143.5 to 156.0) 2.5" in shown  # of 5.0106, 4.9904, 5.0239: 5.0083 and 0.01685
+    assert "-25.0 % -30.0 % -20.0 % -25.0 % (-36.6 to -11.6 %) 5.0" in shown  # of 0.75, 0.7, 0.8: -0.28917 and 0.06678
     assert "The scenarios are the same, line by line." in shown
     links = [Path(str(found["href"])) for tag, found in page.elements if tag == "a" and not str(found["href"]).startswith("#")]
     assert [(out.parent / link).resolve() for link in links] == [(run.path / "report.html").resolve() for run in runs]
@@ -462,4 +463,7 @@ def test_the_interval_of_few_seeds_is_students() -> None:
     found = intervals.mean([131.9, 134.2, 121.7])  # t(0.975; 2) = 4.3027, sample deviation 6.6531
     assert found is not None
     assert (found.value, found.high - found.value) == pytest.approx((129.2667, 4.3027 * 6.6531 / 3**0.5), rel=1e-4)
-    assert intervals.mean([1.0]) is None
+    assert intervals.mean([1.0]) is intervals.ratio([1.0]) is intervals.ratio([1.0, 0.0]) is None
+    wide = intervals.ratio([313.6, 381.7])
+    assert wide is not None
+    assert 0.0 < wide.low < wide.value < wide.high

@@ -1,9 +1,9 @@
 """How sure is a number that was measured several times? 95 % intervals over windows of text, over seeds, and of counts."""
 
 from collections.abc import Mapping, Sequence
-from math import exp, sqrt
+from math import exp, log, sqrt
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from scipy.special import stdtrit
@@ -41,15 +41,21 @@ def _over_windows(scores: Mapping[str, Json], *, percent: bool) -> Interval | No
     return Interval(value=ends[0], low=ends[1], high=ends[2])
 
 
-def deviation(values: Sequence[float]) -> float:
-    """Return the sample standard deviation of at least two values."""
-    return stdev(values)
-
-
 def mean(values: Sequence[float]) -> Interval | None:
     """Return the mean of independent repetitions with Student's interval; nothing for fewer than two."""
     if len(values) < 2:
         return None
     middle = fmean(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * deviation(values) / sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / sqrt(len(values))
     return Interval(value=middle, low=middle - half, high=middle + half)
+
+
+def ratio(values: Sequence[float]) -> Interval | None:
+    """Return the mean of positive numbers with Student's interval of their logarithms, which holds no number below zero.
+
+    Perplexities are such: their logarithms are losses, which are what varies evenly. The ends are those of the geometric mean.
+    """
+    if len(values) < 2 or min(values) <= 0.0:
+        return None
+    of_logs = cast(Interval, mean([log(value) for value in values]))
+    return Interval(value=fmean(values), low=exp(of_logs.low), high=exp(of_logs.high))

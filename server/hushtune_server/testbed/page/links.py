@@ -70,7 +70,19 @@ def ears(material: Material, told: Round) -> Table:
     void = {c["bound_void"]: None for c in entries if c.get("bound_void")}
     caveat = str(material.link.get("caveat", ""))
     note = "; ".join([*([caveat] if caveat else []), *(f"VOID: {why}" for why in void)])
-    return table("What Bob (the owner) and Eve made of the same transmissions", columns, entries, note=_sentence(note), bad=bad)
+    return table(
+        "What Bob (the owner) and Eve made of the same transmissions",
+        columns,
+        entries,
+        note=_sentence(note),
+        bad=bad,
+        empty=_UNHEARD,
+    )
+
+
+_UNHEARD: Final = (
+    "What both ears made of it was not compared: nothing went on air, or the run ended before the referee came to it."
+)
 
 
 def _guess(entry: Json) -> str:
@@ -128,7 +140,8 @@ def allocation(told: Round) -> Table:
         Column(heading="energy", cell=both("energy_j")),
     ]
     note = "In brackets: what an equal share of the same round would have planned. " if equal else ""
-    return table("Allocation, as planned", columns, granted, note=note + "Power, clock and energy are modelled.")
+    note += "Power, clock and energy are modelled."
+    return table("Allocation, as planned", columns, granted, note=note, empty="Nothing was shared out.")
 
 
 def solution(told: Round) -> str:
@@ -173,6 +186,7 @@ def attacks(material: Material) -> Table:
         note="Guessing is right in 50 %. An attack that fails says something only where its controls succeed; what secrecy rests "
         f"on is the bound, not these trials.{more}",
         bad=bad,
+        empty="Eve had nothing to attack.",
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from os.path import relpath
 from pathlib import Path
+from statistics import stdev
 from typing import Any, Final
 
 from matplotlib.figure import Figure
@@ -102,8 +103,8 @@ def settings(materials: Sequence[Material]) -> Table:
 
 
 _OF_SEEDS: Final = (
-    "In brackets: Student's 95 % interval of the mean over the seeds, wide for few of them. A seed moves the split of the text, "
-    "shadowing, and the order of training; the model and the text are the same."
+    "In brackets: Student's 95 % interval over the seeds, of the loss and so of the logarithm, wide for few seeds. A seed moves "
+    "the split of the text, shadowing, and the order of training; the model and the text are the same."
 )
 
 
@@ -136,12 +137,21 @@ def _percent(value: float | None) -> str:
 
 def _summed(values: Sequence[float | None], *, unit: str) -> tuple[str, str]:
     known = [v for v in values if v is not None]
-    found = intervals.mean(known)
+    found = _of_percent(known) if unit else intervals.ratio(known)
     if found is None:
         return NOTHING, NOTHING
     sign = "+" if unit else ""
     said = [f"{end:{sign}.1f}".replace("-", _MINUS) for end in (found.value, found.low, found.high)]
-    return with_range(f"{said[0]}{unit}", said[1], f"{said[2]}{unit}"), f"{intervals.deviation(known):.1f}"
+    return with_range(f"{said[0]}{unit}", said[1], f"{said[2]}{unit}"), f"{stdev(known):.1f}"
+
+
+def _of_percent(values: Sequence[float]) -> Interval | None:
+    """Return the mean of changes in percent with the interval of the ratios that they are."""
+    found = intervals.ratio([1.0 + value / 100.0 for value in values])
+    if found is None:
+        return None
+    ends = (100.0 * (end - 1.0) for end in (found.value, found.low, found.high))
+    return Interval(**dict(zip(("value", "low", "high"), ends, strict=True)))
 
 
 def _told(materials: Sequence[Material]) -> Table:
@@ -161,7 +171,7 @@ def cards(materials: Sequence[Material]) -> list[pages.Card]:
     values = [v for v in _paired(materials, "plug_in", "full_zero_shot") if v is not None]
     made = [pages.Card(value=str(len(materials)), label="seeds", note=", ".join(_seed(m) for m in materials))]
     if values:
-        found = intervals.mean(values)
+        found = _of_percent(values)
         held = "" if found is None else f"95 %: {_percent(found.low)} to {_percent(found.high)}; "
         worse = sum(v >= 0.0 for v in values)
         made.append(
@@ -196,7 +206,7 @@ def _scores(materials: Sequence[Material]) -> Drawing | None:
         figure, (axes,) = axes_of(height=0.7 + 0.4 * len(shown))
         for row, (key, _, values) in enumerate(shown):
             colour = OWNER if key == "plug_in" else GREY
-            _interval(axes, row, intervals.mean(values), colour)
+            _interval(axes, row, intervals.ratio(values), colour)
             axes.plot(values, [row] * len(values), "o", color=colour, markersize=4.5, alpha=0.75)
         axes.set_yticks(range(len(shown)), [SHORT.get(key, label) for key, label, _ in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)

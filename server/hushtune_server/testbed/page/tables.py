@@ -49,7 +49,13 @@ class Column:
 
 
 def table(
-    caption: str, columns: Sequence[Column], entries: Sequence[Any], *, note: str = "", bad: frozenset[int] = frozenset()
+    caption: str,
+    columns: Sequence[Column],
+    entries: Sequence[Any],
+    *,
+    note: str = "",
+    bad: frozenset[int] = frozenset(),
+    empty: str = "",
 ) -> Table:
     """Return a table with a row for each of ``entries``."""
     return Table(
@@ -59,6 +65,7 @@ def table(
         numeric=frozenset(k for k, column in enumerate(columns) if column.numeric),
         note=note,
         bad=bad,
+        empty=empty,
     )
 
 
@@ -163,7 +170,7 @@ def ledger(material: Material) -> Table:
         Column(heading="training on this machine", cell=lambda e: shown("train_s", e[1].get("train_wall_s"))),
     ]
     note = "In brackets: as planned. Energy, the device's clock and airtime are modelled; only the last column was measured."
-    return table("Energy and time", columns, entries, note=note)
+    return table("Energy and time", columns, entries, note=note, empty="Nobody trained or sent.")
 
 
 def energy_of_rounds(material: Material) -> Mapping[object, float]:
@@ -194,7 +201,7 @@ def rounds(material: Material) -> Table:
             numeric=False,
         ),
     ]
-    return table("Rounds", columns, material.report.get("rounds") or [], note=_OF_ROUNDS)
+    return table("Rounds", columns, material.report.get("rounds") or [], note=_OF_ROUNDS, empty="No round came to an end.")
 
 
 _OF_ROUNDS: Final = (
@@ -265,7 +272,7 @@ def trouble(material: Material) -> Table:
         Column(heading="what", cell=_what, numeric=False),
     ]
     note = f"The first {_TROUBLE_MAX} of {len(found)}." if len(found) > _TROUBLE_MAX else ""
-    return table("Warnings and errors", columns, found[:_TROUBLE_MAX], note=note)
+    return table("Warnings and errors", columns, found[:_TROUBLE_MAX], note=note, empty="No warnings and no errors.")
 
 
 def _what(line: Any) -> str:

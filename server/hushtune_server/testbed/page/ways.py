@@ -31,7 +31,7 @@ def ways(material: Material) -> Table:
     ]
     bad = frozenset(k for k, story in enumerate(stories) if _agrees(story) is False or story.verdict.startswith("refused"))
     note = "hushtune trace, with any of these digests, tells the whole way: who, when, how long, and Eve's side of it."
-    return table("The way of every adapter", columns, stories, note=note, bad=bad)
+    return table("The way of every adapter", columns, stories, note=note, bad=bad, empty="No update was sealed.")
 
 
 def _sealed(lines: Sequence[Line]) -> list[Name]:

@@ -2,7 +2,7 @@
 
 import { bytes, db, duration, fixed, h, percent, scaled, sorted, there, whole } from "./dom.js";
 import { blocks, curve, scale } from "./drawings.js";
-import { goneSince, latest, round } from "./parts.js";
+import { broken, goneSince, latest, round } from "./parts.js";
 
 const GATES = { granted: ["good", "✓ granted"], deferred: ["wait", "… deferred"], excluded: ["bad", "✖ excluded"] };
 
@@ -20,7 +20,7 @@ function card(name, client, state) {
     h("h3", { id }, name, " ", h("span", { class: "phase" }, doing(process, client, gone))),
     process?.total && !gone ? h("progress", { max: process.total, value: process.done, "aria-label": `${process.what}: ${percent(process.done / process.total)}` }) : h("div", { class: "noprogress" }),
     gone && !client.died && !client.report ? part("Away", h("p", { class: "faint" }, `fell silent in round ${gone} and has no part in this one`))
-      : [gate(client), training(client), upload(client), outcome(name, client, state)]);
+      : [gate(client, state), training(client, state), upload(client, state), outcome(name, client, state)]);
 }
 
 function doing(process, client, gone) {
@@ -30,9 +30,9 @@ function doing(process, client, gone) {
   return process?.phase || "not started";
 }
 
-function gate(client) {
+function gate(client, state) {
   const g = client.gate ?? {}, decision = g.decision ?? client.assigned?.decision ?? client.refused?.decision;
-  if (!decision) return part("Secrecy gate", h("p", { class: "faint" }, "not decided yet"));
+  if (!decision) return part("Secrecy gate", h("p", { class: "faint" }, broken(state) ? "not decided" : "not decided yet"));
   const [mood, label] = GATES[decision] ?? ["wait", decision];
   return part("Secrecy gate", h("p", {}, h("span", { class: `tag ${mood}` }, label), there(g.rate_coded) ? ` ${fixed(g.rate_coded, 2)} secret bit/symbol` : ""),
     there(g.snr_main_db) ? scale(g.snr_main_db, g.snr_tap_bound_db, client.attacked?.snr_mean_db) : "",
@@ -40,19 +40,19 @@ function gate(client) {
     g.reason ? h("details", {}, h("summary", {}, "why"), h("p", { class: "note" }, g.reason)) : "");
 }
 
-function training(client) {
+function training(client, state) {
   const step = client.step ?? {}, done = client.trained;
-  if (!client.curve && !there(step.step)) return part("Training", h("p", { class: "faint" }, client.assigned?.decision && client.assigned.decision !== "granted" ? "does not train in this round" : "not begun"));
+  if (!client.curve && !there(step.step)) return part("Training", h("p", { class: "faint" }, client.assigned?.decision && client.assigned.decision !== "granted" ? "does not train in this round" : broken(state) ? "none" : "not begun"));
   const says = done ? `${whole(done.steps)} steps, loss ${fixed(done.loss_first, 3)} → ${fixed(done.loss_last, 3)}, ${scaled(done.energy_j, "J")} (modelled)`
     : `step ${step.step} of ${step.steps}, loss ${fixed(step.loss, 3)}, ${fixed(step.tokens_per_s, 0)} token/s`;
   return part("Training", curve(client.curve ?? {}, step.steps, says), h("p", { class: "note" }, says));
 }
 
-function upload(client) {
+function upload(client, state) {
   const sends = client.sends ?? {}, keys = sorted(sends);
   if (!keys.length) {
     const s = client.sealed;
-    return part("Upload", h("p", { class: "faint" }, s?.bytes_sealed ? `sealed: ${bytes(s.bytes_sealed)}` : s?.bytes_encoded ? `encoded: ${bytes(s.bytes_encoded)}` : "nothing to send yet"));
+    return part("Upload", h("p", { class: "faint" }, s?.bytes_sealed ? `sealed: ${bytes(s.bytes_sealed)}` : s?.bytes_encoded ? `encoded: ${bytes(s.bytes_encoded)}` : broken(state) ? "nothing was sent" : "nothing to send yet"));
   }
   const sealed = client.sealed?.bytes_sealed;
   return part("Upload",
@@ -93,7 +93,7 @@ const part = (title, ...children) => h("section", { class: "part" }, h("h4", {},
 export function bytesOf(state) {
   const now = round(state), laid = state.bytes?.[latest(state)] ?? {};
   const names = sorted(now.clients).filter((name) => now.clients[name].sealed?.digest || now.clients[name].received || now.clients[name].attacked || laid[name]);
-  if (!names.length) return h("p", { class: "empty" }, "No update is sealed yet.");
+  if (!names.length) return h("p", { class: "empty" }, broken(state) ? "No update was sealed." : "No update is sealed yet.");
   return [
     h("div", { class: "ears" }, names.map((name) => ears(name, now.clients[name], laid[name] ?? {}))),
     h("p", { class: "note" }, "Bob is the owner, Eve the eavesdropper; both hear the same transmission. A bit error rate of one half is what guessing gives: "

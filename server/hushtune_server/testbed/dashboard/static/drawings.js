@@ -5,11 +5,12 @@ import { goneSince, round } from "./parts.js";
 
 // The map --------------------------------------------------------------------------------------------------------------------
 
-const R = 210, RINGS = [50, 100, 200, 500, 1000, 2000, 5000];
+const R = 210, WIDTH_LEAST = 420, RINGS = [50, 100, 200, 500, 1000, 2000, 5000];
 
 export function map(state) {
   const places = state.places ?? {}, clients = round(state).clients ?? {};
   const placed = places.clients ?? {}, names = sorted({ ...placed, ...clients });
+  if (!names.length) return h("p", { class: "empty" }, "Nobody is known to take part yet.");
   const known = Object.keys(placed).length > 0;
   const at = (name, i) => placed[name] ?? { x_m: 100 * Math.cos(2.4 * i + 2.2), y_m: 100 * Math.sin(2.4 * i + 2.2) };
   const eve = there(places.eavesdropper?.x_m) ? places.eavesdropper : { x_m: 400, y_m: 0 };
@@ -20,7 +21,8 @@ export function map(state) {
   const [ex, ey] = shown(eve), eveDoing = Object.values(state.live?.processes ?? {}).find((p) => p.role === "eavesdropper")?.phase;
   const ys = [...spots.map((s) => s.xy[1]), ey, 0];
   const left = Math.min(-60, ...spots.map((s) => s.xy[0] - (s.xy[0] < -25 ? 118 : 66))), right = Math.max(ex + 75, ...spots.map((s) => s.xy[0] + (s.xy[0] > 25 ? 118 : 66)));
-  const box = [left, Math.min(...ys) - 66, right - left, Math.max(...ys) - Math.min(...ys) + 130];
+  const spare = Math.max(0, WIDTH_LEAST - (right - left)) / 2;
+  const box = [left - spare, Math.min(...ys) - 66, right - left + 2 * spare, Math.max(...ys) - Math.min(...ys) + 130];
   const words = spots.map(({ name, client }) => `${name}: ${quality(client).join(", ")}`).join("; ");
   return [
     h("svg", { class: "map", viewBox: box.map((v) => Math.round(v)).join(" "), role: "img", "aria-label": `Map. The owner is in the middle. ${words}` },

@@ -27,7 +27,7 @@ const PARTS = [
 function draw() {
   due = false;
   for (const [id, make, depends] of PARTS) {
-    const on = [looking(), ...depends(state)];
+    const on = [looking(), state.run?.status, ...depends(state)];
     const before = drawn.get(id);
     if (before && before.every((part, i) => part === on[i])) continue;
     drawn.set(id, on);

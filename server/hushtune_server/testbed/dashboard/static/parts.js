@@ -32,6 +32,9 @@ export function chooser(state) {
   return [h("option", { value: "" }, `newest (${numbers[0]})`), numbers.map((number) => h("option", { value: number }, `${number}: ${closing(state.live.rounds[number])}`.slice(0, 60)))];
 }
 
+/** Whether nothing more will happen because the run came to a bad end. */
+export const broken = (state) => ["failed", "interrupted", "lost"].includes(state.run?.status);
+
 /** The round in which a client fell silent, if nobody has heard of it since; else nothing. */
 export function goneSince(state, name) {
   const rounds = state.live?.rounds ?? {};
@@ -72,7 +75,7 @@ const SETTINGS = [
 const OPTIONAL = new Set(["bound", "full_fine_tuned"]);
 
 export function result(state) {
-  const scores = state.live?.settings ?? {}, now = round(state), over = ["failed", "interrupted", "lost"].includes(state.run?.status);
+  const scores = state.live?.settings ?? {}, now = round(state), over = broken(state);
   const shown = SETTINGS.filter(([key]) => there(scores[key]) || !OPTIONAL.has(key));
   const top = Math.max(1, ...shown.map(([key]) => scores[key] ?? 0));
   const rows = shown.map(([key, label]) => [label, there(scores[key]) ? scores[key].toFixed(1) : h("span", { class: "faint" }, over ? "–" : "not yet"),
@@ -110,7 +113,7 @@ const QUANTITIES = [
 export function allocation(state) {
   const now = round(state), equal = state.equal?.[latest(state)] ?? {};
   const names = sorted(now.clients).filter((name) => now.clients[name].assigned);
-  if (!names.length) return h("p", { class: "empty" }, "Nothing is shared out yet: the coordinator waits for every client's report.");
+  if (!names.length) return h("p", { class: "empty" }, broken(state) ? "Nothing was shared out." : "Nothing is shared out yet: the coordinator waits for every client's report.");
   const solved = now.solved ?? {};
   return [
     h("p", { class: "legend" }, h("span", { class: "key fill" }), " assigned ", equal.clients ? [h("span", { class: "key mark" }), " equal share"] : ""),
@@ -141,7 +144,7 @@ export function ledger(state) {
       duration(total(rows, "train")), bytes(total(rows, "up"))]);
   }
   return [
-    table("What every client spent", ["client", "#computing", "#radio", "#training", "#on air", "#training here", "#frames sent"], shown, { strong: (row) => row[0] === "all", empty: "Nobody has trained or sent yet." }),
+    table("What every client spent", ["client", "#computing", "#radio", "#training", "#on air", "#training here", "#frames sent"], shown, { strong: (row) => row[0] === "all", empty: broken(state) ? "Nobody trained or sent." : "Nobody has trained or sent yet." }),
     rows.length ? h("p", { class: "note" }, "Energy, training and time on air are modelled from the scenario's devices; “training here” is this machine's own time.") : "",
   ];
 }
