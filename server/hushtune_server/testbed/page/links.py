@@ -21,7 +21,7 @@ def gate(told: Round, *, caption: str = "Link quality and secrecy gate") -> Tabl
         Column(heading="tap, true, dB", cell=lambda c: number(told.on_air(c["id"]).get("snr_tap_true_db"), 1)),
         Column(heading="secret bit/symbol", cell=lambda c: number(c["gate_numbers"].get("rate_coded"), 2)),
         Column(heading="Gaussian baseline", cell=lambda c: number(c["gate_numbers"].get("rate_gaussian"), 2)),
-        Column(heading="block errors expected", cell=lambda c: shown("p_x", c["gate_numbers"].get("block_error_rate"))),
+        Column(heading="block errors expected", cell=lambda c: shown("adapter_share", c["gate_numbers"].get("block_error_rate"))),
     ]
     bad = frozenset(k for k, c in enumerate(told.clients) if c.get("gate") not in ("granted", None))
     note = (
