@@ -45,7 +45,9 @@ _SMALL_BLOB_BYTES = 4 << 20
 _BIG_BLOB_BYTES = 64 << 20
 _NAMES_MAX = 1024
 _END: Any = vars(grpc.aio)["EOF"]  # exported, but missing from its type stubs
-_BACKOFF_BASE_S, _BACKOFF_CAP_S = 0.5, 20.0
+BACKOFF_BASE_S = 0.5
+"""The wait before the first new try is shorter than this."""
+_BACKOFF_CAP_S = 20.0
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in total."""
@@ -249,7 +251,7 @@ class _Patience:
         self._failures += 1
         if self._failures >= self._attempts_max or self._restarts > 1:
             raise error
-        bound_s = min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2.0 ** (self._failures - 1))
+        bound_s = min(_BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0 ** (self._failures - 1))
         return await self._clock.sleep(float(self._rng.uniform(0.0, bound_s)))
 
 

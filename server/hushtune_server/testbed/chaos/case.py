@@ -4,7 +4,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hushtune_common.wire.transfer import part_bytes
+from hushtune_server.testbed.chaos.proxy import Way
 from hushtune_server.testbed.chaos.stage import Stage
+
+OVERHEAD = 1.02
+"""Framing and encryption are not bytes of the payload sent twice."""
+HANDSHAKE_BYTES = 8192
+"""Nor is the handshake of another connection."""
+LATE_S = 1.0
+"""What a loaded machine takes to come to what is due, and to say what it has noticed."""
+_TRICKLE_BPS = 20_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +71,15 @@ Play = Callable[[Stage, Sequence[str], Finding], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One of the ten faults: its pass rule, how many clients it needs for itself, and what it does."""
+    """One of the ten faults: its pass rule, how many clients it needs for itself, and what it does.
+
+    ``rows`` are the first cells of its rows in the table of faults of docs/OPERATIONS.md.
+    """
 
     number: int
     title: str
     rule: str
+    rows: tuple[str, ...]
     clients: int
     play: Play
 
@@ -97,3 +111,25 @@ def require_codes(stage: Stage, finding: Finding, code: int, *names: str) -> Non
     for name in names:
         found = stage.children[name].code
         finding.check(f"{name} ended with code {code}", found == code, found)
+
+
+def hold_frame(stage: Stage, client: str) -> None:
+    """Let the client's way to the air be a trickle, so that its frame is still all to come when `frame_held` returns."""
+    stage.proxy(client, "air").weather[Way.UP].rate_bps = _TRICKLE_BPS
+
+
+async def frame_held(stage: Stage, client: str) -> tuple[int, int]:
+    """Wait until the client has a frame to upload; return its size in bytes, and what its way had carried up before.
+
+    The way stays a trickle: whoever held it says how it is to be from now on.
+    """
+    size = int((await stage.heard(client, "frame_encoded"))["bytes_frame"])
+    return size, stage.proxy(client, "air").carried(Way.UP)
+
+
+def left_at_most(size: int, *, arrived: int, parts: int) -> int:
+    """Return how many bytes may follow on another connection when ``arrived`` bytes of an upload of ``size`` had come through.
+
+    ``parts`` is how many parts may have been lost: the one on its way, and those that had come and were not looked at.
+    """
+    return round((size - arrived / OVERHEAD) * OVERHEAD) + parts * part_bytes(size) + HANDSHAKE_BYTES

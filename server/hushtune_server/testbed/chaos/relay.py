@@ -7,6 +7,7 @@ one to the server with the caller's kit. Calls pass through as bytes; no message
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from hushtune_common.wire import endpoint
 from hushtune_common.wire.endpoint import Kit, Server, connect
 
 _END: Any = vars(grpc.aio)["EOF"]  # exported, but missing from its type stubs
+_RELEASE_S = 5.0
 _BIG_BYTES = 4096
 """A message above this is a part of a blob, and its middle is the part's content."""
 
@@ -49,7 +51,16 @@ class Relay(grpc.GenericRpcHandler):
         """Do ``mischief`` to what passes."""
         self.mischief = mischief
         self._channel: grpc.aio.Channel | None = None
-        self._left: set[asyncio.Future[Any]] = set()
+        self._released = asyncio.Event()
+        self._left: dict[asyncio.Future[Any], Any] = {}
+
+    async def release(self) -> None:
+        """End the calls that were left standing, and wait until nothing of them runs any more."""
+        self._released.set()
+        for call in self._left.values():
+            call.cancel()
+        if self._left:
+            await asyncio.wait([*self._left], timeout=_RELEASE_S)
 
     def point_at(self, channel: grpc.aio.Channel) -> None:
         """Pass calls on over ``channel`` from now on."""
@@ -60,8 +71,9 @@ class Relay(grpc.GenericRpcHandler):
         method = str(handler_call_details.method)
 
         async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            async for response in self._passed(method, requests, context):
-                yield response
+            async with aclosing(self._passed(method, requests, context)) as responses:
+                async for response in responses:
+                    yield response
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -90,12 +102,12 @@ class Relay(grpc.GenericRpcHandler):
     async def _read(self, call: Any) -> Any:
         """Return the next response. Shielded: a read that is cancelled ends its call, and a stalled one is not ours to end."""
         reading = asyncio.ensure_future(call.read())
-        self._left.add(reading)
+        self._left[reading] = call
         reading.add_done_callback(self._seen)
         return await asyncio.shield(reading)
 
     def _seen(self, task: "asyncio.Future[Any]") -> None:
-        self._left.discard(task)
+        self._left.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waited for it has it, or nobody does any more
 
@@ -109,7 +121,8 @@ class Relay(grpc.GenericRpcHandler):
                 if mischief.stall_after is not None and parts >= mischief.stall_after:
                     mischief.stall_after = None
                     mischief.stalled += 1
-                    await asyncio.Event().wait()  # until the call is given up by either end
+                    await self._released.wait()  # the call is given up by the server, long before
+                    return
                 if mischief.damage_parts > 0 and not damaged:
                     damaged = True
                     mischief.damage_parts -= 1
@@ -142,6 +155,7 @@ class OpenRelay:
 
     async def close(self) -> None:
         """Stop listening and hang up."""
+        await self._relay.release()
         await self._server.stop(0.0)
         if self._channel is not None:
             await self._channel.close()

@@ -20,7 +20,7 @@ from hushtune_common.units import Second
 from hushtune_common.wire.endpoint import Kit
 from hushtune_server import pki
 from hushtune_server.testbed import rundir
-from hushtune_server.testbed.chaos.proxy import FaultProxy
+from hushtune_server.testbed.chaos.proxy import FaultProxy, Way
 from hushtune_server.testbed.chaos.relay import Mischief, OpenRelay, open_relay
 from hushtune_server.testbed.processes import Child, LogFollower, address_of, start, stop_all
 from hushtune_server.testbed.rundir import RunDirectory
@@ -101,6 +101,7 @@ class Stage:
         self.proxies: dict[tuple[str, str], FaultProxy] = {}
         self.relays: dict[tuple[str, str], OpenRelay] = {}
         self._ways: dict[tuple[str, str], str] = {}
+        self._side_ways: list[FaultProxy] = []
         self._logs: dict[str, Log] = {}
         self.seeds = SeedTree(scenario.seed).child("chaos")
         self._authority = run.path / "pki"
@@ -160,6 +161,14 @@ class Stage:
     def proxy(self, who: str, server: str) -> FaultProxy:
         """Return the proxy on the way of ``who`` to ``server``."""
         return self.proxies[who, server]
+
+    async def side_way(self, server: str, way: Way, *, rate_bps: float) -> tuple[FaultProxy, str]:
+        """Open another way to a server that serves, slow in one direction, for the suite itself; return its proxy and address."""
+        number = len(self._side_ways)
+        proxy = FaultProxy(clock=self.clock, seeds=self.seeds.child("side", str(number)))
+        proxy.target, proxy.weather[way].rate_bps = self.children[server].address, rate_bps
+        self._side_ways.append(proxy)
+        return proxy, await proxy.open()
 
     # --- processes ----------------------------------------------------------------------------------------------------
 
@@ -247,7 +256,7 @@ class Stage:
         await stop_all([c for c in self._all if c.code is None], grace_s=_STOP_S)
         for relay in self.relays.values():
             await relay.close()
-        for proxy in self.proxies.values():
+        for proxy in (*self.proxies.values(), *self._side_ways):
             await proxy.close()
 
     async def _start(self, name: str, module: str, arguments: Sequence[str], *, ahead_s: float = 0.0, logs: bool = True) -> Child:

@@ -14,7 +14,8 @@ from hushtune_server.testbed.chaos.case import Case, Finding, over
 from hushtune_server.testbed.chaos.small import PATIENT_IDLE_S, TIMING, write_small
 from hushtune_server.testbed.chaos.stage import SERVERS, Event, Stage, Tell, opened
 
-_CASES: Mapping[int, Case] = {c.number: c for c in (*cutting.CASES, *killing.CASES, *waiting.CASES, *identity.CASES)}
+CASES: tuple[Case, ...] = (*cutting.CASES, *killing.CASES, *waiting.CASES, *identity.CASES)
+_CASES: Mapping[int, Case] = {case.number: case for case in CASES}
 FAULTS = tuple(sorted(_CASES))
 
 
