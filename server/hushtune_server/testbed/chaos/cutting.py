@@ -21,6 +21,7 @@ from hushtune_server.testbed.chaos.proxy import FaultProxy, Way
 from hushtune_server.testbed.chaos.stage import Stage
 
 _EIGHTHS = 7
+_ONE_S = 20.0
 _CUT_COSTS_BYTES = 4 << 20
 """What a cut may cost in bytes that are sent again, by the rule; the distance of the cuts bounds it further."""
 _LARGE_BYTES = 32 << 20
@@ -35,6 +36,7 @@ async def _cut_uploads(stage: Stage, clients: Sequence[str], finding: Finding) -
     hold_frame(stage, client)
     await stage.take_part(client)
     size, before = await frame_held(stage, client)
+    await stage.until(lambda: len(proxy.alive) == 1, within_s=_ONE_S, what="one connection")  # each mark is for the next one
     opened = len(proxy.connections)
     proxy.cut_each_after(*[size // 8] * _EIGHTHS)
     proxy.weather[Way.UP].rate_bps = None
@@ -42,8 +44,10 @@ async def _cut_uploads(stage: Stage, clients: Sequence[str], finding: Finding) -
     await stage.heard(client, "frame_transmitted")
     finding.recovery_s = stage.clock.monotonic() - cut_s
     carried = proxy.carried(Way.UP) - before
-    _require_frugal(finding, "frame", size, carried=carried, cuts=len(proxy.connections) - opened)
-    _require_frugal(finding, "large upload", _LARGE_BYTES, carried=large, cuts=_EIGHTHS)
+    lives = [c.carried[Way.UP] for c in proxy.connections[opened - 1 :]]
+    finding.check(f"frame: cut {_EIGHTHS} times", len(lives) - 1 == _EIGHTHS, f"bytes of each connection: {lives}")
+    _require_frugal(finding, "frame", size, carried=carried)
+    _require_frugal(finding, "large upload", _LARGE_BYTES, carried=large)
     finding.happened = (
         f"both resumed {_EIGHTHS} times from the committed offset; sent again: {carried / size - 1.0:.0%} of the frame's {size} "
         f"bytes, {large / _LARGE_BYTES - 1.0:.0%} of the large upload's"
@@ -53,14 +57,13 @@ async def _cut_uploads(stage: Stage, clients: Sequence[str], finding: Finding) -
     require_codes(stage, finding, 0, client)
 
 
-def _require_frugal(finding: Finding, what: str, size: int, *, carried: int, cuts: int) -> None:
+def _require_frugal(finding: Finding, what: str, size: int, *, carried: int) -> None:
     """Check that a cut cost no more than the part that was being received and what was on its way.
 
     Two legs are on their way at most, and legs at most double: that is two thirds of what came since the last cut.
     """
-    finding.check(f"{what}: cut {_EIGHTHS} times", cuts == _EIGHTHS, cuts)
     on_its_way = min(_CUT_COSTS_BYTES, size // 8 * 2 // 3)
-    bound = round(size * OVERHEAD) + cuts * (on_its_way + part_bytes(size) + HANDSHAKE_BYTES)
+    bound = round(size * OVERHEAD) + _EIGHTHS * (on_its_way + part_bytes(size) + HANDSHAKE_BYTES)
     claim = f"{what}: each byte once, and at most {(bound - size) / size:.0%} more"
     finding.check(claim, carried <= bound, f"{carried} bytes for {size}")
 

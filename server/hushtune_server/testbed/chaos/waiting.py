@@ -59,7 +59,7 @@ async def _go_silent(stage: Stage, clients: Sequence[str], finding: Finding) -> 
     found = f"{finding.recovery_s:.1f} s"
     finding.check("the silent connection was noticed within idle_s", finding.recovery_s <= bound_s, found)
     await stage.heard(cut_off, "frame_transmitted")
-    later, bound = proxy.carried(Way.UP) - half, left_at_most(size, arrived=half - before, parts=1)
+    later, bound = proxy.carried(Way.UP) - half, left_at_most(size, arrived=half - before)
     finding.check("the resumed upload took over where it stood", later <= bound, f"{later} of {size} bytes, at most {bound}")
     await over(stage, cut_off, stopped)
     require_counted_once(stage, finding, cut_off)
