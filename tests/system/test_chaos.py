@@ -46,7 +46,9 @@ def test_a_claim_that_does_not_hold_fails_its_fault_and_is_named_in_the_table() 
     bad.check("counted once", held=False, found="2")
     assert (good.passed, bad.passed, Finding(number=3, title="", rule="").passed) == (True, False, False)
     timing = {"connect": 1.0, "idle": 2.0, "idle_where_killed": 4.0, "round": 3.0}
-    body = {"faults": [good.to_json(), bad.to_json()], "wall_s": 1.0, "timing_s": timing, "versions": {}}
+    about = {"wall_s": 1.0, "timing_s": timing, "versions": {}, "cores": 2, "load_average": [0.5, 17.25]}
+    body = {"faults": [good.to_json(), bad.to_json()], **about}
     table = to_markdown(json.loads(json.dumps(body)))
     assert "| 2 | lost / replies |" in table
     assert "- fault 2: counted once (found: 2)" in table
+    assert "2 cores; its load average was 0.5 when it began and 17.25 at the end" in table

@@ -49,7 +49,7 @@ def chaos(
     from hushtune_server.testbed.launch import versions
 
     console, clock = Console(stderr=json_), SystemClock()
-    began_s = clock.monotonic()
+    began_s, before = clock.monotonic(), os.getloadavg()[0]
 
     def tell(line: str) -> None:
         console.print(f"{clock.monotonic() - began_s:5.0f} s  {line}", markup=False, highlight=False, soft_wrap=True)
@@ -57,7 +57,8 @@ def chaos(
     chosen = _numbers(only) if only else FAULTS
     with _libraries_to(_made(out) / "chaos.stderr"):
         findings = asyncio.run(run_suite(out, only=chosen, clock=clock, tell=tell))
-    result = to_json(findings, timing=TIMING, versions=versions(), wall_s=clock.monotonic() - began_s)
+    load, wall_s = (before, os.getloadavg()[0]), clock.monotonic() - began_s
+    result = to_json(findings, timing=TIMING, versions=versions(), wall_s=wall_s, load=load)
     (out / "chaos.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "chaos.md").write_text(to_markdown(result), encoding="utf-8")
     if document is not None:

@@ -52,14 +52,14 @@ async def _kill_clients(stage: Stage, clients: Sequence[str], finding: Finding) 
     await stage.until(lambda: proxy.carried(Way.UP) - before > size / 2, within_s=60.0, what="half of the upload")
     hold_frame(stage, uploading)
     await stage.clock.sleep(LATE_S)  # a connection that breaks takes with it what has come and was not looked at yet
-    half = proxy.carried(Way.UP)
+    half, lives = proxy.carried(Way.UP), len(proxy.connections)
     await stage.kill(uploading)
-    proxy.weather[Way.UP].rate_bps = None
     await stage.take_part(uploading)
+    proxy.weather[Way.UP].rate_bps = None
     joined = await stage.heard(training, "run_joined", restarted=True)
     finding.recovery_s = joined["heard_s"] - killed_s
     await stage.heard(uploading, "frame_transmitted")
-    later = proxy.carried(Way.UP) - half
+    later = sum(c.carried[Way.UP] for c in proxy.connections[lives:])  # the dead one's kernel had some left to send, too
     await over(stage, training, uploading)
     require_counted_once(stage, finding, training, uploading)
     require_codes(stage, finding, 0, training, uploading)

@@ -7,6 +7,7 @@ does not.
 import asyncio
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from hushtune_common.messages import Role
 from hushtune_common.wire import faults
 from hushtune_common.wire.endpoint import Kit, connect
 from hushtune_common.wire.kit import server_name
-from hushtune_common.wire.v1 import air_pb2, air_pb2_grpc, coordinator_pb2, coordinator_pb2_grpc, owner_pb2, owner_pb2_grpc
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
 """How every HTTP/2 client begins, with empty settings: whom a server lets in, it answers."""
@@ -64,27 +64,20 @@ def _knock(address: str, name: str, context: ssl.SSLContext, within_s: float, cl
     return Knock(let_in=let_in, hung_up=hung_up, seconds=clock.monotonic() - began_s)
 
 
-def _forbidden(role: Role, channel: Any, timeout: float) -> Any:
-    """Return a call that an eavesdropper may not make at the server of ``role``."""
-    stub: Any
-    match role:
-        case Role.COORDINATOR:
-            stub = coordinator_pb2_grpc.CoordinatorStub(channel)
-            return stub.Join(coordinator_pb2.JoinRequest(), timeout=timeout)
-        case Role.AIR:
-            stub = air_pb2_grpc.AirStub(channel)
-            return stub.Acknowledge(air_pb2.AcknowledgeRequest(), timeout=timeout)
-        case _:
-            stub = owner_pb2_grpc.OwnerStub(channel)
-            return stub.GetManifest(owner_pb2.GetManifestRequest(), timeout=timeout)
+_FORBIDDEN: Mapping[Role, str] = {
+    Role.COORDINATOR: "/hushtune.v1.Coordinator/Join",
+    Role.AIR: "/hushtune.v1.Air/Acknowledge",
+    Role.OWNER: "/hushtune.v1.Owner/GetManifest",
+}
+"""At each server a call that an eavesdropper may not make, whatever is in it."""
 
 
 async def overstep(address: str, *, role: Role, kit: Kit, timing: TimingConfig) -> str:
     """Make a call at the server of ``role`` as the eavesdropper of ``kit``; return the refusal, or nothing if there was none."""
-    channel = connect(address, role=role, kit=kit, timing=timing)
+    channel: Any = connect(address, role=role, kit=kit, timing=timing)
     try:
         with faults.translated():
-            await _forbidden(role, channel, timing.connect_s)
+            await channel.unary_unary(_FORBIDDEN[role])(b"", timeout=timing.connect_s)
     except NotYours as error:
         return str(error)
     finally:

@@ -1,6 +1,7 @@
 """In which runs are the ten faults played, and what came of them? Faults that do not disturb each other share a run."""
 
 import asyncio
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -106,8 +107,10 @@ async def _undisturbed(stage: Stage, act: Act) -> Mapping[int, Event]:
     return {round_id: stage.record(round_id) for round_id in range(1, act.rounds + 1)}
 
 
-def to_json(findings: Sequence[Finding], *, timing: Any, versions: Mapping[str, str], wall_s: float) -> dict[str, Any]:
-    """Return what a run of the suite found, as plain values."""
+def to_json(
+    findings: Sequence[Finding], *, timing: Any, versions: Mapping[str, str], wall_s: float, load: Sequence[float]
+) -> dict[str, Any]:
+    """Return what a run of the suite found, as plain values; ``load`` is the machine's, before and after."""
     return {
         "version": 1,
         "passed": all(finding.passed for finding in findings),
@@ -119,5 +122,7 @@ def to_json(findings: Sequence[Finding], *, timing: Any, versions: Mapping[str, 
             "round": timing.round_s,
         },
         "versions": dict(versions),
+        "cores": os.cpu_count(),
+        "load_average": [round(value, 1) for value in load],
         "faults": [finding.to_json() for finding in findings],
     }

@@ -13,7 +13,9 @@ Every fault happens to real processes with certificates, on one machine. On ever
 delays, slows, cuts, freezes or damages connections; processes are stopped and killed by signals, at the moment at which their log
 says that they entered a state. Parts are damaged, replies lost and uploads stalled beneath TLS, by a relay that has the keys of
 both ends: a bit that is turned over in a TLS stream only ends the connection, which is played as well. Clocks are off for what a
-process itself reads; for its TLS library, whose clock is the machine's, certificates were issued ten minutes ahead.
+process itself reads; for its TLS library, whose clock is the machine's, certificates were issued ten minutes ahead. Bad
+certificates are shown by processes of a run, and to each server by a TLS client of the suite's own, which dials where they would
+not.
 
 """
 
@@ -30,7 +32,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     idle = f"idle_s = {timing['idle']:g} s ({timing['idle_where_killed']:g} s for faults 3 to 5)"
     shortened = f"{idle}, connect_s = {timing['connect']:g} s and round_s = {timing['round']:g} s"
     note = f"{held} claims checked in {result['wall_s']:.0f} s, with {shortened} (shortened); {about}."
-    return "\n".join([*rows, "", note, *_failures(faults)]) + "\n"
+    before, after = result["load_average"]
+    machine = f"The machine has {result['cores']} cores; its load average was {before:g} when it began and {after:g} at the end."
+    return "\n".join([*rows, "", note, machine, *_failures(faults)]) + "\n"
 
 
 def to_page(result: Mapping[str, Any]) -> str:
