@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from threading import Event as Flag
 
-from hushtune_client import feedback, telemetry, uplink
+from hushtune_client import telemetry, uplink
 from hushtune_client.consent import require_granted, require_protected, require_sum_granted
 from hushtune_client.emulator import Emulator
 from hushtune_client.material import Aside, Material, Supply
@@ -14,7 +13,6 @@ from hushtune_client.phases import (
     Assigned,
     Conclude,
     Event,
-    FrameAnswered,
     Measure,
     Retune,
     Send,
@@ -26,19 +24,19 @@ from hushtune_client.phases import (
     Watch,
 )
 from hushtune_client.ports import Ports
-from hushtune_client.progress import Status, TransferLog
+from hushtune_client.progress import Status
+from hushtune_client.sealing import Sealer
+from hushtune_client.sending import Sender
 from hushtune_client.sounding import Sounder
-from hushtune_client.state import ClientState, RoundFiles, digest_of, seen_through
+from hushtune_client.state import ClientState, RoundFiles
 from hushtune_client.sums import Sums
 from hushtune_client.trainer import Order, StepReport, Trained, Trainer
-from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.clock import Clock
-from hushtune_common.codec.pipeline import budget_bytes, make_codec
+from hushtune_common.codec.pipeline import budget_bytes
 from hushtune_common.config import ClientConfig, Scenario
-from hushtune_common.errors import DigestMismatch, MalformedUpdate, SecrecyUnavailable, TrainerFailed
+from hushtune_common.errors import TrainerFailed
 from hushtune_common.logs import log_event
-from hushtune_common.messages import Assignment, ClientId, Completion, TensorSpec, Transmission, UpdateKey
-from hushtune_common.noise import Statement
+from hushtune_common.messages import Assignment, Completion
 from hushtune_common.secagg.layout import grid_for, layout_of
 from hushtune_common.secagg.messages import Advertisement, upload_bytes
 from hushtune_common.seeding import SeedTree
@@ -86,7 +84,13 @@ class Duties:
         self._aside = aside
         self._sounder = sounder
         self._emit = emit
-        self._framer = uplink.Framer.of(scenario, seeds=seeds)
+        framer = uplink.Framer.of(scenario, seeds=seeds)
+        self._sealer = Sealer(
+            scenario=scenario, state=state, status=status, clock=clock, aside=aside, randomness=framer.randomness, sums=sums
+        )
+        self._sender = Sender(
+            scenario=scenario, ports=ports, state=state, status=status, clock=clock, aside=aside, sounder=sounder, framer=framer
+        )
         self._supply = Supply(
             scenario=scenario, records=records, ports=ports, state=state, status=status, clock=clock, aside=aside, own=own
         )
@@ -107,7 +111,7 @@ class Duties:
                 await self._retune(command.assignment)
                 return None
             case Send():
-                return await self._send(command)
+                return await self._sender.send(command)
             case Conclude():
                 await self._conclude(command.completion)
                 return None
@@ -183,7 +187,7 @@ class Duties:
         # From here on the assignment is fixed: what is sealed has to be sent as it was sealed.
         assignment = await self._sounder.settled(self._newest(assignment))
         await self._require_consent(assignment, emulator)
-        sealed, residual = await self._seal(material, files, assignment=assignment)
+        sealed, residual = await self._sealer.seal(material, files, assignment=assignment)
         await self._state.keep_sealed(round_id, sealed.data, secret=sealed.secret, links=sealed.links, residual=residual)
         return UpdateSealed(
             round_id=round_id, bytes_raw=sealed.bytes_raw, train_seconds=wall, energy=energy, assignment=assignment
@@ -237,14 +241,6 @@ class Duties:
         device = self._sounder.device(assignment)
         await self._aside(lambda: require_protected(assignment, scenario=self._scenario, device=device))
 
-    async def _require_still_secret(self, assignment: Assignment) -> None:
-        """Measure once more: raise `SecrecyUnavailable` when this device went where its code does not hide the update."""
-        await self._sounder.measure(assignment.round_id)
-        try:
-            await self._require_protected(assignment)
-        except MalformedUpdate as error:
-            raise SecrecyUnavailable(f"this device stands elsewhere since the update was sealed: {error}") from error
-
     def _newest(self, assignment: Assignment) -> Assignment:
         """Return what is assigned now, which may be newer than the ``assignment`` that the work began with."""
         state = self._state.current
@@ -272,188 +268,6 @@ class Duties:
         """Learn what became of updates of which that is not known: what the next one has to make up for depends on it."""
         for round_id in self._state.unanswered(before=before):
             await self._state.keep_verdict(await self._ports.owner.verdict(self._state.terms.run, round_id))
-
-    async def _seal(
-        self, material: Material, files: RoundFiles, *, assignment: Assignment
-    ) -> tuple[uplink.Sealed, AdapterState | None]:
-        """Return the sealed update, and what its decoder does not get back where a later round can make up for it."""
-        self._status.enter("encoding and sealing")
-        round_id, emulator = assignment.round_id, material.emulator
-        sealed, residual = await self._aside(lambda: self._sealed(material, files, assignment))
-        trained = await self._aside(lambda: digest_of(files.adapter))
-        log_event(
-            _logger,
-            "update_encoded",
-            round_id=round_id,
-            bytes_raw=sealed.bytes_raw,
-            bytes_encoded=sealed.bytes_encoded,
-            codec=emulator.manifest.codec,
-            adapter_share=assignment.adapter_share,
-            budget_bytes=assignment.budget_bytes,
-            bits_per_weight=round(8 * sealed.bytes_encoded / (sealed.bytes_raw / 4), 4),
-            digest_trained=trained,
-        )
-        if (noise := self._scenario.codec.noise) is not None:
-            counts = [spec.count for spec in emulator.manifest.adapter]
-            said = Statement.of(noise.promise, counts=counts, rounds=self._scenario.coordinator.rounds)
-            log_event(_logger, "update_noised", round_id=round_id, terms=said.terms)
-        log_event(
-            _logger,
-            "update_sealed",
-            round_id=round_id,
-            bytes_sealed=len(sealed.data),
-            digest=sealed.digest,
-            protection=assignment.protection,
-        )
-        return sealed, residual
-
-    def _sealed(self, material: Material, files: RoundFiles, assignment: Assignment) -> tuple[uplink.Sealed, AdapterState | None]:
-        manifest, round_id = material.emulator.manifest, assignment.round_id
-        try:
-            trained = load_adapter(files.adapter, manifest.adapter)
-        except MalformedUpdate as error:
-            raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
-        wanted = feedback.corrected(trained, self._owed(round_id, manifest.adapter))
-        payload, read = self._payload(wanted, material, assignment)
-        up = uplink.Uplink(
-            manifest=manifest,
-            update_bytes_max=self._scenario.limits.update_bytes_max,
-            randomness=self._framer.randomness,
-        )
-        sealed = up.seal(payload, bytes_raw=wanted.bytes_raw, key=self._key(round_id, attempt=1), assignment=assignment)
-        if not self._feeds_back or round_id == self._scenario.coordinator.rounds:
-            return sealed, None
-        return sealed, feedback.left_over(wanted, read())
-
-    def _payload(
-        self, wanted: AdapterState, material: Material, assignment: Assignment
-    ) -> tuple[bytes, Callable[[], AdapterState]]:
-        """Return what is sealed, and what of ``wanted`` its receiver can make of it, alone or in a sum."""
-        bundle, schema = material.emulator.bundle, material.emulator.manifest.adapter
-        shipped = AdapterState(bundle.adapter_numpy())
-        if self._sums is None:
-            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=bundle.sensitivity, feedback=self._feeds_back)
-            encoded = codec.encode(wanted, budget_bytes=assignment.budget_bytes)
-            return encoded, lambda: codec.decode(encoded, schema)
-        started, grid = self._clock.monotonic(), grid_for(self._scenario, schema)
-        added = grid.encode(wanted, shipped=shipped, weight=self._sums.weight(material.window_count))
-        upload = self._sums.masked(assignment.round_id, added.words).to_bytes()
-        log_event(
-            _logger,
-            "payload_masked",
-            round_id=assignment.round_id,
-            bytes_payload=len(upload),
-            clipped=added.clipped,
-            step_max=max(grid.step(tensor) for tensor in grid.tensors),
-            seconds=round(self._clock.monotonic() - started, 4),
-        )
-        return upload, lambda: grid.decode(added.words, shipped=shipped).state
-
-    @property
-    def _feeds_back(self) -> bool:
-        return self._scenario.coordinator.rounds > 1 and self._scenario.training.error_feedback
-
-    def _owed(self, round_id: int, schema: tuple[TensorSpec, ...]) -> AdapterState | None:
-        """Return what earlier updates owe to this one."""
-        if not self._feeds_back:
-            return None
-        try:
-            return self._state.residual(round_id, schema)
-        except DigestMismatch as error:
-            # A disk that lost it has lost a correction, and no training: the update is still worth sending.
-            log_event(_logger, "residual_lost", level=logging.WARNING, round_id=round_id, problem=str(error))
-            return None
-
-    async def _send(self, command: Send) -> FrameAnswered:
-        assignment, part, attempt = command.assignment, command.part, command.attempt
-        design = assignment.design_of(part)
-        key = self._key(assignment.round_id, attempt=attempt)
-        seed = self._state.link_seed(assignment.round_id, part, design=design)
-        frame = await self._frame(command, key=key, toeplitz=seed.toeplitz)
-        size = frame.layout.size
-        self._status.enter("uploading")
-        transfer = TransferLog("frame", clock=self._clock, status=self._status)
-        digest = await self._ports.air.write_frame(key, frame.path, progress=transfer)
-        transfer.finish(size)
-        await self._require_still_secret(assignment)
-        transmission = Transmission(
-            key=key,
-            part=part,
-            frame=digest,
-            frame_bytes=size,
-            design=design,
-            seed=seed,
-            power=assignment.power,
-            bandwidth=assignment.bandwidth,
-        )
-        outcome = await self._ports.air.transmit(transmission, cleared=lambda: self._cleared(assignment.round_id))
-        energy = telemetry.transmit_energy(power=assignment.power, airtime=outcome.airtime)
-        log_event(
-            _logger,
-            "frame_transmitted",
-            round_id=assignment.round_id,
-            attempt=attempt,
-            part=part,
-            protection=assignment.protection,
-            blocks=frame.layout.count,
-            bytes_frame=size,
-            airtime_s=outcome.airtime,
-            energy_j=energy,
-            energy_kind=telemetry.ENERGY_LABEL,
-            missing=len(outcome.missing),
-            digest_frame=digest,
-            fidelity=self._scenario.air.fidelity,
-        )
-        return FrameAnswered(
-            round_id=assignment.round_id,
-            part=part,
-            attempt=attempt,
-            frame_bytes=size,
-            airtime=Second(outcome.airtime),
-            energy=energy,
-            missing=outcome.missing,
-        )
-
-    async def _cleared(self, round_id: int) -> None:
-        """Return once the coordinator has said that what was assigned still holds; a round that was missed is stale."""
-        self._status.enter("waiting to transmit")
-        await self._ports.coordinator.ask_to_send(round_id)
-        self._status.enter("on air")
-
-    async def _frame(self, command: Send, *, key: UpdateKey, toeplitz: bytes) -> uplink.Frame:
-        """Have the frame of an attempt on disk: coded now, or found there after a restart."""
-        self._status.enter("coding a frame")
-        round_id, part = command.assignment.round_id, command.part
-        files = self._state.files(round_id)
-        files.forget_frames(before=command.attempt)  # answered, all of them
-        started, stopped = self._clock.monotonic(), Flag()
-        work = self._aside(
-            lambda: self._framer.frame(
-                self._state.message(round_id, part),
-                path=files.frame(command.attempt),
-                key=key,
-                part=part,
-                design=command.assignment.design_of(part),
-                toeplitz=toeplitz,
-                only=command.only,
-                stopped=stopped,
-            )
-        )
-        frame = await seen_through(work, cancel=stopped.set)
-        log_event(
-            _logger,
-            "frame_reused" if frame.reused else "frame_encoded",
-            round_id=round_id,
-            attempt=command.attempt,
-            part=part,
-            blocks=frame.layout.count,
-            blocks_coded=frame.layout.coded_count,
-            bytes_frame=frame.layout.size,
-            seconds=round(self._clock.monotonic() - started, 3),
-            fidelity=frame.layout.fidelity,
-            randomness=self._scenario.secrecy.randomness,
-        )
-        return frame
 
     async def _conclude(self, completion: Completion) -> None:
         # Nothing of this round will be sent again.
@@ -488,9 +302,6 @@ class Duties:
             score=verdict.score,
         )
         return VerdictReached(round_id=round_id)
-
-    def _key(self, round_id: int, *, attempt: int) -> UpdateKey:
-        return UpdateKey(run=self._state.terms.run, round_id=round_id, client=ClientId(self._device.id), attempt=attempt)
 
 
 def _log_trained(trained: Trained, *, round_id: int, meter: telemetry.WorkMeter, clock_share: float) -> None:

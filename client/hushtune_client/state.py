@@ -21,7 +21,7 @@ from hushtune_client.phases import Command, Event, Idle, State, Terms
 from hushtune_common.adapter import AdapterState, load_adapter
 from hushtune_common.config import LimitsConfig
 from hushtune_common.errors import ConfigError, DigestMismatch, LimitExceeded, MalformedUpdate, StorageFull
-from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, Verdict
+from hushtune_common.messages import ClientId, Digest, LinkSeed, Part, RunId, SecrecyDesign, TensorSpec, UpdateKey, Verdict
 from hushtune_common.model.weights import write_tensors
 from hushtune_common.store.disk import full_disk_is_typed
 from hushtune_common.store.files import write_durably
@@ -194,6 +194,10 @@ class ClientState:
         if self._terms is None:
             raise RuntimeError("join comes first")
         return self._terms
+
+    def key(self, round_id: int, *, attempt: int) -> UpdateKey:
+        """Return the key of one attempt of this client in a round."""
+        return UpdateKey(run=self.terms.run, round_id=round_id, client=self._client, attempt=attempt)
 
     async def record(self, event: Event, *, seq: int | None = None) -> tuple[Command, ...]:
         """Make ``event`` durable, advance, and return what to do now; ``seq`` is the directive that it came with.

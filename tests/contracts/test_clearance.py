@@ -11,10 +11,10 @@ from hushtune_common.messages import ClientId
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Second
 from hushtune_server.coordinator.clearance import refusal
+from hushtune_server.coordinator.desk import Desk
 from hushtune_server.coordinator.events import Died, Event, Joined, Member, Sending, Solution, Solved
 from hushtune_server.coordinator.phases import Assigned, Concluding, Open, Rules, Settling, Solving, State
 from hushtune_server.coordinator.rounds import fold, unsolved
-from hushtune_server.coordinator.service import Desk
 from tests.contracts.test_rounds import C1, C2, C3, THREE, assigned, completed, concluded, reported, settled, ticked
 from tests.fakes import BAND, FakeClock, FixedSolver, assignment_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hushtune_client.app import Conductor, Duty
+from hushtune_client.conductor import Conductor, Duty
 from hushtune_client.phases import Completed, Conclude, Idle, Measure, Reported, RoundClosed, RoundOpened, SumHeard, Train
 from hushtune_client.ports import Ports
 from hushtune_client.progress import Status

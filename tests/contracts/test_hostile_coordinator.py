@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hushtune_client.app import Conductor, Duty
+from hushtune_client.conductor import Conductor, Duty
 from hushtune_client.phases import Idle
 from hushtune_client.progress import Status
 from hushtune_client.state import ClientState

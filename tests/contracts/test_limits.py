@@ -20,10 +20,10 @@ from hushtune_common.wire.interceptors import Gatekeeper
 from hushtune_server.air.abstract import AbstractMedium
 from hushtune_server.air.fading import Geography
 from hushtune_server.air.sky import Sky
+from hushtune_server.coordinator.desk import Desk
 from hushtune_server.coordinator.events import OWNER, ChannelChanged, Joined, Left, Member, Reported, Solved
 from hushtune_server.coordinator.phases import Rules, State
 from hushtune_server.coordinator.rounds import advance
-from hushtune_server.coordinator.service import Desk
 from hushtune_server.testbed.transport.crowd import scenario_of
 from tests import radio
 from tests.fakes import FakeClock, FixedSolver, report_of

@@ -23,6 +23,7 @@ from hushtune_common.messages import (
 )
 from hushtune_common.store.journal import Journal
 from hushtune_common.units import Hertz, Joule, PowerRatio, Second
+from hushtune_server.coordinator.desk import Desk
 from hushtune_server.coordinator.events import (
     OWNER,
     ChannelChanged,
@@ -45,7 +46,6 @@ from hushtune_server.coordinator.events import (
 from hushtune_server.coordinator.phases import Assigned, Closed, Occasion, Round, Rules, Settling, Solve, State
 from hushtune_server.coordinator.record import occasion_of
 from hushtune_server.coordinator.rounds import advance, fold, unsolved
-from hushtune_server.coordinator.service import Desk
 from hushtune_server.coordinator.stragglers import Quorum
 from tests.fakes import BAND, FakeClock, FixedSolver, assignment_of, report_of
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hushtune_client.app import Conductor
+from hushtune_client.conductor import Conductor
 from hushtune_client.gateway import CoordinatorGateway, Manners
 from hushtune_client.progress import Status
 from hushtune_client.rehearsal.duties import LightDuties, Waits

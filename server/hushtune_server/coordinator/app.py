@@ -25,13 +25,14 @@ from hushtune_common.wire.lifetime import run_until, stop_signal
 from hushtune_server.coordinator.allocators.allocator import Allocation, Allocator
 from hushtune_server.coordinator.allocators.equal_share import EqualShare
 from hushtune_server.coordinator.allocators.optimised import METHODS, Method, Optimised
+from hushtune_server.coordinator.desk import Desk
 from hushtune_server.coordinator.events import OWNER, ChannelChanged, Died, Event, Solution, Solved, from_body
 from hushtune_server.coordinator.phases import Closed, Failed, Gathering, Rules, State
 from hushtune_server.coordinator.ports import Solver
 from hushtune_server.coordinator.problems.secrecy import AllocationProblem, believed
 from hushtune_server.coordinator.record import record
 from hushtune_server.coordinator.rounds import fold
-from hushtune_server.coordinator.service import SERVICE, CoordinatorService, Desk, register_coordinator
+from hushtune_server.coordinator.service import SERVICE, CoordinatorService, register_coordinator
 from hushtune_server.coordinator.sums import Sum, needed
 
 _log = logging.getLogger(__name__)
