@@ -1,150 +1,47 @@
-"""Does the whole client process take part, refuse what it must, come back after a crash, and stop when told?"""
+"""Does the whole client process take part, with each protection, and say what it did?"""
 
 import asyncio
 import io
 import json
 import logging
 import re
-import signal
-import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-from safetensors.numpy import save_file
 
-from hushtune_client import app, cli
-from hushtune_client.app import ClientOptions
-from hushtune_client.duties import Duties
+from hushtune_client import cli
 from hushtune_client.finetune import finetune
-from hushtune_client.own_training import OwnTraining, export_model, import_adapter
-from hushtune_client.phases import Send
-from hushtune_client.ports import Sounding
 from hushtune_client.private import own_records, own_windows
-from hushtune_client.progress import Status
-from hushtune_client.sounding import Sounder
-from hushtune_client.state import ClientState
-from hushtune_client.trainer import Trainer
-from hushtune_common import config, logs
 from hushtune_common.adapter import AdapterState
 from hushtune_common.clock import SystemClock
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.pipeline import codec_id, make_codec
-from hushtune_common.config import Scenario, TimingConfig
 from hushtune_common.crypto import envelope
-from hushtune_common.crypto.keys import HybridPrivateKey
-from hushtune_common.errors import (
-    CertificateRevoked,
-    ChannelOutage,
-    ConfigError,
-    DigestMismatch,
-    HushtuneError,
-    LimitExceeded,
-    MalformedUpdate,
-    QuorumMissed,
-    ScenarioMismatch,
-)
-from hushtune_common.messages import (
-    Assignment,
-    Digest,
-    Directive,
-    DirectiveKind,
-    EmulatorManifest,
-    Part,
-    Protection,
-    Revision,
-    Role,
-    UpdateKey,
-    Verdict,
-)
+from hushtune_common.errors import ChannelOutage
+from hushtune_common.messages import Digest, Directive, DirectiveKind, Part, Protection, Revision, Role, Verdict
 from hushtune_common.model.bundle import read_bundle
 from hushtune_common.model.governor import Unpaced
 from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.seeding import SeedTree
-from hushtune_common.units import FlopPerSecond, Hertz, PowerRatio, Second, Watt
-from hushtune_common.wire.bell import Bell
-from hushtune_common.wire.kit import Kit
-from hushtune_server import pki
-from tests.kits import Kits
-from tests.loopback import (
-    CLIENT,
-    DESIGN,
-    GAIN,
-    REFUSED,
-    RUN,
-    World,
-    assignment_of,
-    link_seed,
-    loopback_ports,
-    message_of,
-    payloads_of,
-    reader_of,
+from tests.client_stage import (
+    KEY,
+    SCENARIO,
+    Stage,
+    arrived,
+    events,
+    logged,
+    received,
+    run,
+    stage_in,
+    with_direction,
+    with_settings,
 )
+from tests.kits import Kits
+from tests.loopback import CLIENT, REFUSED, assignment_of, message_of, payloads_of, reader_of
 from tests.loopback_grpc import serving
-from tests.models import tiny_bundle
-from tests.own_lora import OUTDATED, plain, with_lora
-
-SCENARIO = """
-name = "one-client"
-seed = 3
-[model]
-source = "random:blocks=6,hidden=32,heads=4,seed=1"
-[data]
-private = "txt:private.txt"
-public = "txt:private.txt"
-window_tokens = 17
-train_windows = 12
-[training]
-learning_rate = 1e-2
-[timing]
-connect_s = 10
-idle_s = 3
-round_s = 60
-[limits]
-attempts_max = 3
-[[clients]]
-id = "c1"
-position = { x_m = -60.0, y_m = 40.0 }
-"""
-SECRET = "the password of the captain is marigold"
-KEY = UpdateKey(run=RUN, round_id=1, client=CLIENT, attempt=1)
-GRANTED = assignment_of()
-
-
-@dataclass(slots=True)
-class Stage:
-    """A scenario on disk, a scripted world that fits it, and the owner's key."""
-
-    folder: Path
-    kits: Kits
-    path: Path
-    scenario: Scenario
-    world: World
-    private: HybridPrivateKey
-    own: OwnTraining | None = None
-
-    def options(self, owner: str, coordinator: str, air: str) -> ClientOptions:
-        return ClientOptions(
-            scenario=self.scenario,
-            client_id=CLIENT,
-            kit=self.kits.folder(Role.CLIENT, CLIENT),
-            state_dir=self.folder / "state",
-            owner=owner,
-            coordinator=coordinator,
-            air=air,
-            data=(),
-            own=self.own,
-        )
-
-    async def take_part(self) -> int:
-        """Run the client in this process against the world."""
-        async with serving(self.world, kits=self.kits, folder=self.folder) as at:
-            options = self.options(at.owner, at.coordinator, at.air)
-            return await app.run(options, clock=SystemClock(), seeds=SeedTree(self.scenario.seed))
 
 
 @pytest.fixture(scope="module")
@@ -154,107 +51,13 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
 
 @pytest.fixture
 def stage(tmp_path: Path, kits: Kits) -> Stage:
-    lines = [
-        f"{SECRET} number {word}" for word in ("one", "two", "three", "seven", "eight", "nine", "ten", "red", "blue", "green")
-    ]
-    (tmp_path / "private.txt").write_text("\n".join(lines), encoding="utf-8")
-    path = tmp_path / "one.toml"
-    path.write_text(SCENARIO, encoding="utf-8")
-    scenario = config.load(path)
-    emulator = tiny_bundle(tmp_path, 3)
-    bundle = read_bundle(emulator)
-    private = HybridPrivateKey.generate()
-    manifest = EmulatorManifest(
-        emulator=Digest.of(emulator.read_bytes()),
-        size_bytes=emulator.stat().st_size,
-        base=bundle.base_digest,
-        plan=bundle.plan.digest,
-        tokenizer=bundle.tokens.digest,
-        adapter=bundle.schema,
-        sealing_key=private.public.to_bytes(),
-        codec=codec_id(scenario.codec),
-    )
-    timing = TimingConfig(connect_s=10.0, idle_s=3.0, round_s=60.0)
-    world = World(emulator=emulator.read_bytes(), manifest=manifest, scenario=scenario.digest, timing=timing)
-    return Stage(folder=tmp_path, kits=kits, path=path, scenario=scenario, world=world, private=private)
+    return stage_in(tmp_path, kits=kits)
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    stream, root = io.StringIO(), logging.getLogger()
-    before, level = list(root.handlers), root.level
-    logs.configure(clock=SystemClock(), stream=stream, json_lines=True, role="client")
-    yield stream
-    root.handlers[:] = before
-    root.setLevel(level)
-
-
-def events(log: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.getvalue().splitlines()]
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 60.0))
-
-
-def sized(assignment: Assignment, world: World, *, too_many: int = 0) -> Assignment:
-    """Return the assignment with the bytes that an honest coordinator grants, or ``too_many`` more."""
-    (report,) = world.reports.values()
-    return replace(assignment, budget_bytes=report.budget_bytes(assignment.adapter_share) + too_many)
-
-
-async def direct(world: World, assigned: Assignment, *, too_many: int = 0) -> None:
-    """Play coordinator and owner for one round, which is the last."""
-    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
-    await world.until(lambda: bool(world.reports))
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(assigned, world, too_many=too_many)))
-    await world.until(lambda: bool(world.completions))
-    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
-    world.post(Directive(seq=3, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
-    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
-
-
-async def with_direction(
-    work: Coroutine[Any, Any, Any], world: World, assigned: Assignment = GRANTED, *, too_many: int = 0
-) -> Any:
-    directing = asyncio.create_task(direct(world, assigned, too_many=too_many))
-    try:
-        return await work
-    finally:
-        directing.cancel()
-
-
-def arrived(world: World, part: Part) -> bytes:
-    """Return what the owner can make of all frames of a part on air."""
-    payloads: dict[int, bytes] = {}
-    size = 0
-    for sent, outcome in world.sent.values():
-        if sent.part is part:
-            frame = world.frames[sent.frame]
-            carried = payloads_of(frame, design=sent.design, toeplitz=sent.seed.toeplitz)
-            payloads |= {index: payload for index, payload in carried.items() if index not in outcome.missing}
-            size = reader_of(frame).layout.update_bytes
-    return message_of(payloads, size=size)
-
-
-def received(stage: Stage) -> AdapterState:
-    """Return the adapter that the owner opens, with whatever the update needs; every transmission's tag holds."""
-    sent = [sent for sent, _ in stage.world.sent.values()]
-    assert all(0.0 < each.power <= stage.scenario.clients[0].power_max_w for each in sent)
-    sealed = envelope.from_bytes(arrived(stage.world, Part.PAYLOAD))
-    assert sealed.key == KEY
-    secret = arrived(stage.world, Part.KEY) if envelope.needs_secret(sealed) else b""
-    bundle = read_bundle(stage.folder / "bundle.safetensors")
-    codec = make_codec(stage.scenario.codec, shipped=AdapterState(bundle.adapter_numpy()))
-    opening = envelope.open_sealed(sealed, private=stage.private, codec=codec.id, secret=secret)
-    assert all(envelope.link_holds(opening.link_key, part=t.part, design=t.design, seed=t.seed) for t in sent)
-    return codec.decode(opening.payload, bundle.schema)
-
-
-def with_settings(stage: Stage, *overrides: str) -> None:
-    """Let client and world read the scenario with other settings."""
-    stage.scenario = config.load(stage.path, overrides=overrides)
-    stage.world.scenario = stage.scenario.digest
+    with logged() as stream:
+        yield stream
 
 
 @pytest.mark.slow
@@ -326,28 +129,6 @@ def test_encryption_alone_is_called_that_and_sends_no_random_bits(stage: Stage, 
 
 
 @pytest.mark.slow
-def test_a_design_that_nobody_can_send_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
-    odd = replace(GRANTED, design=replace(DESIGN, code_bits=10_248))
-    assert run(with_direction(stage.take_part(), stage.world, odd)) == MalformedUpdate.exit_code
-    assert "training_finished" not in [e["event"] for e in events(log)]
-
-
-@pytest.mark.slow
-def test_bytes_that_are_not_those_of_the_share_are_refused_before_training(stage: Stage, log: io.StringIO) -> None:
-    assert run(with_direction(stage.take_part(), stage.world, GRANTED, too_many=1)) == MalformedUpdate.exit_code
-    assert not stage.world.sent
-    assert "training_finished" not in [e["event"] for e in events(log)]
-
-
-@pytest.mark.slow
-def test_a_protection_that_the_scenario_does_not_name_is_refused_before_training(stage: Stage, log: io.StringIO) -> None:
-    bare = assignment_of(protection=Protection.CRYPTO_ONLY)
-    assert run(with_direction(stage.take_part(), stage.world, bare)) == MalformedUpdate.exit_code
-    assert not stage.world.sent
-    assert "training_finished" not in [e["event"] for e in events(log)]
-
-
-@pytest.mark.slow
 def test_a_refused_gate_sends_nothing_and_is_no_failure(stage: Stage, log: io.StringIO) -> None:
     assert run(with_direction(stage.take_part(), stage.world, assignment_of(gate=REFUSED))) == 0
     (done,) = stage.world.completions.values()
@@ -378,100 +159,6 @@ def test_an_adapter_that_never_gets_through_is_a_failure_with_its_exit_code(stag
     assert "outage" in done.reason
     (failure,) = [e for e in events(log) if e["event"] == "round_failed"]
     assert failure["reason"] == ChannelOutage.reason
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["tokenizer", "base", "plan"])
-def test_an_emulator_that_is_not_the_promised_one_is_refused_by_name(stage: Stage, what: str) -> None:
-    stage.world.manifest = replace(stage.world.manifest, **{what: Digest.of(b"other")})
-    with pytest.raises(DigestMismatch, match=f"wrong {what}"):
-        run(with_direction(stage.take_part(), stage.world))
-    assert not stage.world.reports
-    assert "DIGEST_MISMATCH" in stage.world.left[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [({"size_bytes": 1 << 40}, LimitExceeded), ({"codec": "delta-b16-zstd/2"}, ScenarioMismatch)],
-    ids=["too large", "another codec"],
-)
-def test_a_manifest_that_cannot_be_right_is_refused_before_the_download(
-    stage: Stage, change: dict[str, Any], error: type[HushtuneError]
-) -> None:
-    stage.world.manifest = replace(stage.world.manifest, **change)
-    with pytest.raises(error):
-        run(with_direction(stage.take_part(), stage.world))
-    assert not list((stage.folder / "state" / "blobs").rglob(stage.world.manifest.emulator.hex + "*"))
-
-
-def test_a_kit_that_knows_that_it_was_revoked_is_refused_before_dialling(stage: Stage, tmp_path: Path) -> None:
-    own = Kits(tmp_path / "own-kits")
-    options = replace(stage.options("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), kit=own.folder(Role.CLIENT, CLIENT))
-    pki.revoke(own.directory / "ca", clock=SystemClock(), caller=Kit.load(options.kit).caller)
-    with pytest.raises(CertificateRevoked, match="new kit"):
-        run(app.run(options, clock=SystemClock(), seeds=SeedTree(3)))
-
-
-def test_a_kit_of_somebody_else_is_refused_before_dialling(stage: Stage) -> None:
-    options = replace(stage.options("127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"), kit=stage.kits.folder(Role.CLIENT, "c2"))
-    with pytest.raises(ConfigError, match="hushtune://client/c2"):
-        run(app.run(options, clock=SystemClock(), seeds=SeedTree(3)))
-
-
-@pytest.mark.slow
-def test_a_client_that_breaks_stops_its_work_and_says_goodbye(stage: Stage) -> None:
-    (stage.folder / "state").mkdir()
-    (stage.folder / "state" / "rounds").touch()  # where a folder has to be
-    with pytest.raises(OSError, match="rounds"):
-        run(with_direction(stage.take_part(), stage.world))
-    assert stage.world.left == ["a fault of this process"]
-
-
-def test_coding_that_is_cancelled_leaves_no_frame_behind(stage: Stage, tmp_path: Path) -> None:
-    async def work() -> None:
-        state = ClientState.open(tmp_path / "state", client=CLIENT, attempts_max=1)
-        await state.join(RUN)
-        await state.keep_sealed(1, bytes(20_000_000), secret=b"", links={Part.PAYLOAD: link_seed()})
-        ports = loopback_ports(stage.world, folder=tmp_path)
-        sounder = Sounder(
-            scenario=stage.scenario,
-            device=stage.scenario.clients[0],
-            ports=ports,
-            state=state,
-            status=Status(),
-            clock=SystemClock(),
-            note=lambda event: asyncio.sleep(0),
-            turn=asyncio.Lock(),
-            bell=Bell(),
-        )
-        duties = Duties(
-            scenario=stage.scenario,
-            device=stage.scenario.clients[0],
-            records=(),
-            ports=ports,
-            sounder=sounder,
-            trainer=Trainer(clock=SystemClock()),
-            state=state,
-            status=Status(),
-            clock=SystemClock(),
-            seeds=SeedTree(0),
-            aside=asyncio.to_thread,
-            emit=lambda event: None,
-        )
-        sending = asyncio.create_task(duties.perform(Send(assignment=GRANTED, part=Part.PAYLOAD, attempt=1, only=None)))
-        while not list(state.files(1).directory.glob("frame*")):  # noqa: ASYNC110 - a file rings no bell
-            await asyncio.sleep(0)
-        sending.cancel()
-        await asyncio.wait({sending})
-        assert sending.cancelled()
-        assert not list(state.files(1).directory.glob("frame*"))
-        await state.close()
-
-    run(work())
-
-
-# --- several rounds ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -620,223 +307,6 @@ def test_a_client_that_was_away_when_its_verdict_came_asks_for_it_before_it_seal
     require_equal(campaign.received(2), codec.decode(codec.encode(wanted, budget_bytes=codec.bytes_max), about.schema))
 
 
-# --- as a real process ------------------------------------------------------------------------------------------------
-
-
-async def started(stage: Stage, owner: str, coordinator: str, air: str, *extra: str) -> asyncio.subprocess.Process:
-    state, kit = str(stage.folder / "state"), str(stage.kits.folder(Role.CLIENT, CLIENT))
-    arguments = ["run", str(stage.path), "--client", CLIENT, "--kit", kit, "--state", state, "--json-logs", *extra]
-    arguments += ["--owner", owner, "--coordinator", coordinator, "--air", air]
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "hushtune_client",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-
-
-async def until_logged(process: asyncio.subprocess.Process, event: str) -> None:
-    assert process.stdout is not None
-    async for line in process.stdout:
-        if json.loads(line)["event"] == event:
-            return
-    assert process.stderr is not None
-    pytest.fail(f"ended before {event}: {(await process.stderr.read()).decode()}")
-
-
-@pytest.mark.slow
-def test_a_terminated_client_leaves_and_ends_with_its_child_within_five_seconds(stage: Stage) -> None:
-    async def work() -> None:
-        forever = ["--set", "training.epochs=100000"]
-        stage.world.scenario = config.load(stage.path, overrides=forever[1:]).digest
-        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-            directing = asyncio.create_task(direct(stage.world, GRANTED))
-            process = await started(stage, at.owner, at.coordinator, at.air, *forever)
-            await until_logged(process, "training_progressed")
-            family = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 5.0)
-            directing.cancel()
-        assert process.returncode == 130, errors
-        assert errors == b""
-        assert psutil.wait_procs(family, timeout=2.0)[1] == []
-        assert stage.world.left == ["interrupted"]
-
-    run(work())
-
-
-@pytest.mark.slow
-def test_a_client_whose_last_round_failed_as_a_whole_does_not_end_as_if_all_were_well(stage: Stage, log: io.StringIO) -> None:
-    async def fail() -> None:
-        world = stage.world
-        world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
-        await world.until(lambda: bool(world.reports))
-        gone = "the owner is gone"
-        world.post(Directive(seq=2, kind=DirectiveKind.ROUND_CLOSED, round_id=1, failed_reason=gone, last=True))
-
-    async def work() -> None:
-        failing = asyncio.create_task(fail())
-        assert await stage.take_part() == QuorumMissed.exit_code
-        await failing
-
-    run(work())
-    assert stage.world.left == ["the run is over"]
-
-
-@pytest.mark.slow
-def test_a_run_that_is_called_off_in_training_leaves_no_private_text_behind(stage: Stage, log: io.StringIO) -> None:
-    async def call_off() -> None:
-        world = stage.world
-        world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
-        await world.until(lambda: bool(world.reports))
-        world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(GRANTED, world)))
-        await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
-        world.post(Directive(seq=3, kind=DirectiveKind.DRAIN, round_id=1))
-
-    async def work() -> None:
-        calling = asyncio.create_task(call_off())
-        assert await stage.take_part() == 0
-        await calling
-
-    with_settings(stage, "training.epochs=100000")
-    run(work())
-    assert list((stage.folder / "state" / "rounds" / "1").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_killed_client_goes_on_where_it_was(stage: Stage) -> None:
-    async def work() -> None:
-        slow = ["--set", "training.epochs=300"]
-        stage.world.scenario = config.load(stage.path, overrides=slow[1:]).digest
-        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-            directing = asyncio.create_task(direct(stage.world, GRANTED))
-            first = await started(stage, at.owner, at.coordinator, at.air, *slow)
-            await until_logged(first, "training_progressed")
-            first.kill()
-            await first.communicate()
-            second = await started(stage, at.owner, at.coordinator, at.air, *slow)
-            output, errors = await second.communicate()
-            directing.cancel()
-        assert second.returncode == 0, errors
-        names = [json.loads(line)["event"] for line in output.splitlines()]
-        assert "training_finished" in names
-        assert "device_reported" not in names, "the report was made in the first life"
-        (done,) = stage.world.completions.values()
-        assert done.uploaded
-
-    run(work())
-
-
-async def directed_anew(world: World, newer: Assignment) -> None:
-    """Play coordinator and owner, and assign something else in the middle of training."""
-    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
-    await world.until(lambda: bool(world.reports))
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(GRANTED, world)))
-    await world.until(lambda: any(beat.phase == "training" for beat in world.beats))
-    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(newer, world)))
-    await world.until(lambda: bool(world.completions))
-    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
-    world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
-    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
-
-
-async def taking_part(stage: Stage, newer: Assignment, *, epochs: int) -> list[dict[str, Any]]:
-    """Return what a real client logged whose assignment was replaced by ``newer`` in mid-training."""
-    long = ["--set", f"training.epochs={epochs}"]
-    stage.world.scenario = config.load(stage.path, overrides=long[1:]).digest
-    async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-        directing = asyncio.create_task(directed_anew(stage.world, newer))
-        process = await started(stage, at.owner, at.coordinator, at.air, *long)
-        output, errors = await asyncio.wait_for(process.communicate(), 60.0)
-        directing.cancel()
-    assert process.returncode == 0, errors
-    return [json.loads(line) for line in output.splitlines()]
-
-
-@pytest.mark.slow
-def test_a_newer_assignment_changes_clock_band_and_power_and_training_goes_on(stage: Stage) -> None:
-    newer = replace(GRANTED, bandwidth=Hertz(3e6), power=Watt(6e-5), clock=FlopPerSecond(1.9e12))
-    told = run(taking_part(stage, newer, epochs=600))
-    assert [e["event"] for e in told].count("training_finished") == 1
-    assert [e["clock_flops"] for e in told if e["event"] == "clock_changed"] == [1.9e12]
-    assert {(sent.bandwidth, sent.power) for sent, _ in stage.world.sent.values()} == {(3e6, 6e-5)}
-    assert received(stage).tensors
-
-
-async def moved_after_training(world: World) -> None:
-    """Play coordinator and owner to a client whose channel is worse, and its clock slower, once it has trained."""
-    world.post(Directive(seq=1, kind=DirectiveKind.ROUND_OPENED, round_id=1))
-    await world.until(lambda: bool(world.reports))
-    first = replace(GRANTED, channel=next(iter(world.reports.values())).channel)
-    world.post(Directive(seq=2, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(first, world)))
-    world.sounding = Sounding(gain_main=PowerRatio(0.1 * GAIN), at=Second(7.0))
-    await world.until(lambda: bool(world.channels))
-    newer = replace(first, clock=FlopPerSecond(1.9e12), channel=world.channels[0][2])
-    world.post(Directive(seq=3, kind=DirectiveKind.ASSIGNED, round_id=1, assignment=sized(newer, world)))
-    await world.until(lambda: bool(world.completions))
-    accepted = tuple(c.key.client for c in world.completions.values() if c.uploaded)
-    world.post(Directive(seq=4, kind=DirectiveKind.ROUND_CLOSED, round_id=1, accepted=accepted, last=True))
-    world.judge(Verdict(key=KEY, accepted=True, kept=True, reason="", score=12.5))
-
-
-@pytest.mark.slow
-def test_a_clock_assigned_after_training_is_not_the_one_that_training_is_said_to_have_kept(
-    stage: Stage, log: io.StringIO
-) -> None:
-    # Nobody looks in the middle of training, however long it takes: the client measures when it is about to seal.
-    with_settings(stage, "air.sounding_s=1000")
-
-    async def work() -> None:
-        directing = asyncio.create_task(moved_after_training(stage.world))
-        assert await stage.take_part() == 0
-        await directing
-
-    run(work())
-    (trained,) = [e for e in events(log) if e["event"] == "training_finished"]
-    assert trained["clock_share"] == pytest.approx(GRANTED.clock / stage.scenario.clients[0].clock_max_flops)
-    assert [e["clock_flops"] for e in events(log) if e["event"] == "clock_changed"] == [1.9e12]
-
-
-@pytest.mark.slow
-def test_a_withdrawn_grant_ends_the_training_and_nothing_is_sent(stage: Stage) -> None:
-    run(taking_part(stage, assignment_of(gate=REFUSED), epochs=100_000))
-    (done,) = stage.world.completions.values()
-    assert (done.uploaded, REFUSED.reason in done.reason) == (False, True)
-    assert not stage.world.sent
-
-
-@pytest.mark.slow
-def test_a_client_killed_while_on_air_sends_the_same_frame_again(stage: Stage) -> None:
-    async def work() -> None:
-        stage.world.silent = True
-        key_first = ["--set", "secrecy.protections=['key']"]
-        with_settings(stage, *key_first[1:])
-        async with serving(stage.world, kits=stage.kits, folder=stage.folder) as at:
-            directing = asyncio.create_task(direct(stage.world, assignment_of(protection=Protection.KEY)))
-            first = await started(stage, at.owner, at.coordinator, at.air, *key_first)
-            await until_logged(first, "frame_encoded")
-            await stage.world.until(lambda: bool(stage.world.sent))
-            first.kill()
-            await first.communicate()
-            stage.world.speak()
-            second = await started(stage, at.owner, at.coordinator, at.air, *key_first)
-            output, errors = await second.communicate()
-            directing.cancel()
-        assert second.returncode == 0, errors
-        told = [e for line in output.splitlines() if (e := json.loads(line))["event"].startswith("frame_")]
-        assert [(e["event"], e["part"], e["attempt"]) for e in told] == [
-            ("frame_reused", "key", 1),
-            ("frame_transmitted", "key", 1),
-            ("frame_encoded", "payload", 2),
-            ("frame_transmitted", "payload", 2),
-        ]
-        assert received(stage).tensors
-
-    run(work())
-
-
 @pytest.mark.slow
 def test_health_names_each_counterpart(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     async def work() -> None:
@@ -875,66 +345,3 @@ def test_a_wrong_setting_is_one_line_that_names_it(
     assert len(printed.err.splitlines()) == 1
     assert told in printed.err
     assert json.loads(printed.out.splitlines()[-1])["event"] == "process_failed"
-
-
-def own_lora(stage: Stage, *blocks: int) -> OwnTraining:
-    """Let PEFT train on the exported emulator, and return where it saved."""
-    export_model(stage.folder / "bundle.safetensors", stage.folder / "short")
-    model = with_lora(plain(stage.folder / "short"), target_modules=["up_proj"], layers_to_transform=list(blocks))
-    model.save_pretrained(stage.folder / "lora")
-    return OwnTraining(path=stage.folder / "lora")
-
-
-def own_patch(stage: Stage, **said: str) -> OwnTraining:
-    """Return a patch of one matrix, of which only ``said`` is another than that of the emulator."""
-    bundle = read_bundle(stage.folder / "bundle.safetensors")
-    name = next(name for name in bundle.adapter_numpy() if name.endswith("up_proj.weight"))
-    of = {"format": "hushtune-patch/1", "base": bundle.base_digest.hex, "plan": bundle.plan.digest.hex}
-    save_file({name: bundle.adapter_numpy()[name] + np.float32(0.05)}, stage.folder / "patch.safetensors", metadata=of | said)
-    return OwnTraining(path=stage.folder / "patch.safetensors")
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(OUTDATED)
-@pytest.mark.parametrize("kind", ["lora", "patch"])
-def test_a_client_that_trained_elsewhere_returns_that_and_claims_no_figure_of_a_training(
-    stage: Stage, log: io.StringIO, kind: str
-) -> None:
-    stage.own = own_lora(stage, 0, 4) if kind == "lora" else own_patch(stage)
-    assert run(with_direction(stage.take_part(), stage.world)) == 0
-    bundle = read_bundle(stage.folder / "bundle.safetensors")
-    expected = import_adapter(stage.own, bundle=bundle).state.tensors
-    found = received(stage).tensors
-    assert all(abs(found[name] - tensor).max() < 1e-3 for name, tensor in expected.items())  # of which a codec is the cause
-    assert any(abs(found[name] - tensor).max() > 1e-2 for name, tensor in bundle.adapter_numpy().items())
-    (done,) = stage.world.completions.values()
-    assert (done.uploaded, done.train_seconds) == (True, 0.0)
-    (imported,) = [e for e in events(log) if e["event"] == "adapter_imported"]
-    told = {"lora": (2, [3, 3], 0, "short"), "patch": (0, [], 1, "original")}
-    assert (imported["matrices"], imported["ranks"], imported["whole_tensors"], imported["indices"]) == told[kind]
-    assert not {"training_finished", "training_progressed", "trainer_started"} & {e["event"] for e in events(log)}
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings(OUTDATED)
-def test_a_lora_outside_the_adapter_blocks_ends_the_client_before_it_reports(stage: Stage) -> None:
-    stage.own = own_lora(stage, 2)
-    with pytest.raises(ConfigError, match=r"layers\.2\..* is of block \d of the model, which may not be trained"):
-        run(with_direction(stage.take_part(), stage.world))
-    assert not stage.world.reports
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("field", ["base", "plan"])
-def test_a_patch_of_something_else_ends_the_client_before_it_reports(stage: Stage, field: str) -> None:
-    stage.own = own_patch(stage, **{field: 64 * "0"})
-    with pytest.raises(ConfigError, match=rf"patch.safetensors {field}: "):
-        run(with_direction(stage.take_part(), stage.world))
-    assert not stage.world.reports
-
-
-def test_a_training_from_elsewhere_has_no_place_in_a_scenario_that_bounds_privacy(stage: Stage) -> None:
-    with_settings(stage, "training.dp={}")
-    stage.own = OwnTraining(path=stage.folder / "nowhere")
-    with pytest.raises(ConfigError, match=r"--adapter-from: training\.dp"):
-        run(stage.take_part())

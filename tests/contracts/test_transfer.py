@@ -1,12 +1,9 @@
 """Do bulk bytes arrive whole, once, and from where they were cut?"""
 
 import asyncio
-import hashlib
 import os
-import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,11 @@ import pytest
 from hushtune_common.clock import SystemClock
 from hushtune_common.config import TimingConfig
 from hushtune_common.errors import (
-    DeadlineExceeded,
     DigestMismatch,
     LimitExceeded,
     MalformedUpdate,
     NotYours,
     OffsetMismatch,
-    PartCorrupt,
     PeerLost,
     StaleRound,
     StorageFull,
@@ -32,98 +27,11 @@ from hushtune_common.messages import Caller, Digest, Role
 from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.wire import faults, transfer
-from hushtune_common.wire.endpoint import connect, serve
+from hushtune_common.wire.endpoint import serve
 from hushtune_common.wire.v1 import blobs_pb2 as pb
-from hushtune_common.wire.v1 import blobs_pb2_grpc
 from hushtune_server.testbed.chaos.proxy import FaultProxy, Way
 from tests.fakes import FakeClock
-from tests.kits import Kits
-
-MIB = 1 << 20
-QUOTA = 64 * MIB
-TIMING = TimingConfig(connect_s=5.0, idle_s=5.0)
-
-
-def name_of(data: bytes, prefix: str = "frames/c1") -> BlobName:
-    return BlobName(prefix=prefix, digest=Digest(hashlib.sha256(data).digest()), size=len(data))
-
-
-def below_own_name(caller: Caller, name: BlobName) -> bool:
-    return name.prefix.startswith(f"frames/{caller.name}")
-
-
-@dataclass
-class Bench:
-    """A server with a blob store, and a way to reach it as client c1."""
-
-    store: BlobStore
-    address: str
-    kits: Kits
-    channels: list[Any] = field(default_factory=list)
-
-    def channel(self, *, address: str | None = None, name: str = "c1", timing: TimingConfig = TIMING) -> Any:
-        kit = self.kits.kit(Role.CLIENT, name)
-        channel = connect(address or self.address, role=Role.AIR, kit=kit, timing=timing)
-        self.channels.append(channel)
-        return channel
-
-    def stub(self, **how: Any) -> Any:
-        return blobs_pb2_grpc.BlobsStub(self.channel(**how))
-
-
-@asynccontextmanager
-async def bench(
-    folder: Path,
-    *,
-    service: Any = None,
-    quota: int = QUOTA,
-    may_write: transfer.MayAccess = below_own_name,
-    timing: TimingConfig = TIMING,
-) -> AsyncGenerator[Bench]:
-    kits = Kits(folder / "kits")
-    store = BlobStore(folder / "served", quota_bytes=quota)
-    served = service or transfer.BlobsService(
-        store, may_read=lambda caller, name: True, may_write=may_write, size_max=QUOTA, idle_s=timing.idle_s
-    )
-    server = await serve(
-        [transfer.register_blobs(served)],
-        names=["hushtune.v1.Blobs"],
-        listen="127.0.0.1:0",
-        kit=kits.kit(Role.AIR),
-        clock=SystemClock(),
-        timing=timing,
-    )
-    made = Bench(store, server.address, kits)
-    try:
-        yield made
-    finally:
-        for channel in made.channels:
-            await channel.close()
-        await server.stop(0.0)
-
-
-def options(**changes: Any) -> dict[str, Any]:
-    plain = {"clock": FakeClock(autojump=True), "seeds": SeedTree(1), "timing": TIMING, "attempts_max": 3}
-    return plain | changes
-
-
-def part_of(data: bytes, offset: int, *, name: BlobName | None = None, finish: bool = False, crc: int | None = None) -> Any:
-    return pb.WriteRequest(
-        resource_name=name.text if name else "",
-        write_offset=offset,
-        data=data,
-        crc32=zlib.crc32(data) if crc is None else crc,
-        finish_write=finish,
-    )
-
-
-async def write(stub: Any, *parts: Any) -> Any:
-    async def stream() -> AsyncIterator[Any]:
-        for part in parts:
-            yield part
-
-    with faults.translated():
-        return await stub.Write(stream(), timeout=5.0)
+from tests.transfer_stage import MIB, QUOTA, TIMING, Bench, below_own_name, bench, name_of, options, part_of, write
 
 
 @pytest.mark.parametrize("size", [0, 1, 256 << 10, (256 << 10) + 1, 5 * MIB])
@@ -333,22 +241,6 @@ def test_a_second_write_takes_over_from_a_half_open_one(tmp_path: Path):
     asyncio.run(run())
 
 
-def test_a_corrupt_part_is_refused_and_nothing_of_it_kept(tmp_path: Path):
-    data = os.urandom(2 * MIB)
-    name = name_of(data)
-
-    async def run() -> None:
-        async with bench(tmp_path) as served:
-            stub = served.stub()
-            with pytest.raises(PartCorrupt):
-                await write(stub, part_of(data[:MIB], 0, name=name, crc=1))
-            assert served.store.committed_size(name) == 0
-            done = await write(stub, part_of(data[:MIB], 0, name=name), part_of(data[MIB:], MIB, finish=True))
-            assert done.complete
-
-    asyncio.run(run())
-
-
 def test_a_lying_digest_ends_the_upload_after_one_restart(tmp_path: Path):
     data = os.urandom(MIB)
     lie = BlobName(prefix="frames/c1", digest=Digest(bytes(32)), size=len(data))
@@ -365,32 +257,6 @@ def test_a_lying_digest_ends_the_upload_after_one_restart(tmp_path: Path):
 
     asyncio.run(run())
     assert sum(later <= earlier for earlier, later in pairwise(seen)) == 1
-
-
-@pytest.mark.parametrize(
-    ("parts", "error"),
-    [
-        ([], MalformedUpdate),
-        ([pb.WriteRequest(resource_name="frames/../../etc")], MalformedUpdate),
-        ([part_of(b"x" * (MIB + 1), 0, name=name_of(bytes(2 * MIB)))], LimitExceeded),
-        ([part_of(b"", 0, name=name_of(b"abc"))], MalformedUpdate),
-        ([part_of(b"a", 0, name=name_of(b"abc")), part_of(b"b", 1, name=name_of(b"abd"))], MalformedUpdate),
-        ([part_of(b"abcd", 0, name=name_of(b"abc"), finish=True)], DigestMismatch),
-        ([part_of(b"ab", 0, name=name_of(b"abc"), finish=True)], DigestMismatch),
-        ([part_of(b"abc", -3, name=name_of(b"abc"), finish=True)], OffsetMismatch),
-        ([part_of(b"a", 0, name=BlobName(prefix="frames/c1", digest=Digest(bytes(32)), size=QUOTA + 1))], LimitExceeded),
-        ([part_of(b"a", 0, name=name_of(b"abc", "frames/c2"))], NotYours),
-    ],
-    ids=["nothing", "path", "large part", "empty part", "renamed", "too long", "too short", "offset", "large blob", "not yours"],
-)
-def test_bad_writes_are_refused(tmp_path: Path, parts: list[Any], error: type[Exception]):
-    async def run() -> None:
-        async with bench(tmp_path) as served:
-            with pytest.raises(error):
-                await write(served.stub(), *parts)
-            assert not list((tmp_path / "served" / "complete").rglob("*"))
-
-    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
@@ -457,149 +323,6 @@ def test_a_full_store_is_said_and_waited_for(tmp_path: Path):
             assert [5.0 <= wait <= 6.25 for wait in waits] == [True], "as long as the receiver said, and a little more"
 
     asyncio.run(run())
-
-
-class Stub(blobs_pb2_grpc.BlobsServicer):
-    """A peer that misbehaves: ``read`` makes what ``Read`` sends."""
-
-    def __init__(self, read: Callable[[int], AsyncIterator[Any]]) -> None:
-        self._read = read
-        self.offsets: list[int] = []
-
-    async def FindMissing(self, request: Any, context: Any) -> Any:  # noqa: N802  # gRPC method name
-        return pb.FindMissingResponse()
-
-    async def QueryWriteStatus(self, request: Any, context: Any) -> Any:  # noqa: N802  # gRPC method name
-        return pb.QueryWriteStatusResponse()
-
-    async def Write(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802  # gRPC method name
-        await asyncio.Event().wait()
-
-    async def Read(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  # gRPC method name
-        self.offsets.append(request.read_offset)
-        async for part in self._read(request.read_offset):
-            yield part
-
-
-def sent(data: bytes, offset: int, *, crc: int | None = None) -> Any:
-    return pb.ReadResponse(offset=offset, data=data, crc32=zlib.crc32(data) if crc is None else crc)
-
-
-def download_from(
-    tmp_path: Path, read: Callable[[int], AsyncIterator[Any]], name: BlobName, **changes: Any
-) -> tuple[Any, list[int]]:
-    peer = Stub(read)
-
-    async def run() -> Any:
-        async with bench(tmp_path, service=peer) as served:
-            mine = BlobStore(tmp_path / "mine", quota_bytes=QUOTA)
-            return await transfer.download(served.channel(), name, mine, **options(**changes))
-
-    try:
-        return asyncio.run(run()), peer.offsets
-    except Exception as error:
-        return error, peer.offsets
-
-
-def test_a_part_damaged_on_the_way_is_fetched_again_from_what_is_held(tmp_path: Path):
-    data = os.urandom(MIB)
-    damage = [1]
-
-    async def read(offset: int) -> AsyncIterator[Any]:
-        yield sent(data[offset : MIB // 2], offset) if offset < MIB // 2 else sent(data[offset:], offset)
-        if damage:
-            yield sent(data[MIB // 2 :], MIB // 2, crc=damage.pop())
-
-    path, offsets = download_from(tmp_path, read, name_of(data))
-    assert path.read_bytes() == data
-    assert offsets == [0, MIB // 2]
-
-
-def test_a_sender_of_other_bytes_is_given_one_more_chance(tmp_path: Path):
-    async def read(offset: int) -> AsyncIterator[Any]:
-        yield sent(b"other", offset)
-
-    error, offsets = download_from(tmp_path, read, name_of(b"right"), attempts_max=9)
-    assert type(error) is DigestMismatch
-    assert offsets == [0, 0]
-
-
-@pytest.mark.parametrize(("data", "at"), [(b"", 0), (b"right", 1)], ids=["an empty part", "another offset"])
-def test_a_sender_that_breaks_the_protocol_is_left_at_once(tmp_path: Path, data: bytes, at: int):
-    async def read(offset: int) -> AsyncIterator[Any]:
-        yield sent(data, at)
-
-    error, offsets = download_from(tmp_path, read, name_of(b"right"), attempts_max=9)
-    assert type(error) is MalformedUpdate
-    assert offsets == [0]
-
-
-def test_retries_go_on_while_bytes_get_through_and_stop_when_none_do(tmp_path: Path):
-    data = os.urandom(10)
-
-    async def read(offset: int) -> AsyncIterator[Any]:
-        if offset < 8:
-            yield sent(data[offset : offset + 1], offset)
-
-    error, offsets = download_from(tmp_path, read, name_of(data), attempts_max=3)
-    assert type(error) is PeerLost
-    assert offsets == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
-
-
-@pytest.mark.slow
-def test_a_stalled_sender_is_left_after_idle_s_and_a_slow_one_is_not(tmp_path: Path):
-    timing = TimingConfig(connect_s=5.0, idle_s=0.2)
-    data = b"0123456789"
-
-    async def stall(offset: int) -> AsyncIterator[Any]:
-        yield sent(data[offset : offset + 1], offset)
-        await asyncio.Event().wait()
-
-    async def trickle(offset: int) -> AsyncIterator[Any]:
-        for at in range(offset, len(data)):
-            yield sent(data[at : at + 1], at)
-            await asyncio.sleep(timing.idle_s / 4)  # the pace is what is tested
-
-    error, _ = download_from(tmp_path / "a", stall, name_of(data), timing=timing, attempts_max=1)
-    assert type(error) is DeadlineExceeded
-    path, offsets = download_from(tmp_path / "b", trickle, name_of(data), timing=timing, attempts_max=1)
-    assert path.read_bytes() == data
-    assert offsets == [0]
-
-
-def test_a_receiver_that_never_answers_is_left_after_idle_s(tmp_path: Path):
-    async def nothing(offset: int) -> AsyncIterator[Any]:
-        yield sent(b"", offset)
-
-    async def run() -> None:
-        async with bench(tmp_path, service=Stub(nothing)) as served:
-            timing = TimingConfig(connect_s=5.0, idle_s=0.2)
-            with pytest.raises(DeadlineExceeded, match="nothing moved"):
-                await transfer.upload(served.channel(), name_of(b"abc"), b"abc", **options(timing=timing, attempts_max=1))
-
-    asyncio.run(run())
-
-
-def test_a_server_that_is_gone_is_given_up_after_bounded_waits(tmp_path: Path):
-    class Counting(FakeClock):
-        waits: list[float]
-
-        async def sleep(self, seconds: float) -> None:
-            self.waits.append(seconds)
-
-    clock = Counting()
-    clock.waits = []
-
-    async def run() -> None:
-        async with bench(tmp_path) as served:
-            channel = served.channel()
-        timing = TimingConfig(connect_s=1.0, idle_s=0.1)
-        with pytest.raises((PeerLost, DeadlineExceeded)):
-            await transfer.upload(channel, name_of(b"abc"), b"abc", **options(clock=clock, timing=timing, attempts_max=4))
-
-    asyncio.run(run())
-    assert len(clock.waits) == 3
-    assert all(0.0 <= wait <= 0.5 * 2**index for index, wait in enumerate(clock.waits))
 
 
 def test_a_restarted_server_goes_on_from_its_durable_bytes(tmp_path: Path):
