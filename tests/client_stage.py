@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +126,7 @@ def stage_in(folder: Path, *, kits: Kits) -> Stage:
 
 
 @contextmanager
-def logged() -> Iterator[io.StringIO]:
+def logged() -> Generator[io.StringIO]:
     """Yield what a client logs meanwhile, as JSON lines."""
     stream, root = io.StringIO(), logging.getLogger()
     before, level = list(root.handlers), root.level

@@ -19,9 +19,10 @@ from hushtune_server.coordinator.rounds import advance
 from hushtune_server.coordinator.stragglers import Deadline, Everyone, Quorum, StragglerPolicy
 from hushtune_server.coordinator.sums import SumRules
 from tests.fakes import BAND
-from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Client, Coordinator, Owner
+from tests.simulation.actors import IDLE_S, ROUND_S, RUN, Actor, Coordinator
 from tests.simulation.checks import Advance, Checker
 from tests.simulation.many import Counts, Kind, main
+from tests.simulation.members import Client, Owner
 from tests.simulation.simulator import Violation, World
 
 FAULTS_S = 150.0

@@ -6,7 +6,9 @@ import pytest
 
 from hushtune_common.messages import Directive, DirectiveKind, EmulatorManifest
 from hushtune_server.coordinator.phases import Closed, Failed
-from tests.simulation.campaign import Campaign, Client, Owner, Vector, play, plus
+from tests.simulation.campaign import Campaign, play
+from tests.simulation.campaign_laws import Vector, plus
+from tests.simulation.campaign_members import Client, Owner
 from tests.simulation.simulator import Violation
 
 SEEDS = range(200)
