@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
 from hushtune_common.store.disk import full_disk_is_typed, sync_data
+from hushtune_common.store.pieces import opened, write_all
 
 SYNC_BYTES = 4 << 20
 """A crash costs at most this much of a transfer."""
@@ -51,8 +50,8 @@ class Partial:
     def add(self, data: bytes) -> None:
         """Write ``data`` behind what is there; every 4 MiB it becomes durable. ``StorageFull`` when the disk is."""
         # Not created here: a file that was discarded meanwhile stays away.
-        with _opened(self._file) as descriptor:
-            _write_all(descriptor, data, offset=self.position)
+        with opened(self._file) as descriptor:
+            write_all(descriptor, data, offset=self.position)
             self._hash.update(data)
             self.position += len(data)
             if self.position - self.committed >= SYNC_BYTES:
@@ -61,7 +60,7 @@ class Partial:
     def sync(self) -> None:
         """Make everything durable, then record how much that is."""
         if self.position > self.committed:
-            with _opened(self._file) as descriptor:
+            with opened(self._file) as descriptor:
                 self._commit(descriptor)
 
     def digest(self) -> bytes:
@@ -70,7 +69,7 @@ class Partial:
 
     def install(self, target: Path) -> None:
         """Make everything durable and rename the file to ``target``."""
-        with _opened(self._file) as descriptor:
+        with opened(self._file) as descriptor:
             sync_data(descriptor)
         install(self._file, target)
         offset_path(self._file).unlink(missing_ok=True)
@@ -84,8 +83,8 @@ class Partial:
     def _commit(self, descriptor: int) -> None:
         # The order is the point: the bytes first, then the number that vouches for them.
         sync_data(descriptor)
-        with _opened(offset_path(self._file), create=True) as sidecar:
-            _write_all(sidecar, f"{self.position:0{_OFFSET_DIGITS}d}".encode(), offset=0)
+        with opened(offset_path(self._file), create=True) as sidecar:
+            write_all(sidecar, f"{self.position:0{_OFFSET_DIGITS}d}".encode(), offset=0)
         self.committed = self.position
         self._durable_hash = self._hash.copy()
 
@@ -135,21 +134,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _opened(file: Path, *, create: bool = False) -> Generator[int]:
-    # Opened for each part: a transfer that is cut leaves no descriptor behind, and beside a part's hash it costs nothing.
-    with full_disk_is_typed():
-        descriptor = os.open(file, os.O_WRONLY | (os.O_CREAT if create else 0), 0o600)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes, *, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written

@@ -14,6 +14,7 @@ from hushtune_common.link.frame import Bytes, Flags, Indices, bitmap, flags_of
 from hushtune_common.messages import LinkSeed, SecrecyDesign
 from hushtune_common.store.disk import full_disk_is_typed, sync_data
 from hushtune_common.store.partial import install
+from hushtune_common.store.pieces import opened, write_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ class PartFile:
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
         with _opened(self._file) as descriptor:
             for run, rows in zip(np.split(indices, breaks), np.split(payloads, breaks), strict=True):
-                _write_all(descriptor, rows.tobytes(), offset=int(run[0]) * self._row_bytes)
+                write_all(descriptor, rows.tobytes(), offset=int(run[0]) * self._row_bytes)
         self._known[indices] = True
 
     def conclude(self, attempt: int) -> tuple[int, ...]:
@@ -121,7 +122,7 @@ class PartFile:
         fresh = path.with_suffix(".fresh")
         with _opened(fresh) as descriptor:
             os.ftruncate(descriptor, 0)
-            _write_all(descriptor, msgspec.msgpack.encode(record), offset=0)
+            write_all(descriptor, msgspec.msgpack.encode(record), offset=0)
             os.fsync(descriptor)
         install(fresh, path)
 
@@ -142,18 +143,8 @@ def _listed(flags: Flags) -> tuple[int, ...]:
 
 @contextmanager
 def _opened(file: Path) -> Generator[int]:
-    """Open ``file`` for writing, readable by this user only: one of the parts is a secret."""
+    """Open ``file`` for writing in a folder that is made, readable by this user only: one of the parts is a secret."""
     with full_disk_is_typed():
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes, *, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
+    with opened(file, create=True) as descriptor:
+        yield descriptor
