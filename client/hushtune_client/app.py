@@ -114,7 +114,9 @@ class _Life:
                 trainer.start()  # imports torch while this process reads text and joins
             records = await asyncio.to_thread(self._read_records)
             status.enter("connecting")
-            ports = await stack.enter_async_context(self._open_ports(kit))
+            store = self._store()
+            stack.push_async_callback(store.settle_begun)
+            ports = await stack.enter_async_context(self._open_ports(kit, store))
             conductor = Conductor(ports.coordinator, state=state, status=status, clock=self._clock, room=self._room)
             sounder = Sounder(
                 scenario=scenario,
@@ -177,7 +179,16 @@ class _Life:
         log_event(_logger, "private_text_read", records=len(records), own_files=len(options.data))
         return records
 
-    def _open_ports(self, kit: Kit) -> AbstractAsyncContextManager[Ports]:
+    def _store(self) -> BlobStore:
+        options = self._options
+        # An emulator, the next one, and what it is made of.
+        count = 1 if options.scenario.coordinator.rounds == 1 else 3
+        quota_bytes = count * options.scenario.limits.emulator_bytes_max
+        store = BlobStore(options.state_dir / "blobs", quota_bytes=quota_bytes)
+        options.watched.offer_store(lambda: store.held_bytes, quota_bytes=quota_bytes)
+        return store
+
+    def _open_ports(self, kit: Kit, store: BlobStore) -> AbstractAsyncContextManager[Ports]:
         options, limits = self._options, self._options.scenario.limits
         manners = Manners(
             timing=options.scenario.timing,
@@ -186,10 +197,6 @@ class _Life:
             seeds=self._seeds.child(options.client_id, "retries"),
         )
         addresses = Addresses(owner=options.owner, coordinator=options.coordinator, air=options.air)
-        # An emulator, the next one, and what it is made of.
-        quota_bytes = (1 if options.scenario.coordinator.rounds == 1 else 3) * limits.emulator_bytes_max
-        store = BlobStore(options.state_dir / "blobs", quota_bytes=quota_bytes)
-        options.watched.offer_store(lambda: store.held_bytes, quota_bytes=quota_bytes)
         calls = options.watched.calls
         return open_ports(addresses, kit=kit, manners=manners, scenario=options.scenario.digest, store=store, calls=calls)
 

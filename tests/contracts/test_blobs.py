@@ -289,6 +289,22 @@ def test_settling_keeps_what_a_cut_writer_has_left(tmp_path: Path):
     assert BlobStore(tmp_path, quota_bytes=QUOTA).committed_size(name_of(data)) == MIB
 
 
+def test_a_process_that_ends_keeps_what_all_its_writers_have_left(tmp_path: Path):
+    names = [BlobName(prefix=f"frames/c{n}", digest=Digest.of(b"%d" % n * 3000), size=3000) for n in (1, 2)]
+
+    async def life() -> list[int]:
+        store = BlobStore(tmp_path, quota_bytes=1 << 20)
+        before = [store.committed_size(name) for name in names]
+        for n, name in enumerate(names, start=1):
+            if not before[0]:
+                await store.writer(name).write(0, b"%d" % n * 1000)
+        await store.settle_begun()
+        return before
+
+    assert asyncio.run(life()) == [0, 0]
+    assert asyncio.run(life()) == [1000, 1000]
+
+
 def test_discarding_deletes_a_subtree_and_ends_its_writers(tmp_path: Path):
     async def run() -> None:
         store = BlobStore(tmp_path, quota_bytes=QUOTA)

@@ -150,6 +150,11 @@ class BlobStore:
                 await asyncio.wait({slot.start(slot.partial.sync)})  # when it fails, less is committed
         return self.committed_size(name)
 
+    async def settle_begun(self) -> None:
+        """Make durable what every writer has left; for a process that ends, so that nothing has to be sent to the next again."""
+        for text in list(self._slots):
+            await self.settle(BlobName.parse(text))
+
     def path(self, name: BlobName) -> Path:
         """Return the file of a complete blob; ``StaleRound`` when it is not held (any more)."""
         if not self.complete(name):
