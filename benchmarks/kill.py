@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hushtune_common.clock import SystemClock
-from tests.killing import CLIENTS, SCENARIO, Campaign, faults
-from tests.troupe import SERVERS, on_stage
+from tests.killing import CLIENTS, SCENARIO, Campaign, begin, faults
+from tests.troupe import on_stage
 
 _RUN_S = 900.0
 _ROUNDS = 6
@@ -27,8 +27,7 @@ def play(folder: Path, *, seed: int, kills: int, pause_s: float) -> tuple[int, l
     clock = SystemClock()
     began_s = clock.monotonic()
     with on_stage(folder, scenario=SCENARIO.replace("{rounds}", str(_ROUNDS)), clients=CLIENTS) as troupe:
-        for name in (*SERVERS, "eavesdropper", *CLIENTS):
-            troupe.start(name)
+        begin(troupe)
         campaign = Campaign(troupe, random.Random(seed), kills_max=kills, pause_max_s=pause_s)
         try:
             campaign.play(within_s=_RUN_S)

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from hushtune_common.clock import SystemClock
-from tests.troupe import Troupe
+from tests.troupe import SERVERS, Troupe
 
 Row = tuple[str, dict[str, Any]]
 TAP = "eavesdropper"
@@ -63,6 +63,15 @@ position = { x_m = -60.0, y_m = 40.0 }
 id = "c2"
 position = { x_m = -80.0, y_m = -40.0 }
 """
+
+
+def begin(troupe: Troupe) -> None:
+    """Start everybody; clients when there is somebody to connect to, since a busy machine may take minutes for the owner."""
+    for name in (*SERVERS, TAP):
+        troupe.start(name)
+    troupe.wait_for(lambda: bool(troupe.told("owner", "serving_started")), within_s=600.0)
+    for name in troupe.clients:
+        troupe.start(name)
 
 
 @dataclass

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.killing import CLIENTS, SCENARIO, TAP, Campaign, faults
-from tests.troupe import SERVERS, Troupe, on_stage
+from tests.killing import CLIENTS, SCENARIO, Campaign, begin, faults
+from tests.troupe import Troupe, on_stage
 
 ROUNDS = 2
 
@@ -29,8 +29,7 @@ def tampered(journal: Path, statement: str) -> None:
 
 @pytest.mark.slow
 def test_what_is_left_of_a_run_does_not_tell_that_its_processes_were_killed(troupe: Troupe) -> None:
-    for name in (*SERVERS, TAP, *CLIENTS):
-        troupe.start(name)
+    begin(troupe)
     campaign = Campaign(troupe, random.Random(5), kills_max=6, pause_max_s=2.5)
     campaign.play(within_s=600.0)
     troupe.stop()  # the air and the eavesdropper know of no end
