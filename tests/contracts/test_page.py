@@ -217,6 +217,17 @@ def test_a_void_bound_is_claimed_nowhere(tmp_path: Path) -> None:
     assert "VOID in this run. c1: the tap's SNR was above" in page.text
 
 
+def test_a_bound_that_was_void_in_an_earlier_round_is_claimed_nowhere(tmp_path: Path) -> None:
+    void = {**heard("c1"), "log2_delta_total": -40.0, "bound_void": "the tap's SNR was above what the design assumed"}
+    link = {"round_id": 2, "rounds": 2, "clients": [heard("c1")], "earlier": [{"round_id": 1, "clients": [void]}]}
+    material = gather(run_in(tmp_path, link=link, shared_out=rounds_of(2)))
+    claim = claims.claims(material)[0]
+    assert claim.stands == claims.VOID
+    assert "c1, round 1: the tap's SNR was above" in claim.says
+    assert "2^-40.0" in claim.says
+    assert next(card for card in pages.cards(material) if "leakage" in card.label).value == "void"
+
+
 @pytest.mark.slow
 def test_figures_are_written_as_asked_and_equal_runs_give_equal_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

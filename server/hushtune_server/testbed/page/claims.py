@@ -1,5 +1,6 @@
 """What is claimed about secrecy and privacy, what does each claim rest on, and what does everybody still learn?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,16 +40,17 @@ def claims(material: Material) -> list[Claim]:
 
 
 def _wiretap(material: Material) -> Claim:
-    coded = [c for c in material.link.get("clients") or () if c.get("log2_delta_total") is not None]
-    void = [f"{c['client']}: {c['bound_void']}" for c in coded if c.get("bound_void")]
+    every = material.coded
+    coded = [c for c in every if c["round_id"] == material.link.get("round_id")] or every
+    void = [f"{_named(c, material)}: {c['bound_void']}" for c in every if c.get("bound_void")][:_NAMED_MAX]
     if not material.link and (told := (material.report.get("eavesdropper") or {}).get("summary")):
         said = f"The run ended before anybody compared both sides, so nothing is claimed here. Eve's own record says: {told}."
         return Claim(title="The wiretap code", stands=OPEN, says=said, rests_on=())
     if not coded:
         said = "Nothing went over the wiretap code, or the run did not get that far: nothing is claimed of it."
         return Claim(title="The wiretap code", stands=OPEN, says=said, rests_on=())
-    worst = max(float(c["log2_delta_total"]) for c in coded)
-    over = max(float(c["log2_delta_all_rounds"] or c["log2_delta_total"]) for c in coded)
+    worst = max(float(c["log2_delta_total"]) for c in every)
+    over = max(float(c.get("log2_delta_all_rounds") or c["log2_delta_total"]) for c in every)
     said = (
         f"What Eve hears changes what she knows of any one update by at most 2^{worst:.1f} in total variation, repeats included"
         + (f"; over all rounds of this run by at most 2^{over:.1f} per client." if material.link.get("rounds", 1) > 1 else ".")
@@ -58,7 +60,7 @@ def _wiretap(material: Material) -> Claim:
     return Claim(title="The wiretap code", stands=VOID if void else HOLDS, says=said, rests_on=_wiretap_rests(material, coded))
 
 
-def _wiretap_rests(material: Material, coded: list[Json]) -> tuple[str, ...]:
+def _wiretap_rests(material: Material, coded: Sequence[Json]) -> tuple[str, ...]:
     bounds = "; ".join(_tap_of(c) for c in coded[:_NAMED_MAX]) + (
         f"; and {len(coded) - _NAMED_MAX} more" if len(coded) > _NAMED_MAX else ""
     )
@@ -68,7 +70,7 @@ def _wiretap_rests(material: Material, coded: list[Json]) -> tuple[str, ...]:
     return (
         f"Eve's SNR stays at or below the bound of the design ({bounds}): {_db(margin)} above the path gain at her place in "
         f"the scenario, an assumption, not a measurement.{_exceeded(material)}",
-        "In a testbed her true SNR is known, and is shown beside it.",
+        "In a testbed her true SNR is known, and is shown beside it." + _judged(material),
         f"Each hash block leaks at most 2^{'?' if delta is None else delta} (delta); blocks and repeats add up"
         + (f" ({blocks} went on air)." if blocks else "."),
         "Eve stands where the scenario says or farther away, is passive, has one antenna, and works with nobody.",
@@ -76,6 +78,17 @@ def _wiretap_rests(material: Material, coded: list[Json]) -> tuple[str, ...]:
         "The bound follows published lines, is not peer reviewed, and holds on average over the public hash seed.",
         str(material.link.get("claim") or f"Fidelity {material.report.get('fidelity')}") + ".",
     )
+
+
+def _judged(material: Material) -> str:
+    """Say of which rounds that was looked at, where it was not of all."""
+    rounds, judged = material.link.get("rounds", 1), 1 + len(material.link.get("earlier") or ())
+    return f" Of this run's {rounds} rounds the latest {judged} were judged so." if judged < rounds else ""
+
+
+def _named(entry: Json, material: Material) -> str:
+    """Return whose update an entry is about, with its round where there are several."""
+    return f"{entry['client']}, round {entry['round_id']}" if material.link.get("rounds", 1) > 1 else str(entry["client"])
 
 
 def _exceeded(material: Material) -> str:

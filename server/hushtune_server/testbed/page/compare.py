@@ -56,7 +56,7 @@ def _sum(material: Material, key: str) -> float | None:
 
 
 def _worst(material: Material) -> str:
-    found = [c for c in material.link.get("clients") or () if c.get("log2_delta_total") is not None]
+    found = material.coded
     if any(c.get("bound_void") for c in found):
         return "void"
     return f"2^{max(float(c['log2_delta_total']) for c in found):.1f}" if found else NOTHING

@@ -81,6 +81,13 @@ class Material:
         return next((entry for entry in self.link.get("clients") or () if entry.get("client") == client), {})
 
     @property
+    def coded(self) -> Sequence[Json]:
+        """The referee's entries of all updates that went over the wiretap code, of every round that it judged, the last first."""
+        judged = [self.link, *reversed(self.link.get("earlier") or ())]
+        entries = [{**c, "round_id": each.get("round_id")} for each in judged for c in each.get("clients") or ()]
+        return [entry for entry in entries if entry.get("log2_delta_total") is not None]
+
+    @property
     def rounds(self) -> Sequence[Round]:
         """The rounds that the report tells of one by one, the latest last; one at least."""
         told: list[Json] = self.report.get("shared_out") or []

@@ -218,7 +218,7 @@ def _accepted(material: Material) -> Card:
 
 
 def _leak(material: Material) -> Card | None:
-    coded = [c for c in material.link.get("clients") or () if c.get("log2_delta_total") is not None]
+    coded = material.coded
     if not coded:
         return None
     worst, void = max(float(c["log2_delta_total"]) for c in coded), any(c.get("bound_void") for c in coded)

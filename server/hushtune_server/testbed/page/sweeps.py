@@ -185,7 +185,7 @@ def cards(materials: Sequence[Material]) -> list[pages.Card]:
     accepted = [sum(bool(c.get("accepted")) for c in m.clients) for m in materials]
     everybody = sum(len(m.clients) for m in materials)
     made.append(pages.Card(value=f"{sum(accepted)} of {everybody}", label="clients' adapters accepted", note="over all seeds"))
-    void = sum(any(c.get("bound_void") for c in m.link.get("clients") or ()) for m in materials)
+    void = sum(any(c.get("bound_void") for c in m.coded) for m in materials)
     made.append(
         pages.Card(
             value=str(void),
