@@ -20,13 +20,16 @@ def failures(findings: list[Finding]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [(1, 2, 8), (10,)], ids=["bytes", "certificates"])
-def test_what_the_suite_does_to_a_run_costs_no_more_than_its_rules_say(tmp_path: Path, only: tuple[int, ...]) -> None:
+def test_what_the_suite_does_to_a_run_costs_no_more_than_its_rules_say(
+    tmp_path: Path, only: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[str] = []
     findings = asyncio.run(run_suite(tmp_path, only=only, clock=SystemClock(), tell=told.append))
     assert [f.number for f in findings] == list(only)
     assert failures(findings) == []
     assert all(f.passed for f in findings)
     assert sum("passed" in line for line in told) == len(only)
+    assert [r.getMessage() for r in caplog.records if r.name == "asyncio"] == [], "the suite leaves nothing of its own behind"
 
 
 def test_each_fault_is_played_once_and_there_are_ten() -> None:
