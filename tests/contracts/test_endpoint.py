@@ -499,3 +499,28 @@ async def silencing_proxy(target: str) -> AsyncGenerator[tuple[str, asyncio.Even
         proxy.close()
         for writer in writers:
             writer.close()
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_cut_anywhere_in_its_first_call_is_dialled_again(kits: Kits):
+    patient = TimingConfig(connect_s=10.0, idle_s=5.0)
+
+    async def dialled_s(address: str, mark: int) -> float:
+        proxy = FaultProxy(clock=CLOCK, seeds=SeedTree(mark))
+        proxy.target = address
+        proxy.cut_each_after(mark)
+        way, began_s = await proxy.open(), CLOCK.monotonic()
+        try:
+            async with channel_to(way, kits.kit(Role.CLIENT, "c1"), timing=patient) as channel:
+                await ready(channel, address=way, role=Role.OWNER, timing=patient)
+        finally:
+            await proxy.close()
+        return CLOCK.monotonic() - began_s
+
+    async def run() -> None:
+        async with serving(kits.kit(Role.OWNER), timing=patient) as server:
+            marks = range(100, 4100, 200)
+            seconds = await asyncio.gather(*(dialled_s(server.address, mark) for mark in marks))
+            assert max(seconds) < patient.connect_s / 2, dict(zip(marks, seconds, strict=True))
+
+    asyncio.run(run())

@@ -51,7 +51,7 @@ def test_a_fast_way_is_used_after_few_legs_and_one_that_was_cut_is_explored_slow
     assert pace.leg_bytes == 2 * LEG_BYTES_MIN
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.0, LEG_BYTES_MAX), (1e-3, 256 * 1875), (1.0, LEG_BYTES_MIN)])
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, LEG_BYTES_MAX), (1e-3, 384 * 1875), (1.0, LEG_BYTES_MIN)])
 def test_the_first_answer_says_how_long_the_first_leg_may_be(seconds: float, expected: int) -> None:
     pace = Pace(idle_s=30.0)
     pace.answered(seconds)

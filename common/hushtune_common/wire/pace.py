@@ -18,7 +18,7 @@ LEG_BYTES_MAX = 8 << 20
 _SHARE = 1 / 16
 """What is on its way is to arrive within this share of ``idle_s``: a ping behind it has two thirds."""
 _GROWTH, _GROWTH_AFTER_A_CUT = 64, 2
-_REQUEST_BYTES = 256
+_REQUEST_BYTES = 384
 """What a small request takes on its way at least, with the headers of its layers."""
 
 

@@ -39,7 +39,7 @@ from hushtune_common.wire.v1 import blobs_pb2 as pb
 from hushtune_common.wire.v1 import blobs_pb2_grpc
 
 PART_BYTES_MAX = 1 << 20
-_PART_BYTES = 256 << 10
+_PART_BYTES = 512 << 10
 _SMALL_PART_BYTES = 64 << 10
 _SMALL_BLOB_BYTES = 4 << 20
 _BIG_BLOB_BYTES = 64 << 20
@@ -59,7 +59,7 @@ def part_bytes(size: int) -> int:
     """Return the part size for a blob of ``size`` bytes.
 
     What a cut costs is at least the part that was on its way: a small blob in large parts never gets through a connection that
-    is cut all the time.
+    is cut all the time. A slow way, and one that was cut, gets shorter parts (`Pace`).
     """
     if size >= _BIG_BLOB_BYTES:
         return PART_BYTES_MAX
