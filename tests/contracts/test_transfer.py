@@ -28,6 +28,7 @@ from hushtune_common.seeding import SeedTree
 from hushtune_common.store.blobs import BlobName, BlobStore
 from hushtune_common.wire import faults, transfer
 from hushtune_common.wire.endpoint import serve
+from hushtune_common.wire.pace import LEG_BYTES_MIN
 from hushtune_common.wire.v1 import blobs_pb2 as pb
 from hushtune_server.testbed.chaos.proxy import FaultProxy, Way
 from tests.fakes import FakeClock

@@ -56,7 +56,6 @@ class Connection:
     opened_s: float
     carried: dict[Way, int] = field(default_factory=lambda: dict.fromkeys(Way, 0))
     lost: dict[Way, int] = field(default_factory=lambda: dict.fromkeys(Way, 0))
-    cut_at: dict[Way, int] = field(default_factory=dict[Way, int])
     damaged: set[Way] = field(default_factory=set[Way])
     thawed: asyncio.Event = field(default_factory=asyncio.Event)
     ended_s: float | None = None
@@ -93,7 +92,9 @@ class FaultProxy:
         self.target = ""
         self.weather = {way: Weather() for way in Way}
         self.connections: list[Connection] = []
-        self.cuts: deque[int] = deque()
+        self.cuts_made = 0
+        self._cuts: deque[int] = deque()
+        self._until_cut: int | None = None
         self.refusing = False
         self.freezing = False
         self._clock = clock
@@ -138,10 +139,10 @@ class FaultProxy:
         return len(there)
 
     def cut_each_after(self, *counts: int) -> None:
-        """Cut the open connections once they have carried the first of ``counts`` more bytes up, the next ones after the next."""
-        self.cuts.extend(counts)
-        for connection in self.alive:
-            self._mark(connection)
+        """Cut whichever connection carries the last of the next so many bytes up, and again after each further of ``counts``."""
+        self._cuts.extend(counts)
+        if self._until_cut is None:
+            self._next_cut()
 
     def freeze(self, *, newcomers: bool = False) -> int:
         """Half-open: forward nothing more on the connections there are, and close none of them; return how many that were.
@@ -177,9 +178,8 @@ class FaultProxy:
 
     # --- what is done -------------------------------------------------------------------------------------------------
 
-    def _mark(self, connection: Connection) -> None:
-        if self.cuts:
-            connection.cut_at[Way.UP] = connection.carried[Way.UP] + self.cuts.popleft()
+    def _next_cut(self) -> None:
+        self._until_cut = self._cuts.popleft() if self._cuts else None
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -205,7 +205,6 @@ class FaultProxy:
         connection.attach(far_writer)
         if self.freezing:
             connection.thawed.clear()
-        self._mark(connection)
         ways = {
             asyncio.create_task(self._forward(connection, Way.UP, reader, far_writer)),
             asyncio.create_task(self._forward(connection, Way.DOWN, far_reader, writer)),
@@ -257,9 +256,13 @@ class FaultProxy:
         await connection.thawed.wait()
         if not data:
             return False
-        mark = connection.cut_at.get(way)
-        room = len(data) if mark is None else mark - connection.carried[way]
-        passed = data[: max(0, room)]
+        passed, cut = data, way is Way.UP and self._until_cut is not None and len(data) >= self._until_cut
+        if way is Way.UP and self._until_cut is not None:  # before the first wait: another connection counts, too
+            passed = data[: self._until_cut]
+            self._until_cut -= len(passed)
+        if cut:
+            self.cuts_made += 1
+            self._next_cut()
         if way in connection.damaged:
             connection.damaged.discard(way)
             passed = _flipped(passed)
@@ -271,7 +274,7 @@ class FaultProxy:
         await sink.drain()
         connection.carried[way] += len(passed)
         connection.lost[way] += len(data) - len(passed)
-        return len(passed) == len(data)
+        return not cut
 
 
 def _narrow_socket() -> socket.socket:
