@@ -28,6 +28,7 @@ EXPECTED_SKIPS = (
     "there is a GPU",
     "the system has no device that is always full",
     "the package ",
+    "no Prometheus here",
     "the reference loader needs accelerate",
     "pkg:",
     "only scripts/compose-test gives a container engine",

@@ -24,7 +24,7 @@ def observed(outlook: Outlook, *, role: str, clients: Collection[str], state_dir
     """
     with ExitStack() as stack:
         watch = Watch()
-        if outlook.metrics is not None:
+        if outlook.metrics not in (None, "off"):
             watch = stack.enter_context(_counted(outlook.metrics, role=role, clients=clients))
         watch.offer("hushtune_disk_free_bytes", lambda: float(shutil.disk_usage(state_dir).free))
         watch.offer("hushtune_disk_size_bytes", lambda: float(shutil.disk_usage(state_dir).total))

@@ -55,8 +55,12 @@ def containers(pod: Tree) -> list[Tree]:
 
 @cache
 def services() -> dict[str, Tree]:
-    others = {"pki", "report", "dashboard", "chaos"}
-    return {name: service for name, service in compose.services(RUN="kubernetes").items() if name not in others}
+    others = {"pki", "report", "dashboard", "chaos", "prometheus", "grafana"}
+    return {
+        name: service
+        for name, service in compose.services(RUN="kubernetes", METRICS="0.0.0.0:9100").items()
+        if name not in others
+    }
 
 
 def chosen(selector: Tree, labels: Mapping[str, str]) -> bool:
@@ -87,7 +91,7 @@ def reached_here() -> set[tuple[str, str]]:
     return {
         (a, b)
         for (a, dialler), (b, listener) in permutations(pods().items(), 2)
-        for port in (ports(listener) or [7001, 7002, 7003])
+        for port in {7001, 7002, 7003, *ports(listener)}
         if lets("Egress", dialler, listener, port) and lets("Ingress", listener, dialler, port)
     }
 
@@ -163,14 +167,18 @@ def test_nobody_reaches_the_outside_but_the_names_of_the_cluster() -> None:
         assert not any("ipBlock" in peer for peer in peers)
         assert all(peer["podSelector"] for peer in peers)
         if any("namespaceSelector" in peer for peer in peers):
-            assert (name, {port["port"] for rule in rules for port in rule["ports"]}) == ("names", {53})
+            assert (name, *{port["port"] for rule in rules for port in rule["ports"]}) in {("names", 53), ("to-metrics", 9100)}
 
 
 def test_who_is_dialled_has_a_headless_service_of_its_name_and_port() -> None:
     for name in {b for _, b in reached_here()}:
         service = of_kind("Service")[name]["spec"]
         found = [n for n, pod in pods().items() if chosen({"matchLabels": service["selector"]}, pod["metadata"]["labels"])]
-        assert (service["clusterIP"], found, [p["port"] for p in service["ports"]]) == ("None", [name], ports(pods()[name]))
+        assert (service["clusterIP"], found, [p["port"] for p in service["ports"]]) == (
+            "None",
+            [name],
+            [p for p in ports(pods()[name]) if p != 9100],
+        )
 
 
 def test_no_pod_has_the_kit_or_the_state_of_another_and_none_the_authority() -> None:

@@ -51,7 +51,8 @@ class Label:
 class Feed:
     """Which event moves a metric: by one, or by (a gauge: to) the value of its field ``value``.
 
-    ``read`` says which field a label is taken from, ``fixed`` what it is instead, ``only`` which values other fields must have.
+    Without ``value`` it moves by ``step``. ``read`` says which field a label is taken from, ``fixed`` what it is instead,
+    ``only`` which values other fields must have.
     """
 
     event: str
@@ -59,6 +60,7 @@ class Feed:
     read: Mapping[str, str] = field(default_factory=dict[str, str])
     fixed: Mapping[str, str] = field(default_factory=dict[str, str])
     only: Mapping[str, str] = field(default_factory=dict[str, str])
+    step: float = 1.0
 
     def __post_init__(self) -> None:
         """Hold the feed to the catalogue of events: what no process logs cannot be counted."""
@@ -73,7 +75,7 @@ class Feed:
         """Return by how much the event moves the metric; none where it says nothing of it."""
         if any(_text(fields.get(name)) != wanted for name, wanted in self.only.items()):
             return None
-        return number(fields.get(self.value)) if self.value else 1.0
+        return number(fields.get(self.value)) if self.value else self.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ CLIENTS_TABLE: Final = (
         (CLIENT,),
         "Optimiser steps done of the training that runs.",
         Feed(event="training_progressed", value="step"),
+        Feed(event="training_finished", value="steps"),
     ),
     metric(
         "hushtune_training_steps",
@@ -20,6 +21,7 @@ CLIENTS_TABLE: Final = (
         (CLIENT,),
         "Optimiser steps of that training in all.",
         Feed(event="training_progressed", value="steps"),
+        Feed(event="training_finished", value="steps"),
     ),
     metric(
         "hushtune_training_loss_nats",

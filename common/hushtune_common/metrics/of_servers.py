@@ -109,6 +109,17 @@ _COORDINATOR: Final = (
         labels=(OF_CLIENT, label("decision", "granted", "deferred", "excluded")),
     ),
     metric(
+        "hushtune_gate_open",
+        "gauge",
+        (COORDINATOR,),
+        "1 for a client that the secrecy gate lets send in the last solution, 0 for one that it does not.",
+        *(
+            Feed(event="gate_decided", read=BY_CLIENT, only={"decision": decision}, step=float(decision == "granted"))
+            for decision in ("granted", "deferred", "excluded")
+        ),
+        labels=(OF_CLIENT,),
+    ),
+    metric(
         "hushtune_gate_block_error_ratio",
         "gauge",
         (COORDINATOR,),
