@@ -93,8 +93,9 @@ def test_every_metric_of_an_event_is_moved_by_it() -> None:
         board = Board(role=role, clients=CLIENTS)
         with counting(board):
             for name, event in EVENTS.items():
-                if role in event.by:
-                    log_event(LOGGER, name, **dict.fromkeys(event.fields, 3))
+                only = [feed.only for metric in METRICS.values() for feed in metric.feeds if feed.event == name]
+                for said in only or [{}] if role in event.by else []:
+                    log_event(LOGGER, name, **(dict.fromkeys(event.fields, 3) | dict(said)))
         wanted = {m.name for m in METRICS.values() if role in m.by and any(role in EVENTS[f.event].by for f in m.feeds)}
         assert sorted(wanted - {*series(board)}) == []
 
@@ -156,6 +157,14 @@ def test_a_feed_of_an_event_or_a_field_that_there_is_not_is_refused() -> None:
         Feed(event="frame_karried")
     with pytest.raises(ValueError, match="has no field airtime"):
         Feed(event="frame_carried", value="airtime")
+
+
+def test_the_gate_is_open_or_closed_as_the_last_solution_says() -> None:
+    board = Board(role="coordinator", clients=CLIENTS)
+    with counting(board):
+        for decision in ("granted", "excluded", "granted", "deferred"):
+            log_event(LOGGER, "gate_decided", client="c1", decision=decision)
+            assert value(board, "hushtune_gate_open", client="c1") == (decision == "granted")
 
 
 def test_what_can_be_read_is_read_and_what_cannot_is_left_out() -> None:
