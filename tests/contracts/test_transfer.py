@@ -1,7 +1,9 @@
 """Do bulk bytes arrive whole, once, and from where they were cut?"""
 
 import asyncio
+import hashlib
 import os
+import tracemalloc
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -58,6 +60,31 @@ def test_a_blob_goes_up_and_comes_down(tmp_path: Path, size: int, from_file: boo
     asyncio.run(run())
     assert seen == sorted(seen)
     assert seen[-1] == (size, size)
+
+
+@pytest.mark.slow
+def test_a_transfer_holds_a_few_parts_whatever_its_size(tmp_path: Path):
+    """Both ends are in this process: what Python holds of a blob that is many times as large is the parts on their way."""
+    source = tmp_path / "blob"
+    with source.open("wb") as file:
+        file.truncate(48 * MIB)
+    with source.open("rb") as file:
+        name = BlobName(prefix="frames/c1", digest=Digest(hashlib.file_digest(file, "sha256").digest()), size=48 * MIB)
+
+    async def run() -> tuple[int, int]:
+        async with bench(tmp_path) as served:
+            tracemalloc.start()
+            await transfer.upload(served.channel(), name, source, **options())
+            up = tracemalloc.get_traced_memory()[1]
+            tracemalloc.reset_peak()
+            fetched = BlobStore(tmp_path / "fetched", quota_bytes=QUOTA)
+            await transfer.download(served.channel(), name, fetched, **options())
+            down = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert fetched.complete(name)
+            return up, down
+
+    assert max(asyncio.run(run())) < 8 * MIB
 
 
 def test_a_held_blob_is_not_sent_again(tmp_path: Path):
