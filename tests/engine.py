@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 given = pytest.mark.skipif("HUSHTUNE_COMPOSE" not in os.environ, reason="only scripts/compose-test gives a container engine")
 """On every test that needs an engine: HUSHTUNE_COMPOSE is the command of compose, DOCKER_HOST the engine."""
 PROJECT = "hushtunetest"
-HOST_ADDRESS = "10.99.0.1"
-"""An address of the machine on which the engine of `on_host` publishes ports, which containers reach, too."""
 
 
 def on_host(*command: str) -> list[str]:

@@ -5,7 +5,6 @@ the published ports; everything stopped and started again; then c3 is removed. N
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 import yaml
 
 from hushtune_server.testbed.chaos.small import write_small
-from tests.engine import HOST_ADDRESS, Project, docker, given, on_host
+from tests.engine import Project, docker, given, on_host
 
 pytestmark = [given, pytest.mark.docker, pytest.mark.slow]
 
@@ -36,17 +35,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     mount = {"volumes": [f"{folder / 'small'}:/app/small:ro"]}
     (folder / "mounted.yml").write_text(yaml.safe_dump({"services": dict.fromkeys([*ROLES, "kit"], mount)}))
     files = ("docker-compose.yml", "docker-compose.remote.yml", str(folder / "mounted.yml"))
-    if os.environ.get("HUSHTUNE_ENGINE_PID"):
-        subprocess.run(on_host("ip", "address", "replace", f"{HOST_ADDRESS}/32", "dev", "lo"), check=True)
     bad = {"CHAOS_DELAY_MS": "10", "CHAOS_CUT_EVERY_S": "4", "CHAOS_RATE_KBPS": "0"}
-    variables = {"PUBLIC_HOST": HOST_ADDRESS, "DASHBOARD_PORT": "8085", **bad}
+    variables = {"PUBLIC_HOST": "127.0.0.1", "DASHBOARD_PORT": "8085", **bad}
     with Project("small/chaos.toml", files=files, variables=variables, up=("--profile", "chaos", "up")) as project:
         yield project
 
 
 @pytest.fixture(scope="module")
 def joined(run: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
-    """c2, from elsewhere: a process of this machine that has nothing but a kit file."""
+    """c2, from elsewhere: a process of this machine that has nothing but a kit file, started when the servers are healthy."""
+    run.start("c1", "c3")
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "c2-kit.zip").write_bytes(run.written("run", "--rm", "--no-deps", "-T", "kit", "c2"))
     program = str(Path(sys.executable).parent / "hushtune-client")
@@ -76,7 +74,6 @@ def texts(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def training(run: Project, joined: subprocess.Popen[bytes]) -> Project:
     """The run, with all three clients at work."""
-    run.start("c1", "c3")
     run.seen_once(lambda state: all("step" in clients_of(state).get(c, {}) for c in ("c1", "c3")), within_s=120.0)
     assert joined.poll() is None
     return run

@@ -1,11 +1,15 @@
 """Are the compose files valid for both versions of compose, do their commands parse, and who shares what with whom?"""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from cyclopts import App
 
 from hushtune_client import cli as client_cli
@@ -31,6 +35,18 @@ def parse(app: App, arguments: list[str]) -> None:
 def test_a_compose_file_fits_the_schema_of_the_specification(file: str) -> None:
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     jsonschema.Draft7Validator(schema).validate(read(file, PUBLIC_HOST="run.example.org"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose 1.29 here")
+@pytest.mark.parametrize("files", [FILES[-1:], *((FILES[-1], overlay) for overlay in FILES[:-1]), (FILES[-1], *FILES[:-1])])
+def test_the_first_version_of_compose_takes_the_files_together(files: tuple[str, ...]) -> None:
+    command = ["docker-compose", *(word for file in files for word in ("-f", file)), "config"]
+    given = {"PATH": os.environ["PATH"], "PUBLIC_HOST": "run.example.org"}
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = yaml.safe_load(done.stdout)["services"]
+    assert {*WATCHERS, *ROLES} <= {*told}
 
 
 @pytest.mark.parametrize("file", FILES)
