@@ -104,10 +104,11 @@ class Project:
         ).stdout
 
     def seen(self) -> dict[str, Any]:
-        """Return the state of the page as the dashboard's port serves it."""
-        return json.loads(fetched(f"http://127.0.0.1:{self.variables.get('DASHBOARD_PORT', '8080')}/state"))
+        """Return the state of the page as the dashboard's port serves it, and in it what the lines add up to."""
+        state = json.loads(fetched(f"http://127.0.0.1:{self.variables.get('DASHBOARD_PORT', '8080')}/state"))
+        return {"rounds": {}, "processes": {}, **state, **state.get("live", {})}
 
-    def seen_once(self, told: Callable[[dict[str, Any]], bool], *, within_s: float) -> dict[str, Any]:
+    def seen_once(self, told: Callable[[dict[str, Any]], object], *, within_s: float) -> dict[str, Any]:
         """Return the first state of the page of which something is true."""
         limit = time.monotonic() + within_s
         while not told(state := self.seen()):

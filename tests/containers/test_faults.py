@@ -28,14 +28,14 @@ ROLES = ("coordinator", "air", "owner", "eavesdropper", "c1", "c2", "c3", "dashb
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("faults")
     folder.chmod(0o755)
-    scenario, _ = write_small(folder / "small", clients=3, idle_s=20.0)
+    scenario, _ = write_small(folder / "small", clients=3, idle_s=30.0)
     scenario.write_text(
         scenario.read_text().replace("epochs = 8", f"epochs = {EPOCHS}").replace("connect_s = 10.0", "connect_s = 30.0")
     )
     mount = {"volumes": [f"{folder / 'small'}:/app/small:ro"]}
     (folder / "mounted.yml").write_text(yaml.safe_dump({"services": dict.fromkeys([*ROLES, "kit"], mount)}))
     files = ("docker-compose.yml", "docker-compose.remote.yml", str(folder / "mounted.yml"))
-    bad = {"CHAOS_DELAY_MS": "10", "CHAOS_CUT_EVERY_S": "4", "CHAOS_RATE_KBPS": "0"}
+    bad = {"CHAOS_DELAY_MS": "10", "CHAOS_CUT_EVERY_S": "10", "CHAOS_RATE_KBPS": "0"}
     variables = {"PUBLIC_HOST": "127.0.0.1", "DASHBOARD_PORT": "8085", **bad}
     with Project("small/chaos.toml", files=files, variables=variables, up=("--profile", "chaos", "up")) as project:
         yield project
@@ -93,10 +93,10 @@ def test_what_was_stopped_in_the_middle_of_a_round_goes_on_and_the_page_keeps_wh
 def test_a_client_that_is_removed_is_seen_on_the_page_and_the_round_closes_without_it(training: Project) -> None:
     training.seen_once(lambda state: lives(state)["c3"] >= 2 and "step" in clients_of(state)["c3"], within_s=60.0)
     docker("rm", "-f", training.container("c3"))
-    lost = training.seen_once(lambda state: "died" in clients_of(state)["c3"], within_s=60.0)
-    assert "died" not in clients_of(lost)["c1"]
-    closed = training.seen_once(lambda state: "closed" in state["rounds"]["1"], within_s=120.0)["rounds"]["1"]
+    seen = training.seen_once(lambda state: "closed" in state["rounds"]["1"], within_s=180.0)
+    closed = seen["rounds"]["1"]
     assert (closed["accepted"], closed["missing"]) == (["c1", "c2"], ["c3"])
+    assert "silent_s" in clients_of(seen)["c3"]["died"]
 
 
 def test_the_client_from_elsewhere_ends_well_and_the_report_tells_who_is_missing(

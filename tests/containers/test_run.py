@@ -55,6 +55,27 @@ def test_a_role_has_its_own_kit_only_and_a_file_system_that_it_cannot_change(run
     assert python(run.container(service), code).stdout.split() == ["10001", "False", "False", "True"]
 
 
+LIVE = """
+import json, pathlib, time
+from datetime import datetime
+from urllib.request import urlopen
+log, limit = pathlib.Path("/logs/c2/c2.jsonl"), time.monotonic() + 50
+size = log.stat().st_size
+while log.stat().st_size == size and time.monotonic() < limit: time.sleep(0.01)
+began = time.monotonic()
+moment = datetime.fromisoformat(json.loads(log.read_text().splitlines()[-1])["time"]).timestamp()
+while json.load(urlopen("http://127.0.0.1:8080/state"))["live"]["seen"]["last"] < moment: time.sleep(0.02)
+print(time.monotonic() - began)
+"""
+
+
+def test_a_line_that_a_client_writes_is_on_the_page_at_once(run: Project) -> None:
+    run.until("c2", "round_opened", within_s=240.0)
+    answer = python(run.container("dashboard"), LIVE)
+    print(f"\na line was on the page after {float(answer.stdout):.2f} s")
+    assert float(answer.stdout) < 2.0  # one second is promised on a machine that has time
+
+
 def test_a_client_that_is_killed_while_it_trains_is_started_again(run: Project) -> None:
     run.until("c1", "training_progressed", within_s=240.0)
     assert run.seen()["rounds"]["1"]["clients"]["c1"]["step"]["step"] >= 1

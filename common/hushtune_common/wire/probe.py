@@ -75,7 +75,8 @@ def _shake_hands(raw: socket.socket, *, role: Role, kit: Kit) -> Look:
         return Look(
             stage="certificate",
             problem=f"what answers there does not speak TLS as a server of ours does ({_short(error)})",
-            remedy=f"correct the address: another program listens there, or a proxy stands between this machine and the {role}",
+            remedy=f"if the {role} begins just now behind a published port, try again; else correct the address: another program "
+            f"listens there, or a proxy stands between this machine and the {role}",
         )
 
 
