@@ -137,6 +137,7 @@ def test_a_return_tells_what_was_done_and_nothing_of_the_text(world: World) -> N
     statement = read_container(world.answer).statement
     assert isinstance(statement, ReturnStatement)
     did = statement.training
+    assert did is not None
     assert (did.windows, did.epochs, did.tokens, did.steps, did.privacy) == (24, 1, 24 * 17, 3, None)
     assert statement.protection == "crypto_only"
     assert statement.provenance.datasets == ()
@@ -157,6 +158,7 @@ def test_a_private_training_says_what_it_spent(world: World) -> None:
     order = world.order(dp=DpConfig(epsilon=8.0, delta=1e-3), described=("forty lines of a log",))
     statement = train(order, clock=CLOCK, telling=CLIENT_TELLING).container.statement
     assert isinstance(statement, ReturnStatement)
+    assert statement.training is not None
     spent = statement.training.privacy
     assert spent is not None
     assert 0.0 < spent.epsilon <= 8.0
