@@ -36,7 +36,6 @@ _CALLS_MAX = 1024
 """Concurrent calls of one connection; a stream counts as one."""
 _CLOSED = "Socket closed"
 _REFUSALS = 2
-_AGAIN_S = 0.1
 _LOOK_S_MAX = 5.0
 _LOOKS_PER_IDLE = 6
 """How often a server looks at its revocation list for the sake of calls that run already."""
@@ -177,6 +176,7 @@ async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: 
     try:
         async with asyncio.timeout(timing.connect_s):
             while True:
+                state = channel.get_state(try_to_connect=True)
                 try:
                     await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=False, timeout=timing.connect_s)
                 except grpc.aio.AioRpcError as error:
@@ -194,12 +194,9 @@ async def ready(channel: grpc.aio.Channel, *, address: str, role: Role, timing: 
                             break
                 else:
                     return
-                # Asked for anew: a connection that was lost meanwhile leaves the channel idle, until it is told to dial.
-                state = channel.get_state(try_to_connect=True)
-                if state is grpc.ChannelConnectivity.READY:
-                    await asyncio.sleep(_AGAIN_S)
-                else:
-                    await channel.wait_for_state_change(state)
+                # A connection that was made and lost meanwhile leaves the channel idle, as it was, until it is told to dial.
+                now = channel.get_state(try_to_connect=True)
+                await channel.wait_for_state_change(now if now is grpc.ChannelConnectivity.IDLE else state)
     except TimeoutError:
         pass
     if kit is not None:
