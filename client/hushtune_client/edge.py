@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from hushtune_common.errors import HushtuneError
-from hushtune_common.outlook import METRICS_HELP, Outlook
+from hushtune_common.outlook import METRICS_HELP, TRACES_HELP, Outlook
 from hushtune_common.store.disk import disk_fault
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ class WatchOptions:
     """Where a client may be watched."""
 
     metrics: Annotated[str | None, Parameter(help=METRICS_HELP)] = None
+    traces: Annotated[str | None, Parameter(help=TRACES_HELP)] = None
 
     @property
     def outlook(self) -> Outlook:
         """The same, as both packages know it."""
-        return Outlook(metrics=self.metrics)
+        return Outlook(metrics=self.metrics, traces=self.traces)
 
 
 def live(client: str, *, log: LogOptions, outlook: Outlook, begin: "Callable[[], ClientOptions]") -> int:
@@ -74,7 +75,7 @@ def live(client: str, *, log: LogOptions, outlook: Outlook, begin: "Callable[[],
         from hushtune_client import app
 
         clients = [c.id for c in options.scenario.clients]
-        with observed(outlook, role="client", clients=clients, state_dir=options.state_dir) as watched:
+        with observed(outlook, role="client", clients=clients, state_dir=options.state_dir, name=client) as watched:
             return asyncio.run(app.run(replace(options, watched=watched), clock=clock, seeds=SeedTree(options.scenario.seed)))
     except HushtuneError as error:
         return failed(error)

@@ -11,21 +11,26 @@ from hushtune_common.events.event import CLIENT
 from hushtune_common.logs import EventHandler, log_event
 from hushtune_common.metrics.watch import Watch
 from hushtune_common.outlook import Outlook
+from hushtune_common.traces.tracer import Tracer
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def observed(outlook: Outlook, *, role: str, clients: Collection[str], state_dir: Path) -> Generator[Watch]:
+def observed(
+    outlook: Outlook, *, role: str, clients: Collection[str], state_dir: Path, name: str | None = None
+) -> Generator[Watch]:
     """Let a process of ``role`` be watched while the context lasts, and yield where it offers what is read of its state.
 
-    ``clients`` are those of the scenario. Raises ``MissingPackage`` naming the extra, and ``ConfigError`` or ``AddressInUse``
-    naming the option.
+    ``name`` is a client's id, and its role for any other process; ``clients`` are those of the scenario. Raises
+    ``MissingPackage`` naming the extra, and ``ConfigError`` or ``AddressInUse`` naming the option.
     """
     with ExitStack() as stack:
         watch = Watch()
         if outlook.metrics not in (None, "off"):
             watch = stack.enter_context(_counted(outlook.metrics, role=role, clients=clients))
+        if outlook.traces is not None:
+            stack.enter_context(_traced(outlook.traces, role=role, name=name or role, clients=clients))
         watch.offer("hushtune_disk_free_bytes", lambda: float(shutil.disk_usage(state_dir).free))
         watch.offer("hushtune_disk_size_bytes", lambda: float(shutil.disk_usage(state_dir).total))
         yield watch
@@ -40,6 +45,18 @@ def _counted(where: str, *, role: str, clients: Collection[str]) -> Generator[Wa
     with served(board, Place.parse(where)) as address, _handed(EventHandler(board.told)):
         log_event(_log, "metrics_served", address=address)
         yield board.watch
+
+
+@contextmanager
+def _traced(url: str, *, role: str, name: str, clients: Collection[str]) -> Generator[None]:
+    with _extra("otel", role=role):
+        from hushtune_common.traces.export import endpoint, exporting
+    where = endpoint(url)
+    with exporting(where, role=role, name=name) as exporter:
+        tracer = Tracer(role=role, name=name, clients=clients, done=exporter.take)
+        with _handed(EventHandler(tracer.told)):
+            log_event(_log, "tracing_started", address=where)
+            yield
 
 
 @contextmanager

@@ -8,9 +8,15 @@ METRICS_HELP = (
     "Off unless given, or with `off`."
 )
 
+TRACES_HELP = (
+    "Send a trace of every adapter to the OTLP collector at this URL, such as http://127.0.0.1:4318. The run never waits for it. "
+    "Off unless given."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """``metrics`` is an address to serve them at; nothing where it is none, or ``off``."""
+    """``metrics`` is an address to serve them at; nothing where it is none, or ``off``. ``traces`` is a collector's URL."""
 
     metrics: str | None = None
+    traces: str | None = None

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from hushtune_common.errors import ConfigError, HushtuneError, MissingPackage
 from hushtune_common.helptext import default_worth_showing
-from hushtune_common.outlook import METRICS_HELP, Outlook
+from hushtune_common.outlook import METRICS_HELP, TRACES_HELP, Outlook
 from hushtune_common.store.disk import disk_fault
 from hushtune_server import bundle_commands, handshakes, kit_commands, peft_commands, pki_commands, scenario_commands
 from hushtune_server.owner import adapter_commands, exposure_commands
@@ -70,11 +70,12 @@ class RoleOptions:
         Path | None, Parameter(help="Also keep all lines here, as JSON in ROLE.jsonl; at most 16 MiB, the latest ones.")
     ] = None
     metrics: Annotated[str | None, Parameter(help=METRICS_HELP)] = None
+    traces: Annotated[str | None, Parameter(help=TRACES_HELP)] = None
 
     @property
     def outlook(self) -> Outlook:
         """Where this process may be watched."""
-        return Outlook(metrics=self.metrics)
+        return Outlook(metrics=self.metrics, traces=self.traces)
 
 
 app = App(

@@ -86,6 +86,7 @@ _SHARED: Final = {
     "protection": "what the wiretap code hides: the payload, the key of the seal, or nothing (crypto_only)",
     "reason": "the stable name of the fault, or why it was decided so",
     "round_id": "the round, counted from 1",
+    "run": "the run's name",
     "rounds": "how many rounds the scenario has",
     "seconds": "how long it took on this machine",
 }

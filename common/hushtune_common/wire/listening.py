@@ -175,6 +175,7 @@ class _Progress:
         key = notice.transmission.key
         self._about: dict[str, Any] = {
             "kind": "reception",
+            "run": key.run,
             "client": key.client,
             "round_id": key.round_id,
             "attempt": key.attempt,

@@ -322,6 +322,7 @@ def _frame_name(transmission: Transmission) -> BlobName:
 def _tell(event: str, sent: Sent, **fields: Any) -> None:
     key = sent.transmission.key
     about: dict[str, Any] = {
+        "run": key.run,
         "client": key.client,
         "round_id": key.round_id,
         "attempt": key.attempt,

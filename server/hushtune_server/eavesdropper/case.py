@@ -106,6 +106,7 @@ class Case:
         log_event(
             _log,
             "reception_attacked",
+            run=key.run,
             client=key.client,
             round_id=key.round_id,
             attempt=key.attempt,

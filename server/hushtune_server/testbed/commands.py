@@ -14,6 +14,7 @@ from rich.table import Table
 from hushtune_common import config, logs
 from hushtune_common.clock import SystemClock
 from hushtune_common.errors import ConfigError, HushtuneError
+from hushtune_common.outlook import TRACES_HELP
 from hushtune_server.owner.commands import MODEL_CACHE
 from hushtune_server.testbed import rundir, tables
 from hushtune_server.testbed.chaos import commands as chaos
@@ -80,6 +81,7 @@ def run(
         bool,
         Parameter(help="Serve each process's metrics at a free port of this machine; runs/<id>/metrics.json lists them."),
     ] = False,
+    traces: Annotated[str | None, Parameter(help=TRACES_HELP)] = None,
     dashboard: Annotated[bool, Parameter(help="Also show the run on a web page of this machine while it goes on.")] = False,
     runs: Runs = _RUNS,
     cache: Cache = MODEL_CACHE,
@@ -103,6 +105,7 @@ def run(
         bound=bound,
         keep_state=keep_state,
         metrics=metrics,
+        traces=traces,
     )
     if not options.live:
         console.print(f"running {resolved.name} with {len(resolved.clients)} clients, seed {resolved.seed}; logs below {runs}/")

@@ -49,6 +49,7 @@ class Options:
     bound: bool = False
     keep_state: bool = False
     metrics: bool = False
+    traces: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ class _Stage:
     console: Console
     live: Live | None
     metrics: bool = False
+    traces: str | None = None
     children: list[Child] = field(default_factory=list[Child])
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     roles: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -82,7 +84,8 @@ class _Stage:
     _targets: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
 
     async def add(self, name: str, module: str, arguments: Sequence[str]) -> Child:
-        watched = ["--metrics", ANY_PORT] if self.metrics and name in self.roles else []
+        watched = [*(["--metrics", ANY_PORT] if self.metrics else []), *(["--traces", self.traces] if self.traces else [])]
+        watched = watched if name in self.roles else []
         child = await start(self.run, name, module, [*arguments, *watched])
         self.children.append(child)
         pids = self.run.facts().get("pids", {})
@@ -210,7 +213,16 @@ async def run_experiment(scenario: Scenario, *, options: Options, clock: Clock, 
     )
     view = View(f"{run.id}  fidelity: {scenario.air.fidelity}")
     screen = Live(console=console, refresh_per_second=4, transient=False) if options.live else None
-    stage = _Stage(run=run, clock=clock, view=view, started_s=started_s, console=console, live=screen, metrics=options.metrics)
+    stage = _Stage(
+        run=run,
+        clock=clock,
+        view=view,
+        started_s=started_s,
+        console=console,
+        live=screen,
+        metrics=options.metrics,
+        traces=options.traces,
+    )
     stage.roles = {**{role: role for role in _ROLES}, **{c.id: "client" for c in scenario.clients}}
     stage.begin_targets()
     with contextlib.ExitStack() as stack:
