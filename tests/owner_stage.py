@@ -194,7 +194,7 @@ class World:
         chunk = reader(blob).chunk(0, design=DESIGN)
         heard, soft = np.isin(chunk.indices, list(blocks)), np.empty((0, DESIGN.codewords, DESIGN.code_bits), np.int8)
         snr_db = np.full(chunk.count, 30.0, np.float32)
-        reception = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, soft=soft)
+        reception = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, gain_log2=0, soft=soft)
         sent = transmission(blob, DESIGN, part=part, client=client, attempt=attempt)
         sent = replace(sent, key=replace(sent.key, round_id=round_id))
         self.broadcast([None if junk else reception], sent, acknowledged=acknowledged)

@@ -8,7 +8,7 @@ import numpy as np
 from hushtune_common.link.abstraction import NO_FADING, Fading, fading_gains, fates
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.frame import FrameReader
-from hushtune_common.link.modem import Path, soft_values
+from hushtune_common.link.modem import Path, gain_log2, soft_values
 from hushtune_common.link.modular import dither_rows
 from hushtune_common.link.noise import NoiseKey
 from hushtune_common.link.reception import Reception
@@ -77,6 +77,7 @@ def _chunks(frame: FrameReader, notice: ReceptionNotice, *, snr_db: float, fadin
                 listener=Listener.TAP,
                 heard=heard | chunk.coded,
                 snr_db=levels.astype(np.float32),
+                gain_log2=gain_log2(design.modulation, snr=snr),
                 soft=soft.reshape(-1, design.codewords, design.code_bits),
             ).to_bytes()
         )

@@ -42,11 +42,13 @@ def test_the_meter_reads_the_very_noise_that_the_tap_hears(kits: Kits, tmp_path:
     frame = reader(blob)
     rows = np.concatenate([frame.chunk(k, design=DESIGN).rows for k in range(3)])[:70]
     soft = np.concatenate([r.soft for r in receptions])[:70].reshape(70, -1)
+    (gain,) = {r.gain_log2 for r in receptions}
     signs = np.where(np.unpackbits(rows, axis=1, bitorder="little") == 1, -1.0, 1.0)[: len(soft)]
-    # Over QPSK a density is 1 - log2(1 + exp(-L)) with L the log-likelihood ratio of the bit that was sent. 3 L was rounded: an
-    # error of variance 1 / 108, which adds 14 bits to the sum (one deviation) and a mean that the second derivative gives.
-    ratio = signs * soft / 3.0
-    density = 1.0 - np.log2(1.0 + np.exp(-ratio)) + expit(ratio) * expit(-ratio) / np.log(2.0) / 216.0
+    # Over QPSK a density is 1 - log2(1 + exp(-L)) with L the log-likelihood ratio of the bit that was sent. 3 L was rounded,
+    # or with a receiver's gain a multiple of it: an error of variance 1 / 108 at most, which adds 14 bits to the sum (one
+    # deviation) and a mean that the second derivative gives.
+    ratio = signs * soft / (3.0 * 2**gain)
+    density = 1.0 - np.log2(1.0 + np.exp(-ratio)) + expit(ratio) * expit(-ratio) / np.log(2.0) / 216.0 / 4**gain
     error = np.array(entry["meter"]["values_bits"]) - density.sum(axis=1)
     assert entry["meter"]["blocks"] == len(rows) == 70 <= entry["blocks_coded"]
     assert np.sqrt(np.mean(error**2)) < 20.0 < 50.0 < density.sum(axis=1).std()

@@ -106,6 +106,18 @@ def test_wrong_guesses_of_bits_are_half_wrong_and_raw_bits_as_wrong_as_theory_sa
     assert found.to_json()["raw_bit_error_estimate"] == pytest.approx(raw, abs=4.0 * sqrt(0.25 / found.tally.signs))
 
 
+@pytest.mark.parametrize("snr_db", [-26.7, -35.0])
+def test_a_very_weak_tap_keeps_what_its_soft_values_say_of_the_bits(snr_db: float, tmp_path: Path) -> None:
+    heard = overhear(UPDATE, SECRET, snr_db=snr_db)
+    found = hear(attack := target(tmp_path, heard), heard)
+    attack.save()
+    raw = 0.5 * erfc(sqrt(10 ** (snr_db / 10) / 2))
+    assert raw < 0.493
+    assert found.to_json()["raw_bit_error_estimate"] == pytest.approx(raw, rel=1e-3)
+    guess = np.frombuffer((tmp_path / "c1-1-payload.bin").read_bytes(), np.uint8)
+    assert (guess == 0).mean() < 0.02
+
+
 def test_retransmissions_count_in_the_bound_and_add_to_the_guess(tmp_path: Path) -> None:
     first = overhear(UPDATE, SECRET, snr_db=5.1)
     attack = target(tmp_path, first)

@@ -48,7 +48,7 @@ def soft_of(chunk: FrameChunk, design: SecrecyDesign) -> NDArray[np.int8]:
 def heard(chunk: FrameChunk, *, fate: Flags | None = None, listener: Listener = Listener.MAIN) -> Reception:
     flags = np.ones(chunk.count, dtype=np.bool_) if fate is None else fate | chunk.coded
     levels = np.linspace(-3.0, 4.0, chunk.count, dtype=np.float32)
-    return Reception.of(chunk, listener=listener, heard=flags, snr_db=levels, soft=soft_of(chunk, DESIGN))
+    return Reception.of(chunk, listener=listener, heard=flags, snr_db=levels, gain_log2=3, soft=soft_of(chunk, DESIGN))
 
 
 def payloads_in(got: Reception) -> dict[int, bytes]:
@@ -196,7 +196,7 @@ def test_arbitrary_bytes_are_refused(blob: bytes) -> None:
     for start in (b"", b"HTFR\x02", b"HTFR\x02\x02\x00" + b"\xff" * 24):
         with pytest.raises(MalformedUpdate):
             reader(start + blob)
-    for start in (b"", b"HTRX\x02", b"HTRX\x02\x00\x01\x00" + b"\xff" * 36):
+    for start in (b"", b"HTRX\x03", b"HTRX\x03\x00\x01\x00\x00" + b"\xff" * 36):
         with pytest.raises(MalformedUpdate):
             Reception.from_bytes(start + blob)
 
@@ -306,6 +306,7 @@ def test_a_reception_survives_its_blob_and_holds_only_what_was_heard(data: st.Da
     assert again.to_bytes() == blob
     assert (again.listener, again.fidelity, again.part, again.chunk) == (Listener.TAP, fidelity, Part.PAYLOAD, 0)
     assert np.array_equal(again.snr_db, sent.snr_db)
+    assert again.gain_log2 == sent.gain_log2 == 3
     expected = {i for i in range(chunk.count) if fate[i] or chunk.coded[i]}
     assert payloads_in(again) == {i: blocks_in(update)[i] for i in expected}
 
@@ -353,18 +354,18 @@ def test_a_truncated_or_longer_reception_is_refused(cut_at: int) -> None:
 
 
 @given(
-    codes=st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 2)),
+    codes=st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 2), st.integers(0, 70)),
     update_bytes=st.integers(0, 2**64 - 1) | small,
     sizes=st.tuples(small | wide, wide, small, small, small, small | wide, small | wide),
     lists=st.binary(min_size=110, max_size=110),
 )
 def test_a_hostile_head_gives_a_reception_within_its_blob_or_is_refused(
-    codes: tuple[int, int, int], update_bytes: int, sizes: tuple[int, ...], lists: bytes
+    codes: tuple[int, int, int, int], update_bytes: int, sizes: tuple[int, ...], lists: bytes
 ) -> None:
     block_bytes, _, count, coded, bare, codewords, code_bits = sizes
     heads = struct.pack(f"<{count}I", *range(count)) + lists[: 4 * count] + lists[-2 * -(-count // 8) :][: 2 * -(-count // 8)]
     rows = bare * (block_bytes + 4) + coded * codewords * code_bits
-    blob = sealed(struct.pack("<4sBBBBQIIIIIII", b"HTRX", 2, *codes, update_bytes, *sizes) + heads) + bytes(min(rows, 5000))
+    blob = sealed(struct.pack("<4sBBBBBQIIIIIII", b"HTRX", 3, *codes, update_bytes, *sizes) + heads) + bytes(min(rows, 5000))
     try:
         got = Reception.from_bytes(blob)
     except MalformedUpdate:
@@ -389,6 +390,7 @@ SPOILERS: dict[str, Callable[[Reception], Reception]] = {
     "rows too few": lambda r: replace(r, bare=r.bare[1:]),
     "falling indices": lambda r: replace(r, indices=r.indices[::-1]),
     "another fidelity": lambda r: replace(r, fidelity=Fidelity.BIT_EXACT),
+    "an impossible gain": lambda r: replace(r, gain_log2=64),
     "an impossible chunk": lambda r: replace(r, chunk=-1),
     "a smaller update": lambda r: replace(r, update_bytes=10),
 }
@@ -409,7 +411,7 @@ def test_an_update_of_28_megabytes_is_written_read_and_heard_exactly() -> None:
         chunk = frame.chunk(number, design=design)
         soft = np.empty((0, design.codewords, design.code_bits), dtype=np.int8)
         levels, fates = np.zeros(chunk.count, np.float32), np.ones(chunk.count, np.bool_)
-        sent = Reception.of(chunk, listener=Listener.MAIN, heard=fates, snr_db=levels, soft=soft)
+        sent = Reception.of(chunk, listener=Listener.MAIN, heard=fates, snr_db=levels, gain_log2=0, soft=soft)
         indices, payloads = bare_payloads(Reception.from_bytes(sent.to_bytes()))
         at = int(indices[0]) * design.payload_bytes
         found[at : at + payloads.size] = payloads.tobytes()

@@ -266,8 +266,9 @@ def test_rayleigh_blocks_have_exponential_gains_that_the_listener_is_told_truly(
     receptions = hear(medium, blob, snr_db=snr_db)
     gains = 10 ** ((np.concatenate([r.snr_db for r in receptions]) - snr_db) / 10)
     assert kstest(gains, "expon").pvalue > 1e-3
-    # Unclipped, the mean of a soft value with its sign is 3 * 2 * snr * gain.
-    means = (soft_of(receptions) * sent_signs(blob, DESIGN)).reshape(900, -1).mean(axis=1) / (6 * 10 ** (snr_db / 10))
+    # Unclipped, the mean of a soft value with its sign is 3 * 2 * snr * gain, times the receiver's own.
+    step = 6 * 2 ** receptions[0].gain_log2 * 10 ** (snr_db / 10)
+    means = (soft_of(receptions) * sent_signs(blob, DESIGN)).reshape(900, -1).mean(axis=1) / step
     assert np.polyfit(gains, means, 1) == pytest.approx([1.0, 0.0], abs=0.03)
 
 

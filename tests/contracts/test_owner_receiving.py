@@ -246,7 +246,7 @@ def test_a_hybrid_transmission_that_contradicts_the_tables_is_refused_and_everyo
     chunk = reader(blob).chunk(0, design=DESIGN)
     noise = SeedTree(3).generator().integers(-127, 128, size=(chunk.count, DESIGN.codewords, DESIGN.code_bits), dtype=np.int8)
     snr_db, heard = np.full(chunk.count, 12.0, np.float32), np.ones(chunk.count, np.bool_)
-    lost = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, soft=noise)
+    lost = Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snr_db, gain_log2=0, soft=noise)
 
     async def play() -> None:
         async with stage(tmp_path) as (world, owner):

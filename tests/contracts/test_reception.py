@@ -126,7 +126,7 @@ class Sending:
         chunk: FrameChunk, soft: np.ndarray[tuple[int, ...], np.dtype[np.int8]], *, heard: np.ndarray, snr_db: float
     ) -> Reception:
         snrs = np.full(chunk.count, snr_db, np.float32)
-        return Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snrs, soft=soft)
+        return Reception.of(chunk, listener=Listener.MAIN, heard=heard, snr_db=snrs, gain_log2=0, soft=soft)
 
 
 def blob_of(owner: UpdateReception) -> bytes | None:

@@ -241,6 +241,7 @@ def _heard(frame: bytes) -> bytes:
         listener=Listener.MAIN,
         heard=np.ones(chunk.count, dtype=np.bool_),
         snr_db=np.zeros(chunk.count, dtype=np.float32),
+        gain_log2=2,
         soft=np.ones((coded, _DESIGN.codewords, _DESIGN.code_bits), dtype=np.int8),
     )
     return reception.to_bytes()
@@ -261,7 +262,7 @@ def _closed_again(header: int, count_at: int) -> Callable[[bytes], bytes]:
 
 def _reception_mended(data: bytes) -> bytes:
     """Make the checksum of a reception right again, found by trying every end near the lists of three blocks."""
-    head = 4 + 4 + 8 + 7 * 4
+    head = 4 + 5 + 8 + 7 * 4
     end = head + 3 * 4 + 3 * 4 + 2
     if len(data) < end + _CRC_BYTES:
         return data

@@ -23,6 +23,10 @@ T = TypeVar("T", bound=np.generic)
 BITS_PER_DIMENSION: Final = {"qpsk": 1, "qam16": 2, "qam64": 3}
 """M for each modulation."""
 _SNR_RANGE: Final = (1e-30, 1e30)
+_SNR_FULL: Final = {"qpsk": 0.25, "qam16": 1.0, "qam64": 2.0}
+"""From which SNR on (linear) rounding costs less than 1 % of the information without gain: far below what decodes."""
+_DOUBLINGS: Final = 64
+"""Enough for the least SNR that a path may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,9 +45,7 @@ class Path:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        low, high = _SNR_RANGE
-        if not (isfinite(self.snr) and low <= self.snr <= high):
-            raise ValueError(f"the SNR must lie between {low} and {high} (linear), got {self.snr}")
+        _check_snr(self.snr)
         check_codewords(self.first, 0)
         gains = self.gains
         if gains is not None and (gains.ndim != 2 or gains.shape[1] < 1 or not np.all((gains >= 0.0) & np.isfinite(gains))):
@@ -97,18 +99,33 @@ class _Job:
         return self.bits, self.snr, *self.key, np.uint64(self.first + start)
 
 
+def gain_log2(modulation: str, *, snr: float) -> int:
+    """Return the base-2 logarithm of a receiver's gain at a mean SNR (linear): 0 where soft values fill their range without.
+
+    Below, the fewest doublings that make values as large as they are where gain begins: amplitudes of log-likelihood ratios
+    fall with the root of the SNR, so one doubling makes up for a factor of 4. Depends on nothing that is secret.
+    ``ValueError`` for a modulation or an SNR that there is not.
+    """
+    if modulation not in _SNR_FULL:
+        raise ValueError(f"unknown modulation {modulation!r}")
+    _check_snr(snr)
+    return next(k for k in range(_DOUBLINGS) if snr * 4.0**k >= _SNR_FULL[modulation])
+
+
 def soft_values(coded: Bytes, *, dither: Bytes, modulation: str, path: Path, threads: int = 1) -> NDArray[np.int8]:
     """Return the soft values (N, n) of codewords ``coded`` (N, n / 8), packed lowest bit first: positive means 0.
 
     Codeword ``path.first + i`` is sent as the constellation point of ``coded[i] XOR dither[(path.first + i) % D]``. The receiver
-    knows the fading. Values are log-likelihood ratios (exact for QPSK, max-log otherwise) times ``LLR_SCALE``, rounded to the
-    nearest integer and clipped to ``LLR_MAX``; the dither is already undone. ``ValueError`` when shapes do not fit.
+    knows the fading. Values are log-likelihood ratios (exact for QPSK, max-log otherwise) times ``LLR_SCALE`` and the gain, 2 to
+    the `gain_log2` of modulation and ``path.snr``, rounded to the nearest integer and clipped to ``LLR_MAX``; the dither is
+    already undone. ``ValueError`` when shapes do not fit.
     """
     job = _Job.of(coded, dither=dither, modulation=modulation, path=path)
+    gain = np.float32(2.0 ** gain_log2(modulation, snr=path.snr))
     out = np.empty((coded.shape[0], 8 * coded.shape[1]), dtype=np.int8)
 
     def work(start: int, stop: int) -> None:
-        soft_rows(out[start:stop], *job.rows(start, stop), *job.law(start))
+        soft_rows(out[start:stop], *job.rows(start, stop), *job.law(start), gain)
 
     spread(work, count=coded.shape[0], threads=threads)
     return out
@@ -135,6 +152,12 @@ def received(coded: Bytes, *, dither: Bytes, modulation: str, path: Path) -> NDA
     out = np.empty((coded.shape[0], job.dimensions // 2), dtype=np.complex64)
     received_rows(out, *job.rows(0, coded.shape[0]), *job.law(0))
     return out
+
+
+def _check_snr(snr: float) -> None:
+    low, high = _SNR_RANGE
+    if not (isfinite(snr) and low <= snr <= high):
+        raise ValueError(f"the SNR must lie between {low} and {high} (linear), got {snr}")
 
 
 def _plain(values: NDArray[T], dtype: type[T]) -> NDArray[T]:

@@ -22,7 +22,7 @@ Single = NDArray[np.float32]
 UNITS: Final = {"qpsk": 1.0, "qam16": 1.0 / sqrt(5.0), "qam64": 1.0 / sqrt(21.0)}
 """Half the distance between neighbouring amplitudes; amplitudes are odd multiples, of mean square 1."""
 LLR_SCALE: Final = 3.0
-"""Steps of a soft value per unit of log-likelihood ratio."""
+"""Steps of a soft value per unit of log-likelihood ratio, before the receiver's gain."""
 LLR_MAX: Final = 127
 """Where soft values saturate, in steps."""
 _MASKS: Final = np.packbits(
@@ -73,13 +73,18 @@ def soft_rows(
     high: np.uint64,
     low: np.uint64,
     first: np.uint64,
+    gain: np.float32,
 ) -> None:
-    """Write the soft values of ``modem.soft_values``; ``first`` is the number of the first codeword of this run."""
+    """Write the soft values of ``modem.soft_values``, ``gain`` times as many steps per unit as without gain control.
+
+    ``first`` is the number of the first codeword of this run.
+    """
     n = out.shape[1]
     dims = n // bits
     sent, flip, words = np.empty(n // 8, dtype=np.uint64), np.empty(n // 8, dtype=np.uint64), np.empty(TILE, dtype=np.uint32)
     fading, a, z = np.ones(dims // 2, dtype=np.float32), np.empty(dims, dtype=np.float32), _scratch(dims)
     scale = np.float32(LLR_SCALE) * _TWO * snr * _UNITS[bits - 1]  # at a distance y from a border the LLR is 2 unit y / sigma**2
+    scale *= gain  # a power of two: exact, so that a gain of 1 changes no bit
     for row in range(out.shape[0]):
         codeword = first + np.uint64(row)
         _spread_bits(sent, flip, coded[row], dither[np.int64(codeword) % dither.shape[0]])

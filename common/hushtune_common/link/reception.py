@@ -2,14 +2,14 @@
 
 Little-endian layout of the blob::
 
-    header      magic "HTRX", version, listener, fidelity, part, update bytes (u64), then u32: payload bytes per block, chunk,
-                blocks, coded ones, bare ones heard, codewords per block, coded bits per codeword
+    header      magic "HTRX", version, listener, fidelity, part, gain (its logarithm to base 2, u8), update bytes (u64), then u32:
+                payload bytes per block, chunk, blocks, coded ones, bare ones heard, codewords per block, coded bits per codeword
     indices     u32 per block sent, rising: its place in the whole update
     snr_db      f32 per block sent
     bitmaps     coded, then heard: bit i % 8 of byte i // 8 is block i's; the last byte of each is filled with zeros
     checksum    CRC-32 of all that precedes
     bare rows   payload and CRC-32 (big-endian) of the bare blocks heard, in order
-    soft        i8 per coded bit of the coded blocks, in order
+    soft        i8 per coded bit of the coded blocks, in order: log-likelihood ratios times ``LLR_SCALE`` and the gain
 
 Every size follows from the header and is compared with the blob before anything is allocated; rows are views into the blob.
 """
@@ -43,9 +43,10 @@ from hushtune_common.messages import BLOCKS_MAX, Listener, Part, SecrecyDesign
 Decibels = NDArray[np.float32]
 SoftBits = NDArray[np.int8]
 
-_HEADER: Final = struct.Struct("<4sBBBBQIIIIIII")
+_HEADER: Final = struct.Struct("<4sBBBBBQIIIIIII")
 _MAGIC: Final = b"HTRX"
-_VERSION: Final = 2
+_VERSION: Final = 3
+_GAIN_LOG2_MAX: Final = 63
 _LISTENERS: Final = (Listener.MAIN, Listener.TAP)
 
 
@@ -54,9 +55,10 @@ class Reception:
     """One chunk as one listener heard it.
 
     ``indices``, ``coded``, ``heard`` and ``snr_db`` have one entry per block sent, (count,). Of a coded block the listener has
-    ``soft`` values, (coded, codewords, code_bits), positive where 0 is likelier: it always counts as heard. Of the bare blocks,
-    ``bare`` (heard bare, block_bytes + 4) holds those heard. ``snr_db`` is the listener's own mean SNR over the block's coherence
-    blocks. ``chunk`` is the chunk's number in its frame.
+    ``soft`` values, (coded, codewords, code_bits), positive where 0 is likelier: it always counts as heard. Whoever reads them as
+    log-likelihood ratios divides by ``LLR_SCALE * 2**gain_log2``. Of the bare blocks, ``bare`` (heard bare, block_bytes + 4)
+    holds those heard. ``snr_db`` is the listener's own mean SNR over the block's coherence blocks. ``chunk`` is the chunk's
+    number in its frame.
     """
 
     listener: Listener
@@ -69,6 +71,7 @@ class Reception:
     coded: Flags
     heard: Flags
     snr_db: Decibels
+    gain_log2: int
     soft: SoftBits
     bare: Bytes
 
@@ -88,6 +91,8 @@ class Reception:
             raise ValueError(f"{bare} bare blocks heard, but rows of shape {self.bare.shape}")
         if self.chunk < 0 or np.isnan(self.snr_db).any():
             raise ValueError("a chunk counts from 0, and every SNR is a number")
+        if not 0 <= self.gain_log2 <= _GAIN_LOG2_MAX:
+            raise ValueError(f"a receiver's gain is 2 to the power of 0 to {_GAIN_LOG2_MAX}, not {self.gain_log2}")
 
     @property
     def count(self) -> int:
@@ -114,11 +119,13 @@ class Reception:
             )
 
     @staticmethod
-    def of(chunk: FrameChunk, *, listener: Listener, heard: Flags, snr_db: Decibels, soft: SoftBits) -> "Reception":
+    def of(
+        chunk: FrameChunk, *, listener: Listener, heard: Flags, snr_db: Decibels, gain_log2: int, soft: SoftBits
+    ) -> "Reception":
         """Return what ``listener`` holds of ``chunk``; ``heard`` (count,) has its say on bare blocks and is true for coded ones.
 
-        ``soft`` (coded, codewords, code_bits) has its last two sizes also where no block is coded. ``ValueError`` when the parts
-        do not fit.
+        ``soft`` (coded, codewords, code_bits), made with a gain of 2 to the ``gain_log2``, has its last two sizes also where no
+        block is coded. ``ValueError`` when the parts do not fit.
         """
         if heard.shape != chunk.coded.shape:
             raise ValueError(f"{heard.size} fates for {chunk.count} blocks")
@@ -133,13 +140,14 @@ class Reception:
             coded=chunk.coded,
             heard=heard,
             snr_db=snr_db,
+            gain_log2=gain_log2,
             soft=soft,
             bare=chunk.bare[heard[~chunk.coded]],
         )
 
     def to_bytes(self) -> bytes:
         """Return the blob."""
-        codes = _MAGIC, _VERSION, _LISTENERS.index(self.listener), self.fidelity.code, PARTS.index(self.part)
+        codes = _MAGIC, _VERSION, _LISTENERS.index(self.listener), self.fidelity.code, PARTS.index(self.part), self.gain_log2
         counts = self.block_bytes, self.chunk, self.count, len(self.soft), len(self.bare), *self.soft.shape[1:]
         head = closed(
             _HEADER.pack(*codes, self.update_bytes, *counts),
@@ -174,6 +182,7 @@ class _Header(NamedTuple):
     listener: int
     fidelity: int
     part: int
+    gain_log2: int
     update_bytes: int
     block_bytes: int
     chunk: int
@@ -223,6 +232,7 @@ class _Header(NamedTuple):
             coded=flags_of(flags[: self.flag_bytes], count=self.blocks),
             heard=flags_of(flags[self.flag_bytes :], count=self.blocks),
             snr_db=np.frombuffer(lists, dtype="<f4", count=self.blocks, offset=4 * self.blocks).astype(np.float32),
+            gain_log2=self.gain_log2,
             soft=soft.reshape(self.coded, self.codewords, self.code_bits),
             bare=bare.reshape(self.bare, self.block_bytes + CRC_BYTES),
         )

@@ -32,7 +32,7 @@ class AbstractMedium:
         heard, snr_db = self.bare(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
         design = transmission.design
         soft = np.empty((0, design.codewords, design.code_bits), dtype=np.int8)
-        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, soft=soft)
+        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, gain_log2=0, soft=soft)
 
     def bare(
         self, chunk: FrameChunk, *, listener: Listener, transmission: Transmission, gain: PowerRatio, seeds: SeedTree

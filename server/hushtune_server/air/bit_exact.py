@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from hushtune_common.config import Scenario
 from hushtune_common.link.abstraction import Fading, fading_gains
 from hushtune_common.link.frame import FrameChunk
-from hushtune_common.link.modem import Path, soft_values
+from hushtune_common.link.modem import Path, gain_log2, soft_values
 from hushtune_common.link.modular import dither_rows
 from hushtune_common.link.noise import NoiseKey
 from hushtune_common.link.reception import Reception
@@ -37,20 +37,23 @@ class BitExactMedium:
     ) -> Reception:
         """Return soft values of all blocks."""
         require_known(chunk.layout, transmission=transmission, scenario=self._scenario)
-        soft, snr_db = self.coded(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
-        return Reception.of(chunk, listener=listener, heard=np.ones(chunk.count, dtype=np.bool_), snr_db=snr_db, soft=soft)
+        soft, gained, snr_db = self.coded(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
+        heard = np.ones(chunk.count, dtype=np.bool_)
+        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, gain_log2=gained, soft=soft)
 
     def coded(
         self, chunk: FrameChunk, *, listener: Listener, transmission: Transmission, gain: PowerRatio, seeds: SeedTree
-    ) -> tuple[Soft, Decibels]:
-        """Return soft values (blocks, codewords, code_bits) and mean SNRs in dB (blocks,) of the coded blocks of a chunk."""
+    ) -> tuple[Soft, int, Decibels]:
+        """Return soft values (blocks, codewords, code_bits), the logarithm to base 2 of the receiver's gain in them, and mean
+        SNRs in dB (blocks,) of the coded blocks of a chunk.
+        """
         design = transmission.design
         path = path_of(chunk, listener=listener, transmission=transmission, gain=gain, fading=self._fading, seeds=seeds)
         words, dither = codewords_of(chunk.rows, transmission)
         soft = soft_values(words, dither=dither, modulation=design.modulation, path=path, threads=self._threads)
-        return soft.reshape(-1, design.codewords, design.code_bits), _seen_db(
-            path, codewords=design.codewords, blocks=len(chunk.rows)
-        )
+        seen_db = _seen_db(path, codewords=design.codewords, blocks=len(chunk.rows))
+        gained = gain_log2(design.modulation, snr=path.snr)
+        return soft.reshape(-1, design.codewords, design.code_bits), gained, seen_db
 
 
 def path_of(

@@ -27,13 +27,13 @@ class HybridMedium:
     ) -> Reception:
         """Return soft values of the coded blocks, and of the bare ones those that came through."""
         require_known(chunk.layout, transmission=transmission, scenario=self._scenario)
-        soft, coded_db = self._exact.coded(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
+        soft, gained, coded_db = self._exact.coded(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
         fate, bare_db = self._abstract.bare(chunk, listener=listener, transmission=transmission, gain=gain, seeds=seeds)
         heard = np.ones(chunk.count, dtype=np.bool_)
         snr_db = np.empty(chunk.count, dtype=np.float32)
         heard[~chunk.coded] = fate
         snr_db[chunk.coded], snr_db[~chunk.coded] = coded_db, bare_db
-        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, soft=soft)
+        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, gain_log2=gained, soft=soft)
 
 
 _conforms: type[Medium] = HybridMedium

@@ -9,7 +9,7 @@ from hushtune_common.link.abstraction import required_snr_db
 from hushtune_common.link.fidelity import Fidelity
 from hushtune_common.link.frame import FrameReader, frame_parts
 from hushtune_common.link.mcs import point_of
-from hushtune_common.link.modem import Path, soft_values
+from hushtune_common.link.modem import Path, gain_log2, soft_values
 from hushtune_common.link.modular import BlockCode, dither_rows, draw_public
 from hushtune_common.link.noise import NoiseKey
 from hushtune_common.link.randomness import SeededRandomness
@@ -102,5 +102,6 @@ def _hear(
         listener=Listener.TAP,
         heard=np.ones(chunk.count, dtype=np.bool_),
         snr_db=np.full(chunk.count, snr_db, dtype=np.float32),
+        gain_log2=gain_log2(design.modulation, snr=path.snr),
         soft=soft.reshape(-1, design.codewords, design.code_bits),
     )

@@ -22,8 +22,8 @@ Flags = NDArray[np.bool_]
 Counts = NDArray[np.int16]
 
 _GAUGED_BLOCKS: Final = 16
-_WRONG: Final = 1.0 / (1.0 + np.exp(np.arange(129) / LLR_SCALE))
-"""By the size of a soft value, the probability that its sign is wrong: what a log-likelihood ratio says of itself."""
+_SIZES: Final = 129
+"""How many sizes a soft value can have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class BlockDecoder:
         soft = reception.soft if chosen.all() else reception.soft[chosen]
         decoded = code.decode(soft, iterations=self.iterations, threads=self.threads)
         bare_indices, bare = bare_payloads(reception)
-        sizes = np.bincount(np.abs(soft[:_GAUGED_BLOCKS].astype(np.int16)).ravel(), minlength=_WRONG.size)
+        sizes = np.bincount(np.abs(soft[:_GAUGED_BLOCKS].astype(np.int16)).ravel(), minlength=_SIZES)
         return Reading(
             coded=coded,
             indices=reception.coded_indices[chosen],
@@ -75,7 +75,7 @@ class BlockDecoder:
             bare=reception.count - coded,
             bare_indices=bare_indices,
             bare_payloads=bare,
-            sign_errors=float(sizes @ _WRONG),
+            sign_errors=float(sizes @ _wrong(reception.gain_log2)),
             signs=int(sizes.sum()),
         )
 
@@ -86,3 +86,8 @@ class BlockDecoder:
         flags = rng.random(count) < self.share
         flags[int(rng.integers(count))] |= first
         return flags
+
+
+def _wrong(gain_log2: int) -> NDArray[np.float64]:
+    """Return, by the size of a soft value, the probability that its sign is wrong: what a log-likelihood ratio says of itself."""
+    return 1.0 / (1.0 + np.exp(np.arange(_SIZES) / (LLR_SCALE * 2.0**gain_log2)))

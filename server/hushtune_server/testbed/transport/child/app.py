@@ -82,7 +82,7 @@ class _StillMedium:
         secrecy, count = transmission.design, chunk.count
         soft = np.ones((count, secrecy.codewords, secrecy.code_bits), dtype=np.int8)
         heard, snr_db = np.ones(count, dtype=np.bool_), np.zeros(count, dtype=np.float32)
-        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, soft=soft)
+        return Reception.of(chunk, listener=listener, heard=heard, snr_db=snr_db, gain_log2=0, soft=soft)
 
 
 _conforms: type[Medium] = _StillMedium
