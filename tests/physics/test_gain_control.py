@@ -16,6 +16,9 @@ from hushtune_common.link.modem import Path, gain_log2, received, soft_values
 from hushtune_common.link.noise import NoiseKey
 from hushtune_common.seeding import SeedTree
 from hushtune_common.units import from_db
+from hushtune_server.eavesdropper.bench import Bench
+from hushtune_server.eavesdropper.distinguish import trials
+from tests.radio import qpsk_design
 
 Floats = NDArray[np.float64]
 
@@ -184,3 +187,23 @@ def test_far_below_its_threshold_a_decoder_has_something_to_guess_from() -> None
     decoded, used = ldpc.decode(soft, code_bits=16_896, iterations=4)
     assert (used < 0).all()
     assert (decoded == 0).mean() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snr_db", [-26.7, -32.0])
+def test_the_weak_tap_tells_messages_without_a_hash_apart_as_often_as_theory_says_of_unrounded_values(snr_db: float) -> None:
+    train, test, runs = 200, 400, 4
+    plans = [
+        trials(qpsk_design(codewords=1), snr_db=snr_db, seeds=SeedTree(s), train=train, test=test, methods=("linear",))[0]
+        for s in range(runs)
+    ]
+    right = sum(plan.run().right for plan in plans)
+    bench = Bench(plans[0].subject, seeds=SeedTree(9), threads=1)
+    labels, coded = bench.sent(64)
+    bits = np.unpackbits(coded.reshape(64, -1), axis=1).astype(np.float64)
+    apart = np.abs(bits[labels].mean(axis=0) - bits[~labels].mean(axis=0)) == 1.0  # the others are random with either message
+    # With means learnt from n blocks the discriminant is the true one plus noise of variance 4 / n in every dimension.
+    distance = 4.0 * float(from_db(snr_db)) * apart.sum()
+    expected = norm.cdf(0.5 * distance / np.sqrt(distance + 4.0 * bits.shape[1] / train))
+    # Blocks that are judged after the same training share its luck, hence more than the deviation of coins alone.
+    assert abs(right / (runs * test) - expected) < 6.0 * np.sqrt(expected * (1.0 - expected) / (runs * test))
