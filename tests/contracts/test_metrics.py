@@ -95,7 +95,8 @@ def test_every_metric_of_an_event_is_moved_by_it() -> None:
             for name, event in EVENTS.items():
                 only = [feed.only for metric in METRICS.values() for feed in metric.feeds if feed.event == name]
                 for said in only or [{}] if role in event.by else []:
-                    log_event(LOGGER, name, **(dict.fromkeys(event.fields, 3) | dict(said)))
+                    fields: dict[str, Any] = {**dict.fromkeys(event.fields, 3), **said}
+                    log_event(LOGGER, name, **fields)
         wanted = {m.name for m in METRICS.values() if role in m.by and any(role in EVENTS[f.event].by for f in m.feeds)}
         assert sorted(wanted - {*series(board)}) == []
 
