@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from hushtune_client.allowance import change_max
 from hushtune_common.adapter import AdapterState, require_matches
 from hushtune_common.clock import Clock
 from hushtune_common.codec.codec import AdapterCodec
@@ -28,6 +30,7 @@ from hushtune_common.messages import ClientId, Digest, Role, RunId, TensorSpec, 
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.governor import Unpaced
+from hushtune_common.model.rates import furthest
 from hushtune_common.noise import Statement as NoiseStatement
 from hushtune_common.release.acceptance import lineage_of, release_in, require_recipient, require_same
 from hushtune_common.release.container import Container, Progress, read_container, signed_container, writable, write_container
@@ -133,8 +136,9 @@ def train(order: Order, *, clock: Clock, telling: Telling) -> Returned:
     make = _learning(order, release, clock=clock, telling=telling)
     with _emulator_of(container, order.work or order.out.parent, telling=telling) as path:
         bundle = _checked(path, release)
-        codec = _codec(bundle, release)
+        _codec(bundle, release)  # before hours of training, not after
         state, training = make(bundle)
+        codec = _codec(bundle, release, trained=state)
         if (noise := release.terms.settings.noise) is not None:
             said = NoiseStatement.of(noise.promise, counts=[spec.count for spec in bundle.schema], rounds=1)
             telling.phase(f"hiding the update in noise: {said.words}")
@@ -266,9 +270,12 @@ def _windows(records: Sequence[str], bundle: Bundle, release: ReleaseStatement) 
     return windows
 
 
-def _codec(bundle: Bundle, release: ReleaseStatement) -> AdapterCodec:
-    shipped = AdapterState(bundle.adapter_numpy())
-    codec = make_codec(release.terms.settings, shipped=shipped, sensitivity=bundle.sensitivity)
+def _codec(bundle: Bundle, release: ReleaseStatement, *, trained: AdapterState | None = None) -> AdapterCodec:
+    """Return the codec of a release, which moves no weight of ``trained`` further than training can or did."""
+    shipped, terms = AdapterState(bundle.adapter_numpy()), release.terms
+    gate = furthest(terms.training, windows=terms.train_windows, round_id=release.round_id)
+    limit = inf if trained is None else change_max(trained, shipped=shipped, gate=gate)
+    codec = make_codec(terms.settings, shipped=shipped, sensitivity=bundle.sensitivity, change_max=limit)
     if codec.id != release.codec:
         raise ScenarioMismatch(f"codec: the release decodes {release.codec}, this program makes {codec.id}; use the same version")
     return codec

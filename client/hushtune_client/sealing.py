@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 
 from hushtune_client import feedback, uplink
+from hushtune_client.allowance import allowance, beyond, change_max
 from hushtune_client.material import Aside, Material
 from hushtune_client.progress import Status
 from hushtune_client.state import ClientState, RoundFiles, digest_of
@@ -85,7 +86,7 @@ class Sealer:
         except MalformedUpdate as error:
             raise TrainerFailed(f"the trained adapter cannot be used: {error}") from error
         wanted = feedback.corrected(trained, self._owed(round_id, manifest.adapter))
-        payload, read = self._payload(wanted, material, assignment)
+        payload, read = self._payload(wanted, material, assignment, trained=trained)
         up = uplink.Uplink(
             manifest=manifest,
             update_bytes_max=self._scenario.limits.update_bytes_max,
@@ -97,13 +98,19 @@ class Sealer:
         return sealed, feedback.left_over(wanted, read())
 
     def _payload(
-        self, wanted: AdapterState, material: Material, assignment: Assignment
+        self, wanted: AdapterState, material: Material, assignment: Assignment, *, trained: AdapterState
     ) -> tuple[bytes, Callable[[], AdapterState]]:
         """Return what is sealed, and what of ``wanted`` its receiver can make of it, alone or in a sum."""
         bundle, schema = material.emulator.bundle, material.emulator.manifest.adapter
         shipped = AdapterState(bundle.adapter_numpy())
         if self._sums is None:
-            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=bundle.sensitivity, feedback=self._feeds_back)
+            codec = make_codec(
+                self._scenario.codec,
+                shipped=shipped,
+                sensitivity=bundle.sensitivity,
+                feedback=self._feeds_back,
+                change_max=self._change_max(wanted, trained=trained, shipped=shipped, round_id=assignment.round_id),
+            )
             encoded = codec.encode(wanted, budget_bytes=assignment.budget_bytes)
             return encoded, lambda: codec.decode(encoded, schema)
         started, grid = self._clock.monotonic(), grid_for(self._scenario, schema)
@@ -119,6 +126,14 @@ class Sealer:
             seconds=round(self._clock.monotonic() - started, 4),
         )
         return upload, lambda: grid.decode(added.words, shipped=shipped).state
+
+    def _change_max(self, wanted: AdapterState, *, trained: AdapterState, shipped: AdapterState, round_id: int) -> float:
+        """Return how far the update may move a weight, and say so if it was to move any further."""
+        limit = change_max(trained, shipped=shipped, gate=allowance(self._scenario, round_id=round_id))
+        if weights := beyond(wanted, shipped=shipped, limit=limit):
+            owed = self._feeds_back and round_id < self._scenario.coordinator.rounds
+            log_event(_logger, "change_cut_off", round_id=round_id, weights=weights, change_max=limit, owed=owed)
+        return limit
 
     @property
     def _feeds_back(self) -> bool:

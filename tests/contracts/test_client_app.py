@@ -249,6 +249,11 @@ def added(a: AdapterState, b: AdapterState | None, *, sign: float = 1.0) -> Adap
     return AdapterState({n: (t + np.float32(sign) * b.tensors[n]).astype(np.float32) for n, t in a.tensors.items()})
 
 
+def farthest(state: AdapterState, start: AdapterState) -> float:
+    """Return the largest change of a number."""
+    return max(float(np.abs(t.astype(np.float64) - start.tensors[n]).max()) for n, t in state.tensors.items())
+
+
 def require_equal(found: AdapterState, wanted: AdapterState) -> None:
     for name, tensor in wanted.tensors.items():
         np.testing.assert_array_equal(found.tensors[name], tensor)
@@ -278,6 +283,26 @@ def test_each_round_trains_on_its_own_emulator_and_makes_up_for_what_encoding_to
     fetched = [(e["round_id"], e["revised"], e["bytes_fetched"]) for e in events(log) if e["event"] == "emulator_verified"]
     sizes = stage.world.manifest.size_bytes, (stage.folder / "way").stat().st_size
     assert fetched == [(1, False, sizes[0]), (2, True, sizes[1]), (3, False, 0)]
+
+
+@pytest.mark.slow
+def test_what_earlier_updates_owe_moves_no_weight_further_than_the_gate_takes_or_training_went(
+    stage: Stage, log: io.StringIO
+) -> None:
+    campaign = Campaign.of(stage, "codec.bits=1", "owner.gate.reach_max=0.1")
+
+    async def work() -> None:
+        directing = asyncio.create_task(campaign.direct(1, 2, 3))
+        assert await stage.take_part() == 0
+        await directing
+
+    run(work())
+    for round_id in (1, 2, 3):
+        shipped = AdapterState(read_bundle(campaign.bundles[round_id]).adapter_numpy())
+        received, trained = (campaign.received(round_id), campaign.trained(round_id))
+        assert farthest(received, shipped) <= farthest(trained, shipped) * (1.0 + 1e-5)
+    cut_off = [(e["round_id"], e["weights"] > 0, e["owed"]) for e in events(log) if e["event"] == "change_cut_off"]
+    assert cut_off == [(2, True, True), (3, True, False)]
 
 
 @pytest.mark.slow

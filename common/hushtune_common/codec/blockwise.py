@@ -1,6 +1,7 @@
 """The blockwise codec: what training changed, as the widest blockwise integers that fit the budget, zstandard behind them."""
 
 from collections.abc import Mapping, Sequence
+from math import inf, isinf
 from typing import Final
 
 import numpy as np
@@ -37,14 +38,15 @@ def blockwise_overhead(schema: Sequence[TensorSpec], *, config: CodecConfig) -> 
 class BlockwiseCodec:
     """Encodes an adapter as its difference from the ``shipped`` one, which both sides hold.
 
-    Tensors travel in the order of their names, one at a time, so no second copy of the adapter is held.
+    Tensors travel in the order of their names, one at a time, so no second copy of the adapter is held. No change that is decoded
+    exceeds ``change_max``.
     """
 
-    def __init__(self, *, shipped: AdapterState, config: CodecConfig, bytes_max: int) -> None:
+    def __init__(self, *, shipped: AdapterState, config: CodecConfig, bytes_max: int, change_max: float = inf) -> None:
         """Take the adapter both sides hold; ``ValueError`` names a tensor of it that is not finite."""
         self._shipped = Shipped(shipped)
         self._config = config
-        self._bytes_max = bytes_max
+        self._bytes_max, self._change_max = bytes_max, change_max
         self._coder = EntropyCoder(level=config.level)
         self._label = _label(config, shipped=self._shipped.digest, tensors=len(self._shipped.tensors))
 
@@ -83,6 +85,7 @@ class BlockwiseCodec:
     def encode_at(self, state: AdapterState, *, bits: int) -> bytes:
         """Return the blob with codes of ``bits`` bits, from 2 to 8, whatever that takes; ``ValueError`` as `encode`."""
         self._shipped.require_same(state)
+        state = self._near(state)
         quantiser = BlockQuantiser(bits=bits, block_size=self._config.block_size)
         sections: list[bytes] = []
         for name, shipped in self._shipped.tensors.items():
@@ -93,6 +96,13 @@ class BlockwiseCodec:
             sections.append(self._coder.compress(split_planes(scales)))
             sections.append(self._coder.compress(pack_codes(codes_n, bits=bits)))
         return container.write(self._label, container.Contents(form=bits, sections=sections))
+
+    def _near(self, state: AdapterState) -> AdapterState:
+        """Return what is coded: near enough that rounding a block's scale up, by 2^-7 of it, leaves nothing beyond."""
+        if isinf(self._change_max):
+            return state
+        inside = {n: self._change_max - 4.0 * self._shipped.rounding(n, change_max=self._change_max) for n in state.tensors}
+        return self._shipped.within(state, change_max=max(0.0, min(inside.values()) * (1.0 - 2.0**-6)))
 
     def _least(self, state: AdapterState) -> int:
         """Return the least budget that suffices: mostly of the narrowest codes, but where all are alike a byte less of others."""

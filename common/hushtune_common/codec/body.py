@@ -250,5 +250,15 @@ def _upper_half(bound: float) -> int:
     return int((int(wide.view(np.uint32)) + 0xFFFF) >> 16)
 
 
+def top_within(limit: float) -> float:
+    """Return the largest change, as a head can say it, that is no more than ``limit``."""
+    if limit <= 0.0:
+        return 0.0
+    narrow = np.float32(limit)
+    if float(narrow) > limit:
+        narrow = np.nextafter(narrow, np.float32(0.0))
+    return _whole(int(narrow.view(np.uint32)) >> 16)
+
+
 def _whole(half: int) -> float:
     return float(np.uint32(half << 16).view(np.float32))

@@ -14,8 +14,9 @@ class AdapterCodec(Protocol):
 
     Laws: a blob is never longer than the budget it was made for, and ``bytes_max`` is a budget that always suffices; equal states
     and budgets give equal bytes, unless the codec adds privacy noise; names, shapes and the order of ``expected`` survive; every
-    element comes back within ``bound(blob)`` of its tensor, or of what a codec that clips for privacy makes of that; any other
-    bytes raise ``MalformedUpdate`` and nothing else, and no size is taken from them; what is decoded is finite.
+    element comes back within ``bound(blob)`` of its tensor, or of what a codec makes of that which clips for privacy or keeps to
+    a largest change; nothing that is decoded lies further from the shipped adapter than such a largest change; any other bytes
+    raise ``MalformedUpdate`` and nothing else, and no size is taken from them; what is decoded is finite.
     """
 
     @property

@@ -16,7 +16,7 @@ high parts, then the low bits; tensors in the order of their names.
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil, floor
+from math import ceil, floor, inf
 from typing import Final
 
 import numpy as np
@@ -58,16 +58,17 @@ class JopeqCodec:
     """See the module, and `AdapterCodec`. No two blobs are alike; whoever encodes an adapter twice promises half as much.
 
     Laws of its own: the blob of any adapter is at most ``exp(epsilon)`` times as likely as that of one with another block in
-    one place; `bound` is about the `clipped` adapter, since to say how much was clipped off would tell what is private.
+    one place; `bound` is about the `clipped` adapter, since to say how much was clipped off would tell what is private. Noise
+    minds no ``change_max``, so it is the decoder that cuts off there.
     """
 
-    def __init__(self, *, shipped: AdapterState, config: NoiseConfig, bytes_max: int) -> None:
+    def __init__(self, *, shipped: AdapterState, config: NoiseConfig, bytes_max: int, change_max: float = inf) -> None:
         """Take the adapter both sides hold; ``ValueError`` names a tensor of it that is not finite."""
         self._shipped = Shipped(shipped)
         self._config, self._promise = config, config.promise
         self._counts = tuple(t.size for t in self._shipped.tensors.values())
         self._blocks = self._promise.blocks(self._counts)
-        self._bytes_max = bytes_max
+        self._bytes_max, self._change_max = bytes_max, change_max
         self._label = _label(config, shipped=self._shipped.digest)
 
     @property
@@ -109,7 +110,8 @@ class JopeqCodec:
             if not np.isfinite(restored).all():
                 raise MalformedUpdate(f"{name}: holds values that are not finite")
             decoded[name] = restored.reshape(shipped.shape)
-        return AdapterState({spec.name: decoded[spec.name] for spec in expected})
+        found = AdapterState({spec.name: decoded[spec.name] for spec in expected})
+        return self._shipped.within(found, change_max=self._change_max)
 
     def bound(self, blob: bytes) -> Mapping[str, float]:
         """Return per tensor how far any element may be from that of the `clipped` adapter: all that was said, and the clip."""

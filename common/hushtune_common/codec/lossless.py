@@ -7,6 +7,7 @@ shipped exponent hardly varies: that sum is entropy coded. The bits below the le
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import inf
 from typing import Final
 
 import numpy as np
@@ -37,12 +38,12 @@ def lossless_bytes_max(schema: Sequence[TensorSpec]) -> int:
 
 
 class LosslessCodec:
-    """Every bit comes back. Tensors travel in the order of their names."""
+    """Every bit comes back, of changes within ``change_max``. Tensors travel in the order of their names."""
 
-    def __init__(self, *, shipped: AdapterState) -> None:
+    def __init__(self, *, shipped: AdapterState, change_max: float = inf) -> None:
         """Take the adapter both sides hold; ``ValueError`` names a tensor of it that is not finite."""
         self._shipped = Shipped(shipped)
-        self._label = _label(self._shipped.digest)
+        self._label, self._change_max = _label(self._shipped.digest), change_max
 
     @property
     def id(self) -> str:
@@ -60,7 +61,7 @@ class LosslessCodec:
         for name, tensor in state.tensors.items():
             if not np.isfinite(tensor).all():
                 raise ValueError(f"{name}: holds values that are not finite")
-        blob = encode(self._shipped, state, label=self._label)
+        blob = encode(self._shipped, self._shipped.within(state, change_max=self._change_max), label=self._label)
         if len(blob) > budget_bytes:
             raise BudgetTooSmall(least_bytes=len(blob), budget_bytes=budget_bytes)
         return blob

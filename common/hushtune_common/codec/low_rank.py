@@ -16,7 +16,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, isinf
 from typing import Final
 
 import numpy as np
@@ -32,8 +32,8 @@ from hushtune_common.codec.shipped import Shipped
 from hushtune_common.errors import BudgetTooSmall, MalformedUpdate
 from hushtune_common.messages import Digest, TensorSpec
 
-Maker = Callable[[AdapterState, Sensitivity, int], AdapterCodec]
-"""Makes the codec behind the stage for a shipped adapter, its sensitivity and the most bytes."""
+Maker = Callable[[AdapterState, Sensitivity, int, float], AdapterCodec]
+"""Makes the codec behind the stage for a shipped adapter, its sensitivity, the most bytes and the largest change."""
 _PLAIN: Final = 0
 _FACTORED: Final = 1
 _SECTIONS: Final = 2
@@ -105,10 +105,21 @@ class _Part:
 
 
 class LowRankCodec:
-    """See the module, and `AdapterCodec`. ``rank`` is the most components of a matrix."""
+    """See the module, and `AdapterCodec`. ``rank`` is the most components of a matrix.
+
+    Factors whose product moves a number by more than ``change_max`` are not sent; the codec behind keeps within it by itself.
+    """
 
     def __init__(
-        self, *, shipped: AdapterState, sensitivity: Sensitivity, rank: int, make: Maker, standing: bool, bytes_max: int
+        self,
+        *,
+        shipped: AdapterState,
+        sensitivity: Sensitivity,
+        rank: int,
+        make: Maker,
+        standing: bool,
+        bytes_max: int,
+        change_max: float = inf,
     ) -> None:
         """Take what both sides hold; errors as those of the codec behind.
 
@@ -119,7 +130,8 @@ class LowRankCodec:
         self._coordinates = {n: Coordinates.of(t.shape, sensitivity.tensors[n]) for n, t in self._shipped.tensors.items()}
         self._most = {n: min(rank, c.rows, c.columns.size) for n, c in self._coordinates.items() if _is_matrix(c)}
         self._make, self._standing, self._bytes_max = make, standing, bytes_max
-        self._plain = make(shipped, sensitivity, bytes_max)
+        self._change_max = change_max
+        self._plain = make(shipped, sensitivity, bytes_max, change_max)
         base = Digest.of(self._shipped.digest.value + sensitivity.digest.value)
         self._label = container.Label(codec=low_rank_id(self._plain.id, rank=rank), shipped=base, sections=_SECTIONS)
 
@@ -136,6 +148,7 @@ class LowRankCodec:
     def encode(self, state: AdapterState, *, budget_bytes: int) -> bytes:
         """Return the blob that harms least of those that were tried, see `AdapterCodec`."""
         self._shipped.require_same(state)
+        state = self._shipped.within(state, change_max=self._change_max)
         budget = min(budget_bytes, self._bytes_max)
         best, least, refused = None, inf, BudgetTooSmall(least_bytes=self._bytes_max, budget_bytes=budget)
         try:
@@ -149,7 +162,7 @@ class LowRankCodec:
                 inner, harm = self._tried(state, parts, cut, budget=budget, less_than=least)
             except BudgetTooSmall:
                 continue
-            if harm < least:
+            if harm < least and self._is_near(cut, inner):
                 best, least = self._written(_head(cut, self._errors(state, cut, inner)), inner, form=_FACTORED), harm
         if best is None:
             raise refused
@@ -219,7 +232,7 @@ class LowRankCodec:
                     rows, columns = (ones, scales) if self._standing else (scales, ones)
                     tensors[key] = np.zeros((rows.size, columns.size), np.float32)
                     found[key] = TensorSensitivity(rows=rows, columns=columns)
-        return Shipped(AdapterState(tensors)), self._make(AdapterState(tensors), Sensitivity(found), self._bytes_max)
+        return Shipped(AdapterState(tensors)), self._make(AdapterState(tensors), Sensitivity(found), self._bytes_max, inf)
 
     def _parts(self, state: AdapterState) -> dict[str, "_Part"]:
         """Take all matrices apart; none at all when numbers are so large that products may leave float32."""
@@ -271,6 +284,13 @@ class LowRankCodec:
             error = weighed(decoded[name] - state.tensors[name], self._coordinates[name])
             harm += float(np.square(error, dtype=np.float64).sum())
         return harm
+
+    def _is_near(self, cut: Cut, inner: bytes) -> bool:
+        """Say whether no number of what is decoded lies beyond the largest change."""
+        if isinf(self._change_max):
+            return True
+        changes = (tensor.astype(np.float64) - self._shipped.tensors[n] for n, tensor in self._restored(cut, inner))
+        return all(float(np.abs(change).max()) <= self._change_max for change in changes)
 
     def _errors(self, state: AdapterState, cut: Cut, inner: bytes) -> list[float]:
         """Return the largest error of each tensor, and room for a decoder that rounds otherwise than this machine."""

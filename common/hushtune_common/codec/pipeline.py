@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import ceil, floor
+from math import ceil, floor, inf
 
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec.blockwise import BlockwiseCodec, blockwise_id, blockwise_overhead
@@ -56,12 +56,14 @@ def make_codec(
     shipped: AdapterState,
     sensitivity: Sensitivity | Mapping[str, Float32] | None = None,
     feedback: bool = False,
+    change_max: float = inf,
 ) -> AdapterCodec:
     """Return the codec of a scenario for one shipped adapter; both sides give the same ``sensitivity``, none is flat.
 
     It may be given as the arrays that came with an emulator. `MalformedUpdate` when these are none, ``ValueError`` for a
     sensitivity of other tensors. Codecs that do not weigh errors make no use of one. ``feedback`` says that whoever encodes adds
-    what is lost to its next update; whoever decodes need not know.
+    what is lost to its next update; whoever decodes need not know. No number of what is decoded lies further than ``change_max``
+    from the shipped one: whoever encodes sees to that, or with noise whoever decodes, so say it at both ends.
     """
     schema = [TensorSpec(name=n, shape=t.shape, dtype="F32", block=0) for n, t in shipped.tensors.items()]
     known = _known(sensitivity, schema)
@@ -70,23 +72,37 @@ def make_codec(
         make = partial(_inner, config, feedback=feedback)
         standing = config.kind == "rate_distortion"
         return LowRankCodec(
-            shipped=shipped, sensitivity=known, rank=config.rank, make=make, standing=standing, bytes_max=bytes_max
+            shipped=shipped,
+            sensitivity=known,
+            rank=config.rank,
+            make=make,
+            standing=standing,
+            bytes_max=bytes_max,
+            change_max=change_max,
         )
-    return _inner(config, shipped, known, bytes_max, feedback=feedback)
+    return _inner(config, shipped, known, bytes_max, change_max, feedback=feedback)
 
 
 def _inner(
-    config: CodecConfig, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int, *, feedback: bool
+    config: CodecConfig,
+    shipped: AdapterState,
+    sensitivity: Sensitivity,
+    bytes_max: int,
+    change_max: float = inf,
+    *,
+    feedback: bool,
 ) -> AdapterCodec:
     match config.kind:
         case "rate_distortion":
-            return RateDistortionCodec(shipped=shipped, sensitivity=sensitivity, bytes_max=bytes_max, feedback=feedback)
+            return RateDistortionCodec(
+                shipped=shipped, sensitivity=sensitivity, bytes_max=bytes_max, feedback=feedback, change_max=change_max
+            )
         case "blockwise":
-            return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max)
+            return BlockwiseCodec(shipped=shipped, config=config, bytes_max=bytes_max, change_max=change_max)
         case "lossless":
-            return LosslessCodec(shipped=shipped)
+            return LosslessCodec(shipped=shipped, change_max=change_max)
         case "jopeq":
-            return JopeqCodec(shipped=shipped, config=_noise(config), bytes_max=bytes_max)
+            return JopeqCodec(shipped=shipped, config=_noise(config), bytes_max=bytes_max, change_max=change_max)
 
 
 def _known(sensitivity: Sensitivity | Mapping[str, Float32] | None, schema: Sequence[TensorSpec]) -> Sensitivity:

@@ -6,14 +6,14 @@ from a census of the codes, and only then is anything written. Given more bytes 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from math import ceil, inf, isinf
 from typing import Final
 
 import numpy as np
 
 from hushtune_common.adapter import AdapterState, Float32
 from hushtune_common.codec import container, lossless
-from hushtune_common.codec.body import SECTIONS, Body
+from hushtune_common.codec.body import SECTIONS, Body, top_within
 from hushtune_common.codec.codec import AdapterCodec
 from hushtune_common.codec.coordinates import Coordinates
 from hushtune_common.codec.search import Field, size_of, sized
@@ -40,12 +40,21 @@ class RateDistortionCodec:
 
     Tensors travel in the order of their names. Beside the adapter one copy of its size is held while encoding. With ``feedback``
     values are not scaled up: what an update lacks is added to the next one anyway, and errors that exceed the change itself, as
-    small budgets would otherwise make them, would pile up from round to round. Decoders need not know.
+    small budgets would otherwise make them, would pile up from round to round. No change that is written exceeds ``change_max``:
+    that is where a decoder is told to cut off, if the largest change lies beyond. Decoders need not know either.
     """
 
-    def __init__(self, *, shipped: AdapterState, sensitivity: Sensitivity, bytes_max: int, feedback: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        shipped: AdapterState,
+        sensitivity: Sensitivity,
+        bytes_max: int,
+        feedback: bool = False,
+        change_max: float = inf,
+    ) -> None:
         """Take what both sides hold; ``ValueError`` names a shipped tensor that is not finite, or without a sensitivity."""
-        self._raised = not feedback
+        self._raised, self._change_max = not feedback, change_max
         self._shipped = Shipped(shipped)
         sensitivity.require_matches(self._shipped.schema)
         self._coordinates = {n: Coordinates.of(t.shape, sensitivity.tensors[n]) for n, t in self._shipped.tensors.items()}
@@ -65,6 +74,7 @@ class RateDistortionCodec:
     def encode(self, state: AdapterState, *, budget_bytes: int) -> bytes:
         """Return a blob of at most ``budget_bytes``, see `AdapterCodec`; seldom more than 1 % shorter."""
         self._shipped.require_same(state)
+        state = self._shipped.within(state, change_max=self._change_max)
         budget = min(budget_bytes, self._bytes_max)
         fields = [self._field(n, state.tensors[n]) for n in self._shipped.tensors]
         if (whole := self._whole(state, budget=budget)) is not None:
@@ -72,7 +82,7 @@ class RateDistortionCodec:
         body = sized(fields, bytes_max=budget - self._label.overhead, raised=self._raised)
         if body is None:
             raise BudgetTooSmall(least_bytes=self._least(state), budget_bytes=budget)
-        body = body.cut_off([_largest(state.tensors[n], less=t) for n, t in self._shipped.tensors.items()])
+        body = body.cut_off([self._top(n, state.tensors[n]) for n in self._shipped.tensors])
         return self._written(body.bounded(self._errors(state, body)))
 
     def decode(self, blob: bytes, expected: tuple[TensorSpec, ...]) -> AdapterState:
@@ -121,6 +131,13 @@ class RateDistortionCodec:
         if not np.isfinite(field.variances).all():
             raise ValueError(f"{name}: holds differences that leave float32 when weighed by their sensitivity")
         return field
+
+    def _top(self, name: str, returned: Float32) -> float:
+        """Return where a decoder is to cut off: at the largest change, or where what it makes of one is sure to be allowed."""
+        largest = _largest(returned, less=self._shipped.tensors[name])
+        if isinf(self._change_max):
+            return largest
+        return min(largest, top_within(self._change_max - self._shipped.rounding(name, change_max=self._change_max)))
 
     def _body(self, contents: container.Contents) -> Body:
         if contents.form != _QUANTISED:

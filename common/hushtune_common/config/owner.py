@@ -15,8 +15,9 @@ class GateConfig(Section, frozen=True):
     norm_max: Positive = 1.0
     """Largest relative change of the adapter blocks, ``|returned - shipped| / |shipped|``."""
     reach_max: Positive = 1.5
-    """Largest change of one weight, as a multiple of the most that this scenario's AdamW can move it; above 1 only for what the
-    codec adds. Not looked at with ``training.lora``, whose products have no such bound."""
+    """Largest change of one weight, as a multiple of the most that this scenario's AdamW can move it, times the round's number;
+    above 1 only for what error feedback makes up for. Clients keep what they encode within it, so below 1 it refuses what
+    training did. Not looked at with ``training.lora``, whose products have no such bound."""
     tensor_norm_max: Positive = 20.0
     """Largest relative change of one tensor, as a multiple of the median over the update's tensors ..."""
     tensor_spread_max: Positive = 8.0

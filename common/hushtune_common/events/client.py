@@ -84,6 +84,15 @@ UPDATE: Final = (
         digest_trained="of the adapter file as training left it; stays on this device, only its digest is named",
     ),
     event(
+        "change_cut_off",
+        _C,
+        "With what earlier updates owe, weights were to move further than the owner's gate takes; they move as far as that.",
+        "round_id",
+        weights="how many",
+        change_max="how far",
+        owed="whether the next update makes up for the rest",
+    ),
+    event(
         "update_noised",
         _C,
         "Every number of the update was hidden in noise; what that promises against whoever has all of its bytes.",

@@ -1,4 +1,4 @@
-"""How large are the steps of the scenario's training, and how far can they move one weight at all?"""
+"""How large are the steps of the scenario's training, how far can they move one weight at all, and an update?"""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -34,6 +34,19 @@ def reach(training: TrainingConfig, *, windows: int) -> float:
     steps = training.epochs * ceil(windows / training.batch_windows)
     rates = (training.learning_rate * rate_share(t, steps=steps, config=training) for t in range(1, steps + 1))
     return sum(rate * bound for rate, bound in zip(rates, _step_bounds(steps), strict=True))
+
+
+def furthest(training: TrainingConfig, *, windows: int, round_id: int) -> float:
+    """Return the most that an update of round ``round_id`` (from 1) has to move one weight; infinite with low-rank factors.
+
+    What encoding took off the updates of earlier rounds may come on top of what this round's training moves.
+    """
+    return round_id * reach(training, windows=windows)
+
+
+def allowed(reach: float, *, reach_max: float) -> float:
+    """Return how far the owner's gate lets a weight move, a hair inside, so that rounding a quotient never decides."""
+    return reach * reach_max * (1.0 - 2.0**-40)
 
 
 def _step_bounds(steps: int) -> Iterator[float]:

@@ -20,7 +20,9 @@ def grid_for(scenario: Scenario, schema: Sequence[TensorSpec]) -> Grid:
     options = scenario.owner.aggregation
     if not isinstance(options, SecureConfig):
         raise ValueError("owner.aggregation.kind is not secure: updates are not added")
-    clip = options.clip_share * reach(scenario.training, windows=scenario.data.train_windows)
+    # Beyond what the gate takes of a weight nothing may be said either.
+    share = min(options.clip_share, scenario.owner.gate.reach_max)
+    clip = share * reach(scenario.training, windows=scenario.data.train_windows)
     most = weight_max(scenario)
     digits = digits_for(options.bits, weight_max=most)
     return grid_of(schema, clips={spec.name: clip for spec in schema}, digits=digits, weight_max=most)

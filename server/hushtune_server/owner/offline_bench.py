@@ -18,7 +18,7 @@ from hushtune_common.model.adapter import insert
 from hushtune_common.model.bundle import Bundle, read_bundle
 from hushtune_common.model.data import load_records
 from hushtune_common.model.language import LanguageModel
-from hushtune_common.model.rates import reach
+from hushtune_common.model.rates import furthest
 from hushtune_common.model.sources import ModelSource, open_source
 from hushtune_common.release.acceptance import lineage_of, require_same
 from hushtune_common.release.container import payload_of
@@ -130,7 +130,7 @@ def _gatekeeper(place: Place, bundle: Bundle, release: ReleaseStatement) -> Gate
     return Gatekeeper(
         place.scenario.owner.gate,
         shipped=shipped,
-        reach=release.round_id * reach(terms.training, windows=terms.train_windows),
+        reach=furthest(terms.training, windows=terms.train_windows, round_id=release.round_id),
         sampler=Sampler(shipped, rng=SeedTree(secrets.randbits(120)).generator()),
     )
 

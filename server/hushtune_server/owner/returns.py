@@ -30,6 +30,7 @@ from hushtune_common.errors import (
 )
 from hushtune_common.messages import ClientId, Digest, RunId, UpdateKey
 from hushtune_common.model.bundle import Bundle
+from hushtune_common.model.rates import allowed, furthest
 from hushtune_common.release.acceptance import answered, release_in, return_in
 from hushtune_common.release.container import Container, read_container
 from hushtune_common.release.inspection import SEALED
@@ -217,8 +218,15 @@ def _decoded(order: Import, container: Container, release: Released, *, telling:
     statement = return_in(container)
     telling.phase("checking the emulator that was released")
     bundle = _emulator(order.emulator or release.emulator, statement, telling=telling)
-    terms = release_in(release.container).terms
-    codec = make_codec(terms.settings, shipped=AdapterState(bundle.adapter_numpy()), sensitivity=bundle.sensitivity)
+    said = release_in(release.container)
+    terms, gate = said.terms, order.at.scenario.owner.gate
+    reach = furthest(terms.training, windows=terms.train_windows, round_id=said.round_id)
+    codec = make_codec(
+        terms.settings,
+        shipped=AdapterState(bundle.adapter_numpy()),
+        sensitivity=bundle.sensitivity,
+        change_max=allowed(reach, reach_max=gate.reach_max),
+    )
     if codec.id != statement.codec:
         raise ScenarioMismatch(f"codec: encoded as {statement.codec}, this program makes {codec.id} of the same settings")
     telling.phase("opening the seal")

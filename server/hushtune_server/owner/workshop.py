@@ -19,7 +19,7 @@ from hushtune_common.logs import log_event
 from hushtune_common.messages import ClientId, Digest, EmulatorManifest, Part, UpdateKey, UtilityCurve
 from hushtune_common.model.adapter import insert
 from hushtune_common.model.bundle import Bundle, bundle_notes, read_bundle
-from hushtune_common.model.rates import reach
+from hushtune_common.model.rates import allowed, furthest
 from hushtune_common.model.revision import revise, write_revision
 from hushtune_common.secagg.layout import payload_id
 from hushtune_common.seeding import SeedTree
@@ -125,11 +125,11 @@ class Workshop:
         # Adapter blocks carry no mark, so whatever is in them decodes alike for everybody.
         emulators = {client: copy.emulator for client, copy in copies.items()}
         self._shipped = shipped
-        self._intake = self._made_intake(manifest, emulator, accepted=accepted, emulators=emulators)
-        # What encoding took off the updates of earlier rounds may come on top of what this one's training moves.
-        furthest = manifest.round_id * reach(training, windows=data.train_windows)
+        reach = furthest(training, windows=data.train_windows, round_id=manifest.round_id)
+        most = allowed(reach, reach_max=gate.reach_max)
+        self._intake = self._made_intake(manifest, emulator, accepted=accepted, emulators=emulators, change_max=most)
         sampler = Sampler(shipped, rng=SeedTree(secrets.randbits(120)).generator())
-        self._gatekeeper = Gatekeeper(gate, shipped=shipped, reach=furthest, sampler=sampler)
+        self._gatekeeper = Gatekeeper(gate, shipped=shipped, reach=reach, sampler=sampler)
         self._desk = Desk(
             self._gatekeeper,
             schema=self._schema,
@@ -150,10 +150,11 @@ class Workshop:
         *,
         accepted: Mapping[UpdateKey, Digest],
         emulators: Mapping[ClientId, Digest],
+        change_max: float,
     ) -> Intake | SumIntake:
         if self._sums is None:
             shipped = AdapterState(emulator.adapter_numpy())
-            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.sensitivity)
+            codec = make_codec(self._scenario.codec, shipped=shipped, sensitivity=emulator.sensitivity, change_max=change_max)
             return Intake(manifest=manifest, private=self._private, codec=codec, accepted=accepted, emulators=emulators)
         seals = Seals(
             manifest=manifest,
