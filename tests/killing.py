@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from hushtune_common.clock import SystemClock
+from tests.small import MODEL_AND_TEXTS, WIDE_GATE, clients
 from tests.troupe import SERVERS, Troupe
 
 Row = tuple[str, dict[str, Any]]
@@ -25,23 +26,13 @@ TAP = "eavesdropper"
 _POLL_S = 0.05
 CLIENTS = ("c1", "c2")
 # Who is killed is to be waited for, however long a busy machine takes to start it again: ``idle_s`` is not what is tried here.
-SCENARIO = """
+SCENARIO = f"""
 name = "killed"
 seed = 3
-[model]
-source = "random:blocks=6,hidden=32,heads=4,vocab=256,seed=1"
-adapter_bottom = 1
-adapter_top = 1
-[data]
-private = "txt:private.txt"
-public = "txt:public.txt"
-window_tokens = 33
-train_windows = 16
-test_windows = 8
-public_windows = 4
+{MODEL_AND_TEXTS}
 [owner]
-emulator = { method = "uniform", drop = 2 }
-gate = { norm_max = 10.0, public_loss_increase_max_nats = 5.0 }
+emulator = {{ method = "uniform", drop = 2 }}
+{WIDE_GATE}
 [training]
 learning_rate = 3e-3
 epochs = 30
@@ -51,18 +42,13 @@ bits = 4
 fidelity = "abstract"
 shadowing_db = 0.0
 [coordinator]
-rounds = {rounds}
-stragglers = { kind = "everyone" }
+rounds = {{rounds}}
+stragglers = {{ kind = "everyone" }}
 [timing]
 connect_s = 300
 idle_s = 300
 round_s = 1800
-[[clients]]
-id = "c1"
-position = { x_m = -60.0, y_m = 40.0 }
-[[clients]]
-id = "c2"
-position = { x_m = -80.0, y_m = -40.0 }
+{clients(*CLIENTS)}
 """
 
 

@@ -13,7 +13,7 @@ from hushtune_common import config
 from hushtune_common.errors import ConfigError
 from hushtune_common.schema import Section
 from hushtune_server.settings import Setting, Table, as_toml, tables
-from hushtune_server.words import extra, print_pairs
+from hushtune_server.words import extra, print_pairs, write_page
 
 _INTRODUCTION: Final = """# Settings
 
@@ -79,11 +79,7 @@ def settings(
     Example: hushtune scenario settings fading
     """
     if document is not None:
-        try:
-            document.write_text(page(), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError("--document", f"cannot write {document} ({error.strerror})") from error
-        print(f"{document}: {sum(len(table.settings) for table in tables())} settings")
+        write_page(document, page(), holds=f"{sum(len(table.settings) for table in tables())} settings")
         return 0
     found = list(_matching(pattern.lower()))
     if not found:

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
-from hushtune_common.errors import MissingPackage
+from hushtune_common.errors import ConfigError, MissingPackage
 
 
 @contextmanager
@@ -35,3 +36,12 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
     width = max((len(key) for key in pairs), default=0)
     for key, value in pairs.items():
         print(f"{key:<{width}}  {value}")
+
+
+def write_page(path: Path, text: str, *, holds: str) -> None:
+    """Write a generated page where ``--document`` says, and tell what it ``holds``; `ConfigError` when that is not possible."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("--document", f"cannot write {path} ({error.strerror})") from error
+    print(f"{path}: {holds}")

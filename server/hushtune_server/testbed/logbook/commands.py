@@ -16,6 +16,7 @@ from hushtune_server.testbed import rundir
 from hushtune_server.testbed.logbook import choosing, document, lines, pretty
 from hushtune_server.testbed.logbook.choosing import Choice
 from hushtune_server.testbed.logbook.lines import Line, Logbook
+from hushtune_server.words import write_page
 
 _POLL_S: Final = 0.3
 _RUNS: Final = Path("runs")
@@ -99,11 +100,7 @@ def catalogue(
     Example: hushtune logs catalogue --document docs/EVENTS.md
     """
     if document_ is not None:
-        try:
-            document_.write_text(document.document(), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError("--document", f"cannot write {document_} ({error.strerror})") from error
-        print(f"{document_}: {len(EVENTS)} events")
+        write_page(document_, document.document(), holds=f"{len(EVENTS)} events")
     elif json_:
         sys.stdout.write(json.dumps(document.as_json(), indent=2, ensure_ascii=False) + "\n")
     else:

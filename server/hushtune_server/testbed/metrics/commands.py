@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from hushtune_common.errors import ConfigError
 from hushtune_common.metrics.table import METRICS
 from hushtune_server.testbed.metrics import document
+from hushtune_server.words import write_page
 
 
 def register(app: App) -> None:
@@ -29,11 +29,7 @@ def catalogue(
     Example: hushtune metrics catalogue --document docs/METRICS.md
     """
     if document_ is not None:
-        try:
-            document_.write_text(document.document(), encoding="utf-8")
-        except OSError as error:
-            raise ConfigError("--document", f"cannot write {document_} ({error.strerror})") from error
-        print(f"{document_}: {len(METRICS)} metrics")
+        write_page(document_, document.document(), holds=f"{len(METRICS)} metrics")
     elif json_:
         sys.stdout.write(json.dumps(document.as_json(), indent=2, ensure_ascii=False) + "\n")
     else:
