@@ -85,9 +85,10 @@ def test_what_was_stopped_in_the_middle_of_a_round_goes_on_and_the_page_keeps_wh
     assert all(not training.state(name)["State"]["Running"] for name in ROLES if name != "c2")
     training.start()
     training.start("c1", "c3")
-    after = training.seen_once(lambda state: lives(state).get("c3", 0) >= 2, within_s=60.0)
+    again = ("coordinator", "air", "owner", "c1", "c3")
+    after = training.seen_once(lambda state: all(lives(state).get(name, 0) >= 2 for name in again), within_s=60.0)
     assert after["seen"]["first"] == before["seen"]["first"]
-    assert {lives(after)[name] for name in ("coordinator", "air", "owner", "c1")} == {2}
+    assert {lives(after)[name] for name in again} == {2}
 
 
 def test_a_client_that_is_removed_is_seen_on_the_page_and_the_round_closes_without_it(training: Project) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from hushtune_server.testbed.rounds import SHARED_OUT_MAX, ending, gather, shared_out, table
+from hushtune_server.testbed.rounds import ending, gather, table
 from hushtune_server.testbed.rundir import RunDirectory
+from hushtune_server.testbed.shared_out import SHARED_OUT_MAX, shared_out
 from tests.radio import scenario
 
 OWNER = {

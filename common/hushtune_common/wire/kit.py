@@ -77,7 +77,9 @@ def _read(path: Path) -> bytes:
         content = path.read_bytes()
     except FileNotFoundError:
         if not path.parent.exists():
-            problem = "there is no such file or folder; give the folder of a kit, or where it is asked for, a kit file"
+            problem = (
+                f"there is no such file or folder; give the folder of a kit (or a kit file where one is asked for), or {_REMEDY}"
+            )
             raise ConfigError(str(path.parent), problem) from None
         raise ConfigError(str(path), f"this file of the kit is missing; {_REMEDY}") from None
     except OSError as error:

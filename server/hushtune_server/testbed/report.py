@@ -9,6 +9,7 @@ from hushtune_common.link.fidelity import Fidelity
 from hushtune_server.testbed import equal_share, plan, sums
 from hushtune_server.testbed import rounds as rounds_of
 from hushtune_server.testbed.rundir import RunDirectory, read_json, read_log, write_json
+from hushtune_server.testbed.shared_out import shared_out
 
 Json = dict[str, Any]
 
@@ -59,7 +60,7 @@ def gather(run: RunDirectory, scenario: Scenario) -> Json:
             referee=referee,
             clients=[c.id for c in scenario.clients],
         ),
-        "shared_out": rounds_of.shared_out(scenario, rounds),
+        "shared_out": shared_out(scenario, rounds),
         "aggregation": sums.gather(run, rounds, scenario),
         "test_windows": referee.get("test_windows"),
         "link": referee.get("link"),
