@@ -19,7 +19,7 @@ ATTACK = {"sklearn"}
 BUILDING = {"pip", "setuptools", "hatchling", "ensurepip"}
 SERVER, CLIENT = {"hushtune_server"}, {"hushtune_client"}
 LINK = {"numba", "scipy"}
-PAGE = {"starlette", "uvicorn", "jinja2", "matplotlib", "rich"}
+PAGE = {"starlette", "uvicorn", "jinja2", "matplotlib"}
 
 IMAGES: dict[str, tuple[set[str], set[str], int]] = {
     "pki": (KEYS | SERVER, WEIGHTS | TEXTS | MODEL | SOLVER | ATTACK | CLIENT | LINK | PAGE, 250),
