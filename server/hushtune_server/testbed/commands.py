@@ -218,7 +218,8 @@ def list_runs(
     """List the runs, oldest first."""
     table = Table(box=None)
     table.add_column("run", no_wrap=True)
-    for heading in ("status", "seed", "accepted", "zero-shot", "plug-in", "wall s"):
+    table.add_column("status", no_wrap=True)
+    for heading in ("seed", "accepted", "zero-shot", "plug-in", "wall s"):
         table.add_column(heading)
     found = list(rundir.all_runs(runs))
     for directory in found:
