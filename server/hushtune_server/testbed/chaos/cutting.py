@@ -77,7 +77,7 @@ async def _cut_large(stage: Stage, client: str, proxy: FaultProxy) -> int:
 async def _lose_replies(stage: Stage, clients: Sequence[str], finding: Finding) -> None:
     (client,) = clients
     losing = {
-        (client, "coordinator"): {"Join", "Report", "Complete"},
+        (client, "coordinator"): {"Join", "Report", "AskToSend", "Complete"},
         (client, "air"): {"Sound", "QueryWriteStatus", "Write", "Transmit"},
         ("owner", "air"): {"Acknowledge"},
         ("owner", "coordinator"): {"Settle"},
