@@ -89,8 +89,12 @@ class Campaign:
             clock.pause(_POLL_S)
 
     def _kill(self, at_s: float) -> None:
-        # What has ended by itself is over; what ended badly is left for the checks.
-        candidates = sorted(name for name, process in self.troupe.running.items() if process.poll() is None)
+        # What has ended by itself is over, and so is a client that took its leave, though its process may take a moment to go:
+        # started again it would look for a run that is not there any more. What ended badly is left for the checks.
+        running = (name for name, process in self.troupe.running.items() if process.poll() is None)
+        candidates = sorted(name for name in running if not self.troupe.told(name, "run_left"))
+        if not candidates:
+            return
         victim = self.rng.choice(candidates)
         said = self.troupe.events(victim)
         self.troupe.kill(victim)
