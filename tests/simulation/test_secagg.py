@@ -11,7 +11,7 @@ from hushtune_common.secagg.messages import Opening, Upload, by_name
 from tests.simulation.secagg import Make, Story, play
 from tests.simulation.simulator import Violation
 
-SEEDS = range(60)
+SEEDS = range(120)
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_no_law_breaks_and_every_round_ends() -> None:
     partial = [e for e in summed if e.survivors != e.members]
     failed = [e for e in endings if e.survivors is None]
     assert min(len(summed), len(failed)) >= len(SEEDS) // 6
-    assert len(partial) >= len(SEEDS) // 12  # of 600 worlds 67: members may miss a sum in each of them, but few do
+    assert len(partial) >= 10  # one world in nine: of 600 it is 67
     assert all(any(why in e.reason for why in ("are needed", "too few shares", "agreed on")) for e in failed)
 
 
